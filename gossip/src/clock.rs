@@ -1,0 +1,63 @@
+//! The only place of the gossip core that reads time.
+//!
+//! Two kinds of time, never mixed: [`Instant`] only goes forward and measures how long something
+//! took (leases, timeouts); [`WallTime`] is what a calendar says and judges certificates. The
+//! state machines take both as arguments. `Instant` is tokio's, so a paused runtime makes it
+//! virtual, and with it everything that asks this clock.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+pub use tokio::time::Instant;
+
+/// Milliseconds since 1970 by the calendar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct WallTime {
+    /// Milliseconds since 1970-01-01 00:00 UTC.
+    pub unix_millis: u64,
+}
+
+impl WallTime {
+    /// Whole seconds since 1970, as certificates count.
+    pub fn unix_seconds(self) -> u64 {
+        self.unix_millis / 1000
+    }
+}
+
+/// Where a node's time comes from.
+#[derive(Clone, Debug)]
+pub enum Clock {
+    /// The machine's clocks.
+    System,
+    /// Wall time that starts at a given moment and follows tokio's (paused) clock.
+    Virtual {
+        /// What the calendar said at `start`.
+        wall_at_start: WallTime,
+        /// When that was.
+        start: Instant,
+    },
+}
+
+impl Clock {
+    /// A virtual clock whose calendar says `wall` now.
+    pub fn starting_at(wall: WallTime) -> Self {
+        Self::Virtual { wall_at_start: wall, start: Instant::now() }
+    }
+
+    /// Monotonic time.
+    pub fn now(&self) -> Instant {
+        Instant::now()
+    }
+
+    /// Calendar time. A machine whose calendar stands before 1970 reads as 1970, where every
+    /// certificate is not yet valid.
+    pub fn wall(&self) -> WallTime {
+        let since_epoch = match self {
+            #[expect(clippy::disallowed_methods, reason = "this is the one place that reads wall time")]
+            Self::System => SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO),
+            Self::Virtual { wall_at_start, start } => {
+                Duration::from_millis(wall_at_start.unix_millis) + start.elapsed()
+            }
+        };
+        WallTime { unix_millis: since_epoch.as_millis() as u64 }
+    }
+}

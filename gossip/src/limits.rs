@@ -1,0 +1,78 @@
+//! Every maximum of the gossip core, each with its reason.
+//!
+//! A name carries its unit. Nothing here is configuration: these bounds are what lets a node
+//! parse a stranger's bytes; what an operator may tune lives in the node's configuration.
+
+/// One sealed record on the wire. A node record with a chain of three P-256 certificates takes
+/// about 2.5 KiB; Vault and SPIRE chains stay under 6 KiB.
+pub const RECORD_BYTES_MAX: usize = 16 * 1024;
+
+/// One gossip message. chitchat cuts its deltas so that a message fits a UDP datagram (65,507
+/// bytes); the envelope adds a little.
+pub const MESSAGE_BYTES_MAX: usize = 128 * 1024;
+
+/// Certificates in a chain: a leaf, and up to three intermediates.
+pub const CHAIN_CERTIFICATES_MAX: usize = 4;
+
+/// One certificate. Real leaves take 0.5 to 2 KiB.
+pub const CERTIFICATE_BYTES_MAX: usize = 8 * 1024;
+
+/// Trust anchors in a bundle. During a root rotation there are two; federations stay under ten.
+pub const TRUST_ANCHORS_MAX: usize = 64;
+
+/// SPIFFE sets this bound for an ID (SPIFFE-ID, section 2.3).
+pub const SPIFFE_ID_BYTES_MAX: usize = 2048;
+
+/// A node name. Long enough for a host name's first labels, short enough for a table's column.
+pub const NODE_NAME_BYTES_MAX: usize = 63;
+
+/// A service name: a DNS label, or two with a dot (RFC 1035, section 2.3.4).
+pub const SERVICE_NAME_BYTES_MAX: usize = 127;
+
+/// A tag's key, a tag's value, a version, a locality level, an instance id.
+pub const LABEL_BYTES_MAX: usize = 63;
+
+/// Tags of one instance.
+pub const TAGS_MAX: usize = 16;
+
+/// Addresses under which one node may be reached.
+pub const ADDRESSES_MAX: usize = 8;
+
+/// Capabilities one node may announce.
+pub const CAPABILITIES_MAX: usize = 16;
+
+/// Owners (nodes) one catalogue holds, departed ones included. Above what chitchat's digest can
+/// carry (about 1,149), with room for restarts.
+pub const OWNERS_MAX: usize = 4096;
+
+/// Instances one owner may announce, withdrawn ones included: a node agent with hundreds of
+/// workloads fits, a member that invents instances does not fill anybody's memory.
+pub const INSTANCES_PER_OWNER_MAX: usize = 256;
+
+/// Records that wait for their owner's node record. They are unverified, so they are few; what is
+/// pushed out is offered again by the repair path.
+pub const WAITING_RECORDS_MAX: usize = 1024;
+
+/// Links of one lease chain, and so the most hashes one renewal can cost its receiver. At the
+/// default renewal interval a chain lasts a day; then the node record carries a new anchor.
+pub const LEASE_LINKS_MAX: u32 = 16 * 1024;
+
+/// The shortest lease an owner may state: shorter than a repair round it would flap.
+pub const LEASE_MILLIS_MIN: u32 = 1_000;
+
+/// The longest lease an owner may state: a crashed node is forgotten within an hour.
+pub const LEASE_MILLIS_MAX: u32 = 3_600_000;
+
+/// Renewals missed before a member is shown as suspect and ranked lower.
+pub const RENEWALS_MISSED_MAX: u32 = 3;
+
+/// How long a departed member stays visible to people. Its versions are remembered until its
+/// certificate ends, so that nobody can replay it.
+pub const DEPARTED_SHOWN_SECONDS: u64 = 600;
+
+/// Changed values waiting between chitchat's callback and the loop. When it overflows the loop
+/// reads everything again, so nothing is lost.
+pub const CHANGES_QUEUED_MAX: usize = 8192;
+
+/// Commands waiting for the gossip loop; a full queue makes the caller wait.
+pub const COMMANDS_QUEUED_MAX: usize = 64;

@@ -1,0 +1,397 @@
+//! Proof of identity: X.509-SVIDs, the keys behind them, and the bundle that judges them.
+//!
+//! Everything here is a pure function of bytes and wall time. Reading and watching files is
+//! `transport::credentials`' work, TLS is `transport::verify`'s.
+//!
+//! An X.509-SVID is a certificate with exactly one URI SAN, a SPIFFE ID (X509-SVID, section 2).
+//! Leaf keys are P-256 or Ed25519, whose signatures are both 64 bytes.
+
+use aws_lc_rs::digest::{SHA256, digest};
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, ED25519, EcdsaKeyPair, Ed25519KeyPair,
+    KeyPair as _, UnparsedPublicKey,
+};
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor, UnixTime};
+use std::time::Duration;
+use webpki::{EndEntityCert, KeyUsage};
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use crate::clock::WallTime;
+use crate::identity::{SpiffeId, TrustDomain};
+use crate::limits::{CERTIFICATE_BYTES_MAX, CHAIN_CERTIFICATES_MAX, TRUST_ANCHORS_MAX};
+
+/// Bytes of every signature Starling makes: P-256 as `r || s`, or Ed25519.
+pub const SIGNATURE_BYTES: usize = 64;
+
+/// This process's own identity: a chain, leaf first, and the key behind its leaf.
+pub struct Svid {
+    id: SpiffeId,
+    public_key: PublicKey,
+    not_after: WallTime,
+    chain: Vec<CertificateDer<'static>>,
+    private_key: PrivateKeyDer<'static>,
+    signing_key: SigningKey,
+}
+
+enum SigningKey {
+    P256(EcdsaKeyPair),
+    Ed25519(Ed25519KeyPair),
+}
+
+/// The public half of a leaf's key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PublicKey {
+    /// An uncompressed P-256 point.
+    P256(Vec<u8>),
+    /// An Ed25519 key.
+    Ed25519(Vec<u8>),
+}
+
+/// Whom this node believes: the roots of its trust domain.
+#[derive(Debug)]
+pub struct TrustBundle {
+    domain: TrustDomain,
+    anchors: Vec<TrustAnchor<'static>>,
+    roots: Vec<CertificateDer<'static>>,
+}
+
+/// What a verified chain says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VerifiedIdentity {
+    /// The one SPIFFE ID of the leaf.
+    pub id: SpiffeId,
+    /// The key that signs for it.
+    pub public_key: PublicKey,
+    /// When the leaf's validity ends.
+    pub not_after: WallTime,
+}
+
+/// What a chain is verified for; extended key usage is checked accordingly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Usage {
+    /// The peer dialled us, or signed a record.
+    Client,
+    /// We dialled the peer.
+    Server,
+}
+
+/// Why a chain proves nothing. It is the peer's fault, and changes nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChainError {
+    /// No leaf at all.
+    #[error("the certificate chain is empty")]
+    Empty,
+    /// More certificates, or a larger one, than anybody needs.
+    #[error(
+        "the certificate chain is oversized: at most {CHAIN_CERTIFICATES_MAX} certificates of {CERTIFICATE_BYTES_MAX} bytes"
+    )]
+    Oversized,
+    /// Not a certificate.
+    #[error("the certificate cannot be read: {0}")]
+    Malformed(String),
+    /// Not exactly one SPIFFE URI SAN.
+    #[error("an X.509-SVID has exactly one URI SAN, a SPIFFE ID; this certificate {0}")]
+    NotOneSpiffeId(String),
+    /// A leaf key of another kind.
+    #[error("the leaf's key is neither P-256 nor Ed25519")]
+    UnsupportedKey,
+    /// An identity of somebody else's mesh.
+    #[error("{id} is not of the trust domain {expected}")]
+    ForeignDomain {
+        /// Who it says it is.
+        id: SpiffeId,
+        /// Whom we accept.
+        expected: TrustDomain,
+    },
+    /// Past its validity, or before it.
+    #[error("the certificate is not valid now ({0}); check both machines' clocks and the rotation")]
+    NotValidNow(String),
+    /// No path to the bundle.
+    #[error("the chain does not lead to the trust bundle: {0}")]
+    Untrusted(String),
+}
+
+/// Why a key, chain or bundle file cannot be used. The message says what would be right.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SvidError {
+    /// Not PEM, or no certificate in it.
+    #[error("it holds no PEM certificate; it should hold the chain, leaf first")]
+    NoCertificate,
+    /// No usable private key in it.
+    #[error("it holds no usable private key ({0}); it should hold one P-256 or Ed25519 key as PEM")]
+    NoKey(String),
+    /// The key does not belong to the leaf.
+    #[error("the private key does not belong to the certificate; both must come from one issue")]
+    KeyMismatch,
+    /// The leaf is no X.509-SVID.
+    #[error(transparent)]
+    Leaf(#[from] ChainError),
+    /// A bundle with nothing in it, or too much.
+    #[error("it holds {0} certificates; a trust bundle holds 1 to {TRUST_ANCHORS_MAX}")]
+    BundleSize(usize),
+    /// A bundle entry that is no certificate authority.
+    #[error("its certificate number {index} cannot be a trust anchor: {why}")]
+    Anchor {
+        /// Counted from 1.
+        index: usize,
+        /// What was wrong with it.
+        why: String,
+    },
+}
+
+impl Svid {
+    /// Reads a PEM chain (leaf first) and its PEM private key.
+    pub fn from_pem(certificates: &[u8], key: &[u8]) -> Result<Self, SvidError> {
+        let chain = pem_certificates(certificates)?;
+        let private_key =
+            PrivateKeyDer::from_pem_slice(key).map_err(|error| SvidError::NoKey(error.to_string()))?;
+        Self::new(chain, private_key)
+    }
+
+    /// Joins a chain and its key.
+    pub fn new(
+        chain: Vec<CertificateDer<'static>>,
+        private_key: PrivateKeyDer<'static>,
+    ) -> Result<Self, SvidError> {
+        let leaf = read_leaf(&chain)?;
+        let signing_key = SigningKey::new(&private_key)?;
+        if signing_key.public_key() != leaf.public_key {
+            return Err(SvidError::KeyMismatch);
+        }
+        Ok(Self {
+            id: leaf.id,
+            public_key: leaf.public_key,
+            not_after: leaf.not_after,
+            chain,
+            private_key,
+            signing_key,
+        })
+    }
+
+    /// Whom this proves.
+    pub fn id(&self) -> &SpiffeId {
+        &self.id
+    }
+
+    /// The leaf's key.
+    pub fn public_key(&self) -> &PublicKey {
+        &self.public_key
+    }
+
+    /// When the leaf's validity ends.
+    pub fn not_after(&self) -> WallTime {
+        self.not_after
+    }
+
+    /// The chain, leaf first.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.chain
+    }
+
+    /// The key for TLS.
+    pub fn private_key(&self) -> &PrivateKeyDer<'static> {
+        &self.private_key
+    }
+
+    /// Signs `message` with the leaf's key.
+    pub fn sign(&self, message: &[u8]) -> [u8; SIGNATURE_BYTES] {
+        let mut bytes = [0; SIGNATURE_BYTES];
+        match &self.signing_key {
+            SigningKey::P256(pair) => {
+                // Signing fails only when the operating system has no entropy at all.
+                let signature = pair.sign(&SystemRandom::new(), message).expect("the system gives entropy");
+                bytes.copy_from_slice(signature.as_ref());
+            }
+            SigningKey::Ed25519(pair) => bytes.copy_from_slice(pair.sign(message).as_ref()),
+        }
+        bytes
+    }
+}
+
+impl std::fmt::Debug for Svid {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Svid")
+            .field("id", &self.id)
+            .field("not_after", &self.not_after)
+            .finish_non_exhaustive()
+    }
+}
+
+impl SigningKey {
+    fn new(key: &PrivateKeyDer<'_>) -> Result<Self, SvidError> {
+        let der = key.secret_der();
+        if let Ok(pair) = EcdsaKeyPair::from_private_key_der(&ECDSA_P256_SHA256_FIXED_SIGNING, der) {
+            return Ok(Self::P256(pair));
+        }
+        Ed25519KeyPair::from_pkcs8_maybe_unchecked(der)
+            .map(Self::Ed25519)
+            .map_err(|error| SvidError::NoKey(error.to_string()))
+    }
+
+    fn public_key(&self) -> PublicKey {
+        match self {
+            Self::P256(pair) => PublicKey::P256(pair.public_key().as_ref().to_vec()),
+            Self::Ed25519(pair) => PublicKey::Ed25519(pair.public_key().as_ref().to_vec()),
+        }
+    }
+}
+
+impl PublicKey {
+    /// Whether `signature` over `message` was made by this key.
+    pub fn verifies(&self, message: &[u8], signature: &[u8; SIGNATURE_BYTES]) -> bool {
+        match self {
+            Self::P256(point) => {
+                UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point).verify(message, signature)
+            }
+            Self::Ed25519(key) => UnparsedPublicKey::new(&ED25519, key).verify(message, signature),
+        }
+        .is_ok()
+    }
+
+    /// A short name for the key: the SHA-256 of its bytes.
+    pub fn fingerprint(&self) -> [u8; 32] {
+        let (Self::P256(bytes) | Self::Ed25519(bytes)) = self;
+        let mut fingerprint = [0; 32];
+        fingerprint.copy_from_slice(digest(&SHA256, bytes).as_ref());
+        fingerprint
+    }
+}
+
+impl TrustBundle {
+    /// Reads a PEM bundle that judges identities of `domain`.
+    pub fn from_pem(domain: TrustDomain, pem: &[u8]) -> Result<Self, SvidError> {
+        let roots = pem_certificates(pem)?;
+        if roots.len() > TRUST_ANCHORS_MAX {
+            return Err(SvidError::BundleSize(roots.len()));
+        }
+        let anchors = roots
+            .iter()
+            .enumerate()
+            .map(|(index, root)| {
+                webpki::anchor_from_trusted_cert(root)
+                    .map(|anchor| anchor.to_owned())
+                    .map_err(|error| SvidError::Anchor { index: index + 1, why: error.to_string() })
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self { domain, anchors, roots })
+    }
+
+    /// The trust domain whose members this bundle judges.
+    pub fn domain(&self) -> &TrustDomain {
+        &self.domain
+    }
+
+    /// The root certificates, as read.
+    pub fn roots(&self) -> &[CertificateDer<'static>] {
+        &self.roots
+    }
+
+    /// Verifies `chain` (leaf first) at wall time `wall`: sizes, one SPIFFE ID, the trust domain,
+    /// a path to a root, and every certificate's validity (RFC 5280, section 6).
+    pub fn verify(
+        &self,
+        chain: &[CertificateDer<'_>],
+        usage: Usage,
+        wall: WallTime,
+    ) -> Result<VerifiedIdentity, ChainError> {
+        let leaf = read_leaf(chain)?;
+        if !leaf.id.is_in(&self.domain) {
+            return Err(ChainError::ForeignDomain { id: leaf.id, expected: self.domain.clone() });
+        }
+        let usage = match usage {
+            Usage::Client => KeyUsage::client_auth(),
+            Usage::Server => KeyUsage::server_auth(),
+        };
+        let time = UnixTime::since_unix_epoch(Duration::from_millis(wall.unix_millis));
+        EndEntityCert::try_from(&chain[0])
+            .and_then(|certificate| {
+                certificate
+                    .verify_for_usage(
+                        webpki::ALL_VERIFICATION_ALGS,
+                        &self.anchors,
+                        &chain[1..],
+                        time,
+                        usage,
+                        None,
+                        None,
+                    )
+                    .map(drop)
+            })
+            .map_err(|error| match error {
+                webpki::Error::CertExpired { .. } | webpki::Error::CertNotValidYet { .. } => {
+                    ChainError::NotValidNow(error.to_string())
+                }
+                error => ChainError::Untrusted(error.to_string()),
+            })?;
+        Ok(leaf)
+    }
+}
+
+fn pem_certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, SvidError> {
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<_, _>>()
+        .map_err(|_| SvidError::NoCertificate)?;
+    if certificates.is_empty() {
+        return Err(SvidError::NoCertificate);
+    }
+    Ok(certificates)
+}
+
+/// What the leaf claims; nothing of it is proved yet.
+fn read_leaf(chain: &[CertificateDer<'_>]) -> Result<VerifiedIdentity, ChainError> {
+    let leaf = chain.first().ok_or(ChainError::Empty)?;
+    if chain.len() > CHAIN_CERTIFICATES_MAX || chain.iter().any(|one| one.len() > CERTIFICATE_BYTES_MAX) {
+        return Err(ChainError::Oversized);
+    }
+    let (_, certificate) =
+        X509Certificate::from_der(leaf).map_err(|error| ChainError::Malformed(error.to_string()))?;
+    let not_after = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
+    Ok(VerifiedIdentity {
+        id: spiffe_id(&certificate)?,
+        public_key: leaf_key(&certificate)?,
+        not_after: WallTime { unix_millis: not_after.saturating_mul(1000) },
+    })
+}
+
+fn spiffe_id(certificate: &X509Certificate<'_>) -> Result<SpiffeId, ChainError> {
+    let names = certificate
+        .subject_alternative_name()
+        .map_err(|error| ChainError::Malformed(error.to_string()))?
+        .map(|extension| extension.value.general_names.as_slice())
+        .unwrap_or_default();
+    let mut uris = names.iter().filter_map(|name| match name {
+        GeneralName::URI(uri) => Some(*uri),
+        _ => None,
+    });
+    let uri = uris.next().ok_or_else(|| ChainError::NotOneSpiffeId("has none".into()))?;
+    let more = uris.count();
+    if more > 0 {
+        return Err(ChainError::NotOneSpiffeId(format!("has {}", more + 1)));
+    }
+    uri.parse().map_err(|error| ChainError::NotOneSpiffeId(format!("has another: {error}")))
+}
+
+fn leaf_key(certificate: &X509Certificate<'_>) -> Result<PublicKey, ChainError> {
+    /// id-ecPublicKey with prime256v1 (RFC 5480), and id-Ed25519 (RFC 8410).
+    const EC_PUBLIC_KEY: &str = "1.2.840.10045.2.1";
+    const PRIME256V1: &str = "1.2.840.10045.3.1.7";
+    const ID_ED25519: &str = "1.3.101.112";
+
+    let info = certificate.public_key();
+    let bytes = info.subject_public_key.data.to_vec();
+    match info.algorithm.algorithm.to_id_string().as_str() {
+        EC_PUBLIC_KEY => {
+            let curve = info.algorithm.parameters.as_ref().and_then(|any| any.as_oid().ok());
+            if curve.is_some_and(|oid| oid.to_id_string() == PRIME256V1) {
+                Ok(PublicKey::P256(bytes))
+            } else {
+                Err(ChainError::UnsupportedKey)
+            }
+        }
+        ID_ED25519 => Ok(PublicKey::Ed25519(bytes)),
+        _ => Err(ChainError::UnsupportedKey),
+    }
+}
