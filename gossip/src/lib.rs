@@ -5,7 +5,11 @@
 //! and `sim` are two adapters of the same port.
 
 pub mod clock;
+pub mod codec;
 pub mod identity;
+pub mod lease;
 pub mod limits;
 pub mod link;
+pub mod record;
+pub mod signature;
 pub mod svid;
