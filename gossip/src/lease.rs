@@ -71,7 +71,8 @@ impl SeenLink {
 
 fn hash_times(mut value: [u8; 32], times: u32) -> [u8; 32] {
     for _ in 0..times {
-        value.copy_from_slice(digest(&SHA256, &value).as_ref());
+        let hash = digest(&SHA256, &value);
+        value.copy_from_slice(hash.as_ref());
     }
     value
 }
