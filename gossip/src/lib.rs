@@ -4,12 +4,18 @@
 //! [`clock`] the only place that reads time. It opens no socket and knows no QUIC: `transport`
 //! and `sim` are two adapters of the same port.
 
+pub mod catalogue;
 pub mod clock;
 pub mod codec;
+pub mod health;
 pub mod identity;
 pub mod lease;
 pub mod limits;
 pub mod link;
+pub mod publisher;
 pub mod record;
+mod rejection;
 pub mod signature;
+pub mod snapshot;
 pub mod svid;
+mod waiting;

@@ -3,6 +3,8 @@
 //! A name carries its unit. Nothing here is configuration: these bounds are what lets a node
 //! parse a stranger's bytes; what an operator may tune lives in the node's configuration.
 
+use std::time::Duration;
+
 /// One sealed record on the wire. A node record with a chain of three P-256 certificates takes
 /// about 2.5 KiB; Vault and SPIRE chains stay under 6 KiB.
 pub const RECORD_BYTES_MAX: usize = 16 * 1024;
@@ -45,6 +47,10 @@ pub const CAPABILITIES_MAX: usize = 16;
 /// carry (about 1,149), with room for restarts.
 pub const OWNERS_MAX: usize = 4096;
 
+/// Owners that share one identity, its replicas: one stolen key cannot fill the table by inventing
+/// node names.
+pub const OWNERS_PER_IDENTITY_MAX: usize = 1024;
+
 /// Instances one owner may announce, withdrawn ones included: a node agent with hundreds of
 /// workloads fits, a member that invents instances does not fill anybody's memory.
 pub const INSTANCES_PER_OWNER_MAX: usize = 256;
@@ -53,9 +59,9 @@ pub const INSTANCES_PER_OWNER_MAX: usize = 256;
 /// pushed out is offered again by the repair path.
 pub const WAITING_RECORDS_MAX: usize = 1024;
 
-/// Links of one lease chain, and so the most hashes one renewal can cost its receiver. At the
-/// default renewal interval a chain lasts a day; then the node record carries a new anchor.
-pub const LEASE_LINKS_MAX: u32 = 16 * 1024;
+/// Links of one lease chain, and so the most hashes one renewal can cost its receiver (0.4 ms). At a
+/// renewal every 5 s a chain lasts 5.7 hours; then the node record carries a new anchor.
+pub const LEASE_LINKS_MAX: u32 = 4096;
 
 /// The shortest lease an owner may state: shorter than a repair round it would flap.
 pub const LEASE_MILLIS_MIN: u32 = 1_000;
@@ -68,7 +74,7 @@ pub const RENEWALS_MISSED_MAX: u32 = 3;
 
 /// How long a departed member stays visible to people. Its versions are remembered until its
 /// certificate ends, so that nobody can replay it.
-pub const DEPARTED_SHOWN_SECONDS: u64 = 600;
+pub const DEPARTED_SHOWN: Duration = Duration::from_secs(600);
 
 /// Changed values waiting between chitchat's callback and the loop. When it overflows the loop
 /// reads everything again, so nothing is lost.

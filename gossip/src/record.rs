@@ -10,10 +10,11 @@
 //! in [`crate::signature`]; what a record may do is decided in [`crate::catalogue`].
 
 use std::collections::BTreeMap;
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::net::SocketAddr;
 use std::str::FromStr;
 
+use aws_lc_rs::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
 use crate::identity::{NodeName, ServiceName, SpiffeId};
@@ -69,6 +70,9 @@ pub struct NodeRecord {
     pub chain: Vec<Vec<u8>>,
     /// How long the owner counts as present, and what proves a renewal.
     pub lease: Lease,
+    /// The life that this one continues under a new key (a rotated certificate): its instances
+    /// stand until they are said anew. `None` after a restart, whose earlier instances are gone.
+    pub continues: Option<u64>,
     /// The owner has left for good: its instances are gone with this record.
     pub left: bool,
 }
@@ -232,6 +236,19 @@ impl NodeRecord {
     }
 }
 
+impl Owner {
+    /// A short name, the same on every node: 16 hexadecimal digits of a hash of identity and node
+    /// name. It is what the repair path calls the owner, where every byte is sent again each round.
+    pub fn short_name(&self) -> String {
+        let text = format!("{}\0{}", self.identity, self.node);
+        let hash = digest(&SHA256, text.as_bytes());
+        hash.as_ref()[..8].iter().fold(String::with_capacity(16), |mut name, byte| {
+            let _ = write!(name, "{byte:02x}");
+            name
+        })
+    }
+}
+
 impl Renewal {
     /// Whether the counter is one that a chain can have.
     pub fn is_in_bounds(&self) -> bool {
@@ -240,8 +257,8 @@ impl Renewal {
 }
 
 impl Locality {
-    /// How far apart two nodes stand: 0 same site, zone and region, 1 same zone or better known,
-    /// 2 same region, 3 elsewhere. A level that neither names counts as equal.
+    /// How far apart two nodes stand: 0 the same in all, 1 the same zone, 2 the same region, 3
+    /// elsewhere. A level that neither names counts as the same.
     pub fn distance(&self, other: &Self) -> u8 {
         if self.region != other.region {
             3
