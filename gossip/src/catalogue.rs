@@ -107,11 +107,24 @@ impl Catalogue {
     pub fn apply(&mut self, bytes: &[u8], now: Instant, wall: WallTime) -> Result<Applied, Rejected> {
         let sealed = SealedRecord::from_bytes(bytes)?;
         let record = sealed.unverified()?;
-        record.check_bounds()?;
-        match record {
-            Record::Node(node) => self.apply_node(&sealed, node, now, wall),
-            Record::Instance(instance) => self.apply_instance(&sealed, instance, now),
+        self.apply_record(&sealed, record, now, wall)
+    }
+
+    /// Like [`Self::apply`], for a record found under somebody's short name: it must be that
+    /// owner's, so nobody's map can carry other owners' records.
+    pub fn apply_filed(
+        &mut self,
+        short_name: &str,
+        bytes: &[u8],
+        now: Instant,
+        wall: WallTime,
+    ) -> Result<Applied, Rejected> {
+        let sealed = SealedRecord::from_bytes(bytes)?;
+        let record = sealed.unverified()?;
+        if record.owner().short_name() != short_name {
+            return Err(Rejected::WrongName);
         }
+        self.apply_record(&sealed, record, now, wall)
     }
 
     /// Takes in a renewal of the owner called `short_name`.
@@ -200,6 +213,20 @@ impl Catalogue {
         let mut bytes = [0; 32];
         bytes.copy_from_slice(context.finish().as_ref());
         bytes
+    }
+
+    fn apply_record(
+        &mut self,
+        sealed: &SealedRecord,
+        record: Record,
+        now: Instant,
+        wall: WallTime,
+    ) -> Result<Applied, Rejected> {
+        record.check_bounds()?;
+        match record {
+            Record::Node(node) => self.apply_node(sealed, node, now, wall),
+            Record::Instance(instance) => self.apply_instance(sealed, instance, now),
+        }
     }
 
     fn apply_node(

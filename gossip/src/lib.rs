@@ -15,6 +15,8 @@ pub mod link;
 pub mod publisher;
 pub mod record;
 mod rejection;
+mod replica;
+pub mod run;
 pub mod signature;
 pub mod snapshot;
 pub mod svid;

@@ -1,0 +1,249 @@
+//! The only file that names chitchat: the repair path, run over a [`Link`].
+//!
+//! chitchat reconciles one key-value map per node (Scuttlebutt), slowly and surely. Each owner's
+//! map holds its sealed records as text, under the owner's short name. Everything chitchat says is
+//! hearsay: any member's message can alter any map, so what comes out of here is only ever a
+//! *candidate* for the catalogue, and an address it names is dialled only if a verified node
+//! record or the configuration names it too.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
+use chitchat::transport::{Socket, Transport};
+use chitchat::{
+    Chitchat, ChitchatConfig, ChitchatHandle, ChitchatId, ChitchatMessage, Deserializable as _,
+    FailureDetectorConfig, ListenerHandle, Serializable as _,
+};
+use tokio::sync::{mpsc, watch};
+use tracing::debug;
+
+use crate::limits::CHANGES_QUEUED_MAX;
+use crate::link::{Destination, Link};
+use crate::snapshot::Snapshot;
+
+/// chitchat's own failure detector only chooses whom to gossip with. Below 6 it errs often, and it
+/// adds a second per unit at the default interval.
+const PHI_THRESHOLD: f64 = 8.0;
+
+/// Heartbeats its failure detector remembers per node; the mean settles long before.
+const SAMPLING_WINDOW: usize = 200;
+
+/// What a replica needs to start.
+#[derive(Clone)]
+pub(crate) struct ReplicaSettings {
+    /// The owner's short name: this node's map.
+    pub(crate) name: String,
+    /// Which life of the map; later ones are greater.
+    pub(crate) generation: u64,
+    /// Where peers reach this node.
+    pub(crate) address: SocketAddr,
+    /// Keeps meshes apart.
+    pub(crate) trust_domain: String,
+    /// How often to reconcile with three peers.
+    pub(crate) interval: Duration,
+    /// How long a silent node's map is kept.
+    pub(crate) dead_after: Duration,
+}
+
+/// Whom the replica may talk to.
+#[derive(Clone)]
+pub(crate) struct AddressBook {
+    pub(crate) snapshots: watch::Receiver<Arc<Snapshot>>,
+    pub(crate) seeds: watch::Receiver<Vec<SocketAddr>>,
+}
+
+/// One value that changed in somebody's map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Change {
+    /// Whose map: an owner's short name, unverified.
+    pub(crate) name: String,
+    /// Which life of the map.
+    pub(crate) generation: u64,
+    pub(crate) key: String,
+    pub(crate) value: String,
+}
+
+/// A running chitchat.
+pub(crate) struct Replica {
+    handle: ChitchatHandle,
+    changes: mpsc::Receiver<Change>,
+    overflowed: Arc<AtomicBool>,
+    terminated: Pin<Box<dyn Future<Output = ()> + Send>>,
+    _listener: ListenerHandle,
+}
+
+impl Replica {
+    /// Starts reconciling over `link`.
+    pub(crate) async fn start(
+        settings: ReplicaSettings,
+        link: Arc<dyn Link>,
+        book: AddressBook,
+    ) -> Result<Self, ReplicaError> {
+        let config = ChitchatConfig {
+            chitchat_id: ChitchatId::new(settings.name, settings.generation, settings.address),
+            cluster_id: settings.trust_domain,
+            gossip_interval: settings.interval,
+            listen_addr: settings.address,
+            // Our own loop resolves seeds and gossips with them.
+            seed_nodes: Vec::new(),
+            failure_detector_config: FailureDetectorConfig {
+                phi_threshold: PHI_THRESHOLD,
+                sampling_window_size: SAMPLING_WINDOW,
+                max_interval: settings.interval * 10,
+                initial_interval: settings.interval * 2,
+                dead_node_grace_period: settings.dead_after,
+            },
+            // Nothing is ever deleted: withdrawals are signed records.
+            marked_for_deletion_grace_period: settings.dead_after,
+            catchup_callback: None,
+            extra_liveness_predicate: None,
+        };
+        let handle = chitchat::spawn_chitchat(config, Vec::new(), &LinkTransport { link, book })
+            .await
+            .map_err(|error| ReplicaError(error.to_string()))?;
+        let (queue, changes) = mpsc::channel(CHANGES_QUEUED_MAX);
+        let overflowed = Arc::new(AtomicBool::new(false));
+        let flag = overflowed.clone();
+        // Called under chitchat's lock: hand the change over, and never wait.
+        let on_change = move |event: chitchat::KeyChangeEvent<'_>| {
+            if queue.try_send(Change::new(event.node, event.key, event.value)).is_err() {
+                flag.store(true, Ordering::Relaxed);
+            }
+        };
+        let listener = handle.with_chitchat(|state| state.subscribe_event("", on_change.clone())).await;
+        let ended = handle.termination_watcher();
+        let terminated = Box::pin(async move {
+            let _ = ended.await;
+        });
+        Ok(Self { handle, changes, overflowed, terminated, _listener: listener })
+    }
+
+    /// Sets a value of this node's own map.
+    pub(crate) async fn set(&self, key: &str, value: &str) {
+        self.handle.with_chitchat(|state| state.self_node_state().set(key, value)).await;
+    }
+
+    /// Reconciles with `address` now.
+    pub(crate) fn gossip_with(&self, address: SocketAddr) {
+        // Fails only when chitchat has ended, which `changed` reports.
+        let _ = self.handle.gossip(address);
+    }
+
+    /// The next change, or `None` when chitchat has ended, which it does only by a fault: then
+    /// the replica must not be asked again. Cancel-safe.
+    pub(crate) async fn changed(&mut self) -> Option<Change> {
+        tokio::select! {
+            change = self.changes.recv() => change,
+            () = self.terminated.as_mut() => None,
+        }
+    }
+
+    /// A change that is there already.
+    pub(crate) fn try_changed(&mut self) -> Option<Change> {
+        self.changes.try_recv().ok()
+    }
+
+    /// Everything, if changes were lost because their queue was full.
+    pub(crate) async fn rescan_if_overflowed(&self) -> Vec<Change> {
+        if !self.overflowed.swap(false, Ordering::Relaxed) {
+            return Vec::new();
+        }
+        self.handle.with_chitchat(|state| all_values(state)).await
+    }
+
+    /// Stops.
+    pub(crate) fn stop(&self) {
+        let _ = self.handle.initiate_shutdown();
+    }
+}
+
+fn all_values(state: &Chitchat) -> Vec<Change> {
+    let of_node = |node: &chitchat::NodeState| {
+        node.key_values().map(|(key, value)| Change::new(node.chitchat_id(), key, value)).collect::<Vec<_>>()
+    };
+    state.node_states().values().flat_map(of_node).collect()
+}
+
+impl Change {
+    fn new(node: &ChitchatId, key: &str, value: &str) -> Self {
+        Self {
+            name: node.node_id.to_string(),
+            generation: node.generation_id,
+            key: key.to_owned(),
+            value: value.to_owned(),
+        }
+    }
+}
+
+/// chitchat did not start.
+#[derive(Debug, thiserror::Error)]
+#[error("the repair path cannot start: {0}")]
+pub struct ReplicaError(String);
+
+/// Bytes as chitchat's text values.
+pub(crate) fn to_text(bytes: &[u8]) -> String {
+    BASE64.encode(bytes)
+}
+
+/// A text value's bytes; `None` if it is no encoding of ours.
+pub(crate) fn from_text(text: &str) -> Option<Vec<u8>> {
+    BASE64.decode(text).ok()
+}
+
+struct LinkTransport {
+    link: Arc<dyn Link>,
+    book: AddressBook,
+}
+
+#[async_trait]
+impl Transport for LinkTransport {
+    async fn open(&self, _listen: SocketAddr) -> anyhow::Result<Box<dyn Socket>> {
+        Ok(Box::new(LinkSocket { link: self.link.clone(), book: self.book.clone() }))
+    }
+}
+
+struct LinkSocket {
+    link: Arc<dyn Link>,
+    book: AddressBook,
+}
+
+impl AddressBook {
+    /// Whom a message to `address` may be for.
+    fn destination(&self, address: SocketAddr) -> Destination {
+        if let Some(identity) = self.snapshots.borrow().addresses.get(&address) {
+            return Destination::Member { address, identity: identity.clone() };
+        }
+        if self.seeds.borrow().contains(&address) {
+            return Destination::Seed(address);
+        }
+        Destination::Connected(address)
+    }
+}
+
+#[async_trait]
+impl Socket for LinkSocket {
+    async fn send(&mut self, to: SocketAddr, message: ChitchatMessage) -> anyhow::Result<()> {
+        self.link.send(self.book.destination(to), message.serialize_to_vec());
+        Ok(())
+    }
+
+    async fn recv(&mut self) -> anyhow::Result<(SocketAddr, ChitchatMessage)> {
+        while let Some(received) = self.link.recv().await {
+            match ChitchatMessage::deserialize(&mut received.message.as_slice()) {
+                Ok(message) => return Ok((received.from, message)),
+                Err(error) => {
+                    metrics::counter!("starling_gossip_malformed_total").increment(1);
+                    debug!(peer = %received.peer, %error, "gossip message dropped: malformed");
+                }
+            }
+        }
+        // The link is closed: the node is stopping. chitchat's loop ends when it is told to.
+        std::future::pending().await
+    }
+}

@@ -1,0 +1,433 @@
+//! The one async loop of gossip, driven alike by the node and the simulator.
+//!
+//! It joins the state machines to the repair path: what the [`Publisher`] says goes into the
+//! node's own map and catalogue, what changes in anybody's map is offered to the [`Catalogue`],
+//! and a changed catalogue becomes the next [`Snapshot`]. All decisions are the machines'; this
+//! file only carries and keeps time.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use metrics::{counter, gauge};
+use rand::rngs::StdRng;
+use rand::seq::IteratorRandom as _;
+use rand::{Rng as _, SeedableRng as _};
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{debug, error, info, warn};
+
+use crate::catalogue::{Catalogue, Heard, Rejected};
+use crate::clock::{Clock, Instant};
+use crate::codec;
+use crate::limits::COMMANDS_QUEUED_MAX;
+use crate::link::Link;
+use crate::publisher::{NodeDescription, Publisher, Said};
+use crate::record::{Instance, Label, Owner, Renewal};
+use crate::replica::{AddressBook, Change, Replica, ReplicaError, ReplicaSettings, from_text, to_text};
+use crate::snapshot::{Member, Presence, Snapshot};
+use crate::svid::{Svid, TrustBundle};
+
+/// Peers told at once when this node has something new to say. Three, as in a regular round.
+const TOLD_AT_ONCE: usize = 3;
+
+/// Changes taken in before other work gets a turn: each may cost a signature check (0.1 ms).
+const CHANGES_PER_TURN_MAX: usize = 16;
+
+/// How often a seed is asked again once the mesh is known, so that halves of a mesh that lost
+/// each other meet again.
+const SEED_PERIOD: Duration = Duration::from_secs(10);
+
+/// How often seeds are asked while nobody is known.
+const JOIN_PERIOD: Duration = Duration::from_millis(250);
+
+/// Rounds in which a leaving node tells its peers, and the time between them.
+const LEAVE_ROUNDS: usize = 3;
+const LEAVE_PERIOD: Duration = Duration::from_millis(150);
+
+/// Two nodes that share an identity and a name would outlive each other forever; this often.
+const OUTLIVE_PERIOD: Duration = Duration::from_secs(10);
+
+const NODE_KEY: &str = "n";
+const LEASE_KEY: &str = "l";
+const INSTANCE_PREFIX: &str = "i/";
+
+/// What gossip needs to run.
+pub struct Setup {
+    /// What this node says about itself.
+    pub description: NodeDescription,
+    /// How often to reconcile with three peers.
+    pub interval: Duration,
+    /// Who this node is.
+    pub svid: Arc<Svid>,
+    /// Whom it believes.
+    pub bundle: Arc<TrustBundle>,
+    /// How it reaches others.
+    pub link: Arc<dyn Link>,
+    /// Its time.
+    pub clock: Clock,
+    /// The one source of its chance.
+    pub random_seed: u64,
+    /// Where to find the mesh.
+    pub seeds: watch::Receiver<Vec<SocketAddr>>,
+}
+
+/// A handle to the running loop; cheap to clone.
+#[derive(Clone)]
+pub struct Gossip {
+    commands: mpsc::Sender<Command>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    owner: Owner,
+}
+
+/// A member as people see it.
+#[derive(Clone, Debug)]
+pub struct MemberView {
+    /// Who.
+    pub owner: Owner,
+    /// Its record and presence.
+    pub member: Member,
+    /// When it was last heard.
+    pub heard: Option<Heard>,
+}
+
+enum Command {
+    SetInstance { id: Label, instance: Option<Instance> },
+    Rotate(Arc<Svid>, Arc<TrustBundle>),
+    Members(oneshot::Sender<Vec<MemberView>>),
+    Leave(oneshot::Sender<()>),
+}
+
+impl Gossip {
+    /// Starts the repair path and returns the handle and the loop, which the caller runs until it
+    /// ends (after [`Gossip::leave`], or when all handles are gone).
+    pub async fn start(setup: Setup) -> Result<(Self, GossipLoop), ReplicaError> {
+        let (commands, inbox) = mpsc::channel(COMMANDS_QUEUED_MAX);
+        let (snapshot_out, snapshots) = watch::channel(Arc::new(Snapshot::default()));
+        let book = AddressBook { snapshots: snapshots.clone(), seeds: setup.seeds.clone() };
+        let gossip_loop = GossipLoop::new(setup, inbox, snapshot_out, book).await?;
+        let owner = gossip_loop.publisher.owner().clone();
+        Ok((Self { commands, snapshots, owner }, gossip_loop))
+    }
+
+    /// Who this node is in the mesh.
+    pub fn owner(&self) -> &Owner {
+        &self.owner
+    }
+
+    /// The newest snapshot, and every one after it.
+    pub fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.snapshots.clone()
+    }
+
+    /// Announces an instance, or with `None` withdraws it.
+    pub async fn set_instance(&self, id: Label, instance: Option<Instance>) {
+        let _ = self.commands.send(Command::SetInstance { id, instance }).await;
+    }
+
+    /// Speaks with a rotated certificate, and believes `bundle`, from now on.
+    pub async fn rotate(&self, svid: Arc<Svid>, bundle: Arc<TrustBundle>) {
+        let _ = self.commands.send(Command::Rotate(svid, bundle)).await;
+    }
+
+    /// All members with their lease ages; empty once the loop has ended.
+    pub async fn members(&self) -> Vec<MemberView> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.commands.send(Command::Members(reply)).await;
+        answer.await.unwrap_or_default()
+    }
+
+    /// Withdraws this node, tells several peers, and ends the loop.
+    pub async fn leave(&self) {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.commands.send(Command::Leave(reply)).await;
+        let _ = answer.await;
+    }
+}
+
+/// The loop itself; see [`Gossip::start`].
+pub struct GossipLoop {
+    publisher: Publisher,
+    catalogue: Catalogue,
+    replica: Replica,
+    replica_settings: ReplicaSettings,
+    link: Arc<dyn Link>,
+    book: AddressBook,
+    clock: Clock,
+    rng: StdRng,
+    inbox: mpsc::Receiver<Command>,
+    snapshot_out: watch::Sender<Arc<Snapshot>>,
+    /// What this node's own map must hold. Any member can overwrite it; then it is said again.
+    spoken: BTreeMap<String, String>,
+    next_seed: Instant,
+    next_outlive: Instant,
+}
+
+impl GossipLoop {
+    async fn new(
+        setup: Setup,
+        inbox: mpsc::Receiver<Command>,
+        snapshot_out: watch::Sender<Arc<Snapshot>>,
+        book: AddressBook,
+    ) -> Result<Self, ReplicaError> {
+        let Setup { description, interval, svid, bundle, link, clock, random_seed, .. } = setup;
+        let mut rng = StdRng::seed_from_u64(random_seed);
+        let now = clock.now();
+        let incarnation = clock.wall().unix_millis;
+        let replica_settings = ReplicaSettings {
+            name: Owner { identity: svid.id().clone(), node: description.name.clone() }.short_name(),
+            generation: incarnation,
+            address: description.addresses[0],
+            trust_domain: bundle.domain().to_string(),
+            interval,
+            dead_after: description.lease * 2,
+        };
+        let publisher = Publisher::new(svid, description, incarnation, rng.random(), now);
+        let replica = Replica::start(replica_settings.clone(), link.clone(), book.clone()).await?;
+        Ok(Self {
+            publisher,
+            catalogue: Catalogue::new(bundle),
+            replica,
+            replica_settings,
+            link,
+            book,
+            rng,
+            inbox,
+            snapshot_out,
+            spoken: BTreeMap::new(),
+            next_seed: now,
+            next_outlive: now,
+            clock,
+        })
+    }
+
+    /// Runs until the node leaves or every handle is gone.
+    pub async fn run(mut self) {
+        loop {
+            self.spread().await;
+            self.publish();
+            let timeout = self.next_timeout();
+            tokio::select! {
+                command = self.inbox.recv() => match command {
+                    Some(Command::Leave(reply)) => {
+                        self.leave().await;
+                        let _ = reply.send(());
+                        break;
+                    }
+                    Some(command) => self.handle_command(command),
+                    None => break,
+                },
+                change = self.replica.changed() => match change {
+                    Some(change) => self.handle_changes(change).await,
+                    None => self.restart_replica().await,
+                },
+                () = tokio::time::sleep_until(timeout) => self.handle_timeout(),
+            }
+        }
+        self.replica.stop();
+    }
+
+    fn next_timeout(&self) -> Instant {
+        let catalogue = self.catalogue.poll_timeout();
+        let next = self.publisher.poll_timeout().min(self.next_seed);
+        catalogue.map_or(next, |at| at.min(next))
+    }
+
+    fn handle_command(&mut self, command: Command) {
+        match command {
+            Command::SetInstance { id, instance } => self.publisher.set_instance(id, instance),
+            Command::Rotate(svid, bundle) => {
+                let wall = self.clock.wall();
+                self.catalogue.set_bundle(bundle, wall);
+                self.publisher.rotate(svid, wall.unix_millis, self.rng.random());
+            }
+            Command::Members(reply) => {
+                let _ = reply.send(self.members());
+            }
+            Command::Leave(_) => unreachable!("the loop handles it"),
+        }
+    }
+
+    fn handle_timeout(&mut self) {
+        let now = self.clock.now();
+        self.catalogue.handle_timeout(now, self.clock.wall());
+        let rng = &mut self.rng;
+        self.publisher.handle_timeout(now, || rng.random());
+        if now >= self.next_seed {
+            self.gossip_with_a_seed(now);
+        }
+    }
+
+    fn gossip_with_a_seed(&mut self, now: Instant) {
+        let own = self.replica_settings.address;
+        let seeds = self.book.seeds.borrow().clone();
+        let alone = self.alive_peers().next().is_none();
+        self.next_seed = now + if alone { JOIN_PERIOD } else { SEED_PERIOD };
+        if alone {
+            seeds.iter().filter(|seed| **seed != own).for_each(|seed| self.replica.gossip_with(*seed));
+        } else if let Some(seed) = seeds.iter().filter(|seed| **seed != own).choose(&mut self.rng) {
+            self.replica.gossip_with(*seed);
+        }
+    }
+
+    async fn handle_changes(&mut self, first: Change) {
+        self.handle_change(first).await;
+        for _ in 1..CHANGES_PER_TURN_MAX {
+            match self.replica.try_changed() {
+                Some(change) => self.handle_change(change).await,
+                None => break,
+            }
+        }
+        for change in self.replica.rescan_if_overflowed().await {
+            self.handle_change(change).await;
+        }
+        tokio::task::yield_now().await;
+    }
+
+    async fn handle_change(&mut self, change: Change) {
+        if change.name == self.replica_settings.name && change.generation == self.replica_settings.generation
+        {
+            self.defend_own_map(&change).await;
+            return;
+        }
+        let taken_in = self.take_in(&change);
+        match &taken_in {
+            Ok(()) => counter!("starling_gossip_records_total").increment(1),
+            Err(rejected) => {
+                counter!("starling_gossip_rejected_total", "reason" => rejected.reason()).increment(1);
+                debug!(name = change.name, key = change.key, reason = %rejected, "record refused");
+            }
+        }
+        self.outlive_if_succeeded();
+    }
+
+    /// Any member's message can alter our own map; what we said stands, so it is said again.
+    async fn defend_own_map(&mut self, change: &Change) {
+        let Some(spoken) = self.spoken.get(&change.key).filter(|spoken| **spoken != change.value) else {
+            return;
+        };
+        counter!("starling_gossip_overwritten_total").increment(1);
+        self.replica.set(&change.key, spoken).await;
+    }
+
+    fn take_in(&mut self, change: &Change) -> Result<(), Rejected> {
+        let bytes = from_text(&change.value).unwrap_or_default();
+        let now = self.clock.now();
+        if change.key == LEASE_KEY {
+            let renewal =
+                codec::decode::<Renewal, 64>(&bytes).map_err(|error| Rejected::Unreadable(error.into()))?;
+            return self.catalogue.apply_renewal(&change.name, &renewal, now);
+        }
+        self.catalogue.apply_filed(&change.name, &bytes, now, self.clock.wall()).map(drop)
+    }
+
+    fn outlive_if_succeeded(&mut self) {
+        let heard =
+            self.catalogue.version_of(self.publisher.owner()).map_or(0, |version| version.incarnation);
+        let now = self.clock.now();
+        if heard <= self.publisher.incarnation() || now < self.next_outlive {
+            return;
+        }
+        self.next_outlive = now + OUTLIVE_PERIOD;
+        warn!(
+            owner = %self.publisher.owner(), heard, ours = self.publisher.incarnation(),
+            "somebody spread a later life of this node: the calendar was set back, or another node \
+             uses this identity and name; speaking above it"
+        );
+        self.publisher.outlive(heard, self.rng.random());
+    }
+
+    /// Carries what the publisher said into the catalogue and the map, and tells a few peers.
+    async fn spread(&mut self) {
+        let mut news = false;
+        while let Some(said) = self.publisher.poll_said() {
+            news |= !matches!(said, Said::Renewal(_));
+            let (key, bytes) = match &said {
+                Said::Node(record) => (NODE_KEY.to_owned(), record.to_bytes()),
+                Said::Instance(id, record) => (format!("{INSTANCE_PREFIX}{id}"), record.to_bytes()),
+                Said::Renewal(renewal) => (LEASE_KEY.to_owned(), codec::encode(renewal)),
+            };
+            let change = Change {
+                name: self.replica_settings.name.clone(),
+                generation: self.replica_settings.generation,
+                key,
+                value: to_text(&bytes),
+            };
+            if let Err(rejected) = self.take_in(&change) {
+                error!(key = change.key, reason = %rejected, "this node's own record is refused; nobody will accept it");
+            }
+            self.replica.set(&change.key, &change.value).await;
+            self.spoken.insert(change.key, change.value);
+        }
+        if news {
+            self.tell_some();
+        }
+    }
+
+    fn tell_some(&mut self) {
+        let peers: Vec<_> = self.alive_peers().collect();
+        for address in peers.into_iter().choose_multiple(&mut self.rng, TOLD_AT_ONCE) {
+            self.replica.gossip_with(address);
+        }
+    }
+
+    fn alive_peers(&self) -> impl Iterator<Item = SocketAddr> + use<> {
+        let own = self.publisher.owner().clone();
+        let snapshot = self.snapshot_out.borrow().clone();
+        let addresses: Vec<_> = snapshot
+            .members
+            .iter()
+            .filter(|(owner, member)| **owner != own && member.presence == Presence::Alive)
+            .map(|(_, member)| member.record.addresses[0])
+            .collect();
+        addresses.into_iter()
+    }
+
+    fn publish(&mut self) {
+        if let Some(snapshot) = self.catalogue.poll_snapshot() {
+            let present = snapshot.members.values().filter(|member| member.presence.is_present()).count();
+            gauge!("starling_catalogue_members").set(present as f64);
+            gauge!("starling_catalogue_services").set(snapshot.services.len() as f64);
+            self.snapshot_out.send_replace(Arc::new(snapshot));
+        }
+    }
+
+    fn members(&self) -> Vec<MemberView> {
+        let now = self.clock.now();
+        let snapshot = self.snapshot_out.borrow().clone();
+        let view = |(owner, member): (&Owner, &Member)| MemberView {
+            owner: owner.clone(),
+            member: member.clone(),
+            heard: self.catalogue.heard(owner, now),
+        };
+        snapshot.members.iter().map(view).collect()
+    }
+
+    async fn leave(&mut self) {
+        self.publisher.leave();
+        for _ in 0..LEAVE_ROUNDS {
+            self.spread().await;
+            self.tell_some();
+            tokio::time::sleep(LEAVE_PERIOD).await;
+        }
+        info!(owner = %self.publisher.owner(), "left the mesh");
+    }
+
+    /// chitchat ended, by a fault of its own or a message that no honest peer sends. The catalogue
+    /// stands; the map is built again in a new life.
+    async fn restart_replica(&mut self) {
+        error!("the repair path ended unexpectedly and is started again");
+        counter!("starling_gossip_restarts_total").increment(1);
+        self.replica = loop {
+            tokio::time::sleep(JOIN_PERIOD).await;
+            self.replica_settings.generation += 1;
+            match Replica::start(self.replica_settings.clone(), self.link.clone(), self.book.clone()).await {
+                Ok(replica) => break replica,
+                Err(reason) => error!(%reason, "the repair path does not start; trying again"),
+            }
+        };
+        for (key, value) in &self.spoken {
+            self.replica.set(key, value).await;
+        }
+    }
+}
