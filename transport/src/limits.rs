@@ -1,0 +1,147 @@
+//! Every maximum of the transport, each with its reason.
+//!
+//! A name carries its unit. What an operator may tune is handed in by the node's configuration;
+//! these are the bounds under which a stranger's packets are handled, and the paces of the state
+//! machines here.
+
+use std::time::Duration;
+
+/// Bidirectional streams a peer may have open on one connection. quinn-proto prepares every
+/// permitted stream at set-up; at 20,000 a connection costs more than twice as much.
+pub const CALLS_PER_CONNECTION_MAX: u32 = 1_000;
+
+/// Unidirectional streams a peer may have open on one connection: gossip messages under way.
+pub const MESSAGES_PER_CONNECTION_MAX: u32 = 1_000;
+
+/// Connections of one node, dialled and accepted. An idle one takes about 45 KB, so this is
+/// under 200 MB; a mesh of chitchat's largest size (about 1,149 nodes) fits three times.
+pub const CONNECTIONS_MAX: usize = 4_096;
+
+/// Connections with one IP address: many nodes behind one NAT fit, one host cannot take all.
+pub const CONNECTIONS_PER_SOURCE_MAX: usize = 1_536;
+
+/// Handshakes under way that we answer. Beyond this, a source must first show that it receives at
+/// its address (Retry, RFC 9000, section 8.1.2), so that forged sources cost no signatures.
+pub const HALF_OPEN_UNPROVED_MAX: usize = 64;
+
+/// Handshakes under way from anybody. At 1 ms of CPU each this is about a second of work.
+pub const HALF_OPEN_MAX: usize = 1_024;
+
+/// Early packets kept for one handshake before we answer it. A first flight is under 8 KiB.
+pub const HALF_OPEN_BYTES_MAX: u64 = 64 * 1024;
+
+/// The same for all of them together.
+pub const HALF_OPEN_TOTAL_BYTES_MAX: u64 = 8 * 1024 * 1024;
+
+/// A whole handshake, dialled or answered, up to the callee's welcome.
+pub const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Dials under way. Each holds a connection's memory and a timer.
+pub const DIALS_MAX: usize = 512;
+
+/// The round trip assumed before the first is measured. RFC 9002 says 333 ms, and then a lost
+/// first packet is repeated after a second, half of [`DIAL_TIMEOUT`].
+pub const INITIAL_RTT: Duration = Duration::from_millis(100);
+
+/// Silence after which a connection is gone (RFC 9000, section 10.1). [`crate::silence`] notices
+/// far earlier; this only frees the memory.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A packet at least this often keeps NAT bindings: the common timeout for UDP is 30 s.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// A connection that carried nothing for so long is given back. In a mesh of 200 nodes that
+/// gossip once a second, a pair meets about every half minute.
+pub const UNUSED_CLOSE: Duration = Duration::from_secs(120);
+
+/// How long the loser of two simultaneous dials stays, once idle: both ends have certainly seen
+/// the winner when a whole dial could have run out.
+pub const LOSER_LINGER: Duration = Duration::from_secs(2);
+
+/// How long the one who said goodbye waits for the other to close.
+pub const GOODBYE_WAIT: Duration = Duration::from_secs(5);
+
+/// Body of a stream header: a service name (127 B), an instance id (63 B) and their lengths, and
+/// as much again for what later versions add.
+pub const HEADER_BODY_BYTES_MAX: usize = 512;
+
+/// Text that goes with a refusal: one line for a person.
+pub const REFUSAL_DETAIL_BYTES_MAX: usize = 256;
+
+/// From a stream's first packet to its whole header. Headers fit one packet; this covers a few
+/// losses.
+pub const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// From a gossip stream's header to the message's end.
+pub const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long opening a stream waits for the peer to permit one more.
+pub const OPEN_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Streams waiting for the owner to take them; beyond it callers hear `Overloaded`.
+pub const INCOMING_STREAMS_MAX: usize = 256;
+
+/// Gossip messages waiting for the gossip loop. At full size they are 32 MiB.
+pub const GOSSIP_RECEIVED_MAX: usize = 256;
+
+/// Gossip messages waiting for one peer. A round sends a peer at most a few; while it is dialled
+/// for two seconds a few rounds may pass.
+pub const GOSSIP_QUEUED_PER_PEER_MAX: usize = 32;
+
+/// Peers with a sending queue. They are removed after [`GOSSIP_QUEUE_IDLE`].
+pub const GOSSIP_PEERS_MAX: usize = 4_096;
+
+/// A peer's sending queue goes when it was empty for so long.
+pub const GOSSIP_QUEUE_IDLE: Duration = Duration::from_secs(30);
+
+/// The pause after a first failed dial.
+pub const BACKOFF_MIN: Duration = Duration::from_millis(100);
+
+/// The longest pause between dials to one address: a restarted peer is found within it even if
+/// it does not dial us itself.
+pub const BACKOFF_MAX: Duration = Duration::from_secs(10);
+
+/// Addresses whose failed dials are remembered. The one that waited longest is forgotten first.
+pub const BACKOFFS_MAX: usize = 4_096;
+
+/// How often a busy connection is looked at.
+pub const SILENCE_TICK: Duration = Duration::from_millis(50);
+
+/// The least silence, with something unacknowledged, that counts as unresponsive. Above any sane
+/// scheduling delay, below what a caller would call a second.
+pub const SILENCE_MIN: Duration = Duration::from_millis(300);
+
+/// Probe timeouts (RFC 9002, section 6.2) without an answer that count as unresponsive.
+pub const SILENCE_PTOS: u32 = 3;
+
+/// A busy connection that heard nothing for so long asks, so that a peer that dies while we wait
+/// for its answer is noticed within a second.
+pub const PROBE_AFTER: Duration = Duration::from_millis(400);
+
+/// The same, once its streams have been quiet for [`PROBE_EAGERLY`]: kept-alive idle streams.
+pub const PROBE_AFTER_QUIET: Duration = Duration::from_secs(5);
+
+/// How long after the last stream frame a connection asks eagerly.
+pub const PROBE_EAGERLY: Duration = Duration::from_secs(10);
+
+/// How often an unresponsive connection is asked and looked at.
+pub const PROBE_WHILE_SILENT: Duration = Duration::from_millis(250);
+
+/// The delay a peer may add before it acknowledges (RFC 9000, section 18.2, the default).
+pub const ACK_DELAY: Duration = Duration::from_millis(25);
+
+/// Probes that may wait to be read; they are empty, and only their arrival matters.
+pub const PROBE_BUFFER_BYTES_MAX: usize = 1_024;
+
+/// Socket buffers we ask for; the system may give less. A burst of 4 MiB at 10 Gbit/s lasts 3 ms,
+/// about what a busy scheduler keeps a task waiting.
+pub const SOCKET_BUFFER_BYTES: usize = 4 * 1024 * 1024;
+
+/// A credential file. A bundle of 64 roots as PEM is under 200 KiB.
+pub const CREDENTIAL_FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// How often credential files are looked at.
+pub const CREDENTIAL_POLL: Duration = Duration::from_secs(1);
+
+/// How long closing waits for the system to send the last packets.
+pub const CLOSE_FLUSH: Duration = Duration::from_millis(500);

@@ -1,0 +1,317 @@
+//! Connections to share: found, dialled, or waited for.
+//!
+//! There is one connection per local identity, peer identity and address, whoever dialled it.
+//! Lookups join a dial under way; failed dials are followed by a pause. The pool decides by
+//! [`crate::registry`] and [`crate::backoff`]; it neither encrypts nor reads streams.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use rand::rngs::StdRng;
+use tokio::sync::watch;
+
+use starling_gossip::clock::Clock;
+use starling_gossip::identity::SpiffeId;
+
+use crate::backoff::Backoff;
+use crate::connection::{CLOSED, Connection, LEAVING, PEER_LEFT};
+use crate::credentials::Credentials;
+use crate::dial::{ConnectError, Dialler, canonical};
+use crate::limits::{BACKOFFS_MAX, CONNECTIONS_MAX, DIALS_MAX};
+use crate::registry::Registry;
+use crate::serve::{Inbox, serve};
+use crate::supervise::supervise;
+use crate::telemetry::{self, Direction};
+use crate::verify::Expected;
+
+/// Whom to connect to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Where.
+    pub address: SocketAddr,
+    /// Who must answer there.
+    pub expected: Expected,
+}
+
+/// What this node itself knows of a peer's reachability.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerStatus {
+    /// Who.
+    pub identity: SpiffeId,
+    /// Where.
+    pub address: SocketAddr,
+    /// Whether there is a connection. If not, the last dial failed.
+    pub connected: bool,
+    /// Whether it answers, as far as can be told.
+    pub responsive: bool,
+    /// The estimated round trip, while connected.
+    pub rtt: Option<Duration>,
+}
+
+/// A node's connections. Cheap to clone.
+#[derive(Clone)]
+pub struct Pool {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    table: Mutex<Table>,
+    dialler: Dialler,
+    credentials: Credentials,
+    inbox: Inbox,
+    changes: Arc<watch::Sender<u64>>,
+}
+
+struct Table {
+    registry: Registry,
+    dials: BTreeMap<DialKey, watch::Receiver<DialOutcome>>,
+    backoffs: BTreeMap<DialKey, (Backoff, ConnectError)>,
+    rng: StdRng,
+    closed: bool,
+}
+
+type DialOutcome = Option<Result<Connection, ConnectError>>;
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct DialKey {
+    address: SocketAddr,
+    expected: Expected,
+    local: SpiffeId,
+}
+
+enum Lookup {
+    Found(Connection),
+    Dialling(watch::Receiver<DialOutcome>),
+}
+
+impl Pool {
+    pub(crate) fn new(dialler: Dialler, credentials: Credentials, inbox: Inbox, rng: StdRng) -> Self {
+        let table = Table {
+            registry: Registry::default(),
+            dials: BTreeMap::new(),
+            backoffs: BTreeMap::new(),
+            rng,
+            closed: false,
+        };
+        let shared = Shared {
+            table: Mutex::new(table),
+            dialler,
+            credentials,
+            inbox,
+            changes: Arc::new(watch::Sender::new(0)),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// A usable connection to `target`: a pooled one, or a dial's, at most
+    /// [`crate::limits::DIAL_TIMEOUT`] from now. Cancelling it leaves the dial to the others.
+    pub async fn connect(&self, target: &Target) -> Result<Connection, ConnectError> {
+        self.connect_as(&self.shared.credentials, target).await
+    }
+
+    /// The same under another identity of this node.
+    pub async fn connect_as(
+        &self,
+        credentials: &Credentials,
+        target: &Target,
+    ) -> Result<Connection, ConnectError> {
+        let mut outcome = match self.look_up(credentials, target)? {
+            Lookup::Found(connection) => return Ok(connection),
+            Lookup::Dialling(outcome) => outcome,
+        };
+        let settled = outcome.wait_for(Option::is_some).await.map(|outcome| outcome.clone());
+        settled.ok().flatten().unwrap_or(Err(ConnectError::Closed))
+    }
+
+    /// A usable connection to `address`, whoever dialled it and whoever the peer is. Never dials.
+    pub fn connected(&self, address: SocketAddr) -> Option<Connection> {
+        self.table().registry.usable(canonical(address), &Expected::Anybody, None)
+    }
+
+    /// Every peer with a connection, and every identity whose last dial failed.
+    pub fn peers(&self) -> Vec<PeerStatus> {
+        let table = self.table();
+        let mut peers: BTreeMap<(SpiffeId, SocketAddr), PeerStatus> = BTreeMap::new();
+        for key in table.backoffs.keys() {
+            let Expected::Exactly(identity) = &key.expected else { continue };
+            let (identity, address) = (identity.clone(), key.address);
+            peers.insert(
+                (identity.clone(), address),
+                PeerStatus { identity, address, connected: false, responsive: false, rtt: None },
+            );
+        }
+        let mut connections: Vec<_> = table.registry.iter().filter(|one| !one.is_closed()).collect();
+        connections.sort_by_key(|one| one.is_responsive());
+        for connection in connections {
+            let peer = connection.peer();
+            let status = PeerStatus {
+                identity: peer.id.clone(),
+                address: peer.address,
+                connected: true,
+                responsive: connection.is_responsive(),
+                rtt: Some(connection.rtt()),
+            };
+            peers.insert((peer.id.clone(), peer.address), status);
+        }
+        peers.into_values().collect()
+    }
+
+    /// Tells when [`Pool::peers`] may say something else.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.changes.subscribe()
+    }
+
+    /// Open connections, and those of them with `source`.
+    pub(crate) fn occupancy(&self, source: IpAddr) -> (usize, usize) {
+        let table = self.table();
+        (table.registry.connections(), table.registry.connections_from(source))
+    }
+
+    /// Takes in a connection that a peer dialled.
+    pub(crate) fn adopt(&self, connection: Connection) {
+        self.attend(&connection);
+        self.enter(&mut self.table(), connection);
+    }
+
+    /// Whether any connection has streams or messages under way.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.table().registry.iter().any(|one| !one.is_closed() && one.is_responsive() && one.is_busy())
+    }
+
+    /// Nothing is dialled any more.
+    pub(crate) fn stop_dialling(&self) {
+        self.table().closed = true;
+    }
+
+    fn look_up(&self, credentials: &Credentials, target: &Target) -> Result<Lookup, ConnectError> {
+        let address = canonical(target.address);
+        let local = credentials.id().clone();
+        let mut table = self.table();
+        if table.closed {
+            return Err(ConnectError::Closed);
+        }
+        if let Some(connection) = table.registry.usable(address, &target.expected, Some(&local)) {
+            return Ok(Lookup::Found(connection));
+        }
+        let key = DialKey { address, expected: target.expected.clone(), local };
+        if let Some(outcome) = table.dials.get(&key) {
+            return Ok(Lookup::Dialling(outcome.clone()));
+        }
+        if let Some((backoff, last)) = table.backoffs.get(&key)
+            && let Some(retry_in) = backoff.wait(self.clock().now())
+        {
+            let (failures, last) = (backoff.failures(), Box::new(last.clone()));
+            return Err(ConnectError::BackingOff { address, retry_in, failures, last });
+        }
+        if table.dials.len() >= DIALS_MAX || table.registry.connections() >= CONNECTIONS_MAX {
+            return Err(ConnectError::Overloaded);
+        }
+        let (settle, outcome) = watch::channel(None);
+        table.dials.insert(key.clone(), outcome.clone());
+        tokio::spawn(self.clone().dial(credentials.clone(), key, settle));
+        Ok(Lookup::Dialling(outcome))
+    }
+
+    /// Owned by no caller: a dial goes on when whoever asked first stops waiting.
+    async fn dial(self, credentials: Credentials, key: DialKey, settle: watch::Sender<DialOutcome>) {
+        let attend = |connection: &Connection| self.attend(connection);
+        let result =
+            self.shared.dialler.dial(&credentials, key.address, key.expected.clone(), attend).await;
+        let outcome = match &result {
+            Ok(_) => "ok",
+            Err(error) => error.as_str(),
+        };
+        telemetry::handshake(Direction::Outbound, outcome);
+        let mut table = self.table();
+        table.dials.remove(&key);
+        let result = match result {
+            Ok(connection) => {
+                self.enter(&mut table, connection.clone());
+                Ok(table.registry.usable(key.address, &key.expected, Some(&key.local)).unwrap_or(connection))
+            }
+            Err(error) => {
+                tracing::debug!(address = %key.address, %error, "dial failed");
+                table.remember_failure(&key, &error, self.clock());
+                // The peer may have reached us meanwhile.
+                table.registry.usable(key.address, &key.expected, Some(&key.local)).ok_or(error)
+            }
+        };
+        drop(table);
+        self.changed();
+        settle.send_replace(Some(result));
+    }
+
+    fn enter(&self, table: &mut Table, connection: Connection) {
+        let peer = connection.peer().clone();
+        for other in table.registry.iter().filter(|other| *other.peer() == peer) {
+            // Perhaps the peer was restarted and this one is dead: asking is how to find out.
+            let _ = other.quinn().send_datagram(Bytes::new());
+            other.touch();
+        }
+        for expected in [Expected::Anybody, Expected::Exactly(peer.id)] {
+            let local = connection.local().clone();
+            table.backoffs.remove(&DialKey { address: peer.address, expected, local });
+        }
+        table.registry.insert(connection.clone());
+        if connection.is_closed() {
+            table.registry.remove(&connection);
+        }
+        self.changed();
+    }
+
+    /// Starts what runs for as long as the connection is open.
+    fn attend(&self, connection: &Connection) {
+        tokio::spawn(serve(connection.clone(), self.shared.inbox.clone()));
+        let watched =
+            supervise(connection.clone(), self.clock().clone(), self.shared.changes.clone());
+        let (pool, leaving) = (self.clone(), connection.clone());
+        let see_out = async move {
+            leaving.reached(LEAVING | PEER_LEFT | CLOSED).await;
+            pool.table().registry.judge(leaving.peer().address);
+            leaving.reached(CLOSED).await;
+            pool.table().registry.remove(&leaving);
+            pool.changed();
+        };
+        tokio::spawn(async move { tokio::join!(watched, see_out) });
+    }
+
+    fn changed(&self) {
+        self.shared.changes.send_modify(|count| *count += 1);
+    }
+
+    fn clock(&self) -> &Clock {
+        self.shared.credentials.clock()
+    }
+
+    /// Held for table work only, never across a wait.
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.shared.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    fn remember_failure(&mut self, key: &DialKey, error: &ConnectError, clock: &Clock) {
+        if matches!(error, ConnectError::Closed | ConnectError::Overloaded | ConnectError::BadCredentials) {
+            return;
+        }
+        if !self.backoffs.contains_key(key) && self.backoffs.len() >= BACKOFFS_MAX {
+            let oldest = self.backoffs.iter().min_by_key(|(_, (backoff, _))| backoff.not_before());
+            if let Some(oldest) = oldest.map(|(key, _)| key.clone()) {
+                self.backoffs.remove(&oldest);
+            }
+        }
+        let entry = self.backoffs.entry(key.clone());
+        let (backoff, last) = entry.or_insert_with(|| (Backoff::default(), error.clone()));
+        backoff.handle_failure(clock.now(), &mut self.rng);
+        *last = error.clone();
+    }
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool").field("registry", &self.table().registry).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,90 @@
+//! The table of open connections, by the peer's address and identity.
+//!
+//! When both ends dialled at once there are two connections between the same pair. Both ends
+//! order them by the same secret of the two handshakes, so both send new streams to the same one,
+//! the winner; the loser goes when it is idle. A table only: it dials nothing and waits for
+//! nothing.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use starling_gossip::identity::SpiffeId;
+
+use crate::connection::{CLOSED, Connection, LEAVING, PEER_LEFT, SUPERSEDED};
+use crate::verify::Expected;
+
+/// All open connections.
+#[derive(Debug, Default)]
+pub(crate) struct Registry {
+    by_address: BTreeMap<SocketAddr, Vec<Connection>>,
+    connections: usize,
+}
+
+impl Registry {
+    pub(crate) fn insert(&mut self, connection: Connection) {
+        let address = connection.peer().address;
+        self.by_address.entry(address).or_default().push(connection);
+        self.connections += 1;
+        self.judge(address);
+    }
+
+    pub(crate) fn remove(&mut self, connection: &Connection) {
+        let address = connection.peer().address;
+        let Some(list) = self.by_address.get_mut(&address) else { return };
+        let before = list.len();
+        list.retain(|other| !other.is_same(connection));
+        self.connections -= before - list.len();
+        if list.is_empty() {
+            self.by_address.remove(&address);
+        } else {
+            self.judge(address);
+        }
+    }
+
+    /// The best usable connection to `address` that proved what is expected; as `local`, if given.
+    pub(crate) fn usable(
+        &self,
+        address: SocketAddr,
+        expected: &Expected,
+        local: Option<&SpiffeId>,
+    ) -> Option<Connection> {
+        self.by_address
+            .get(&address)?
+            .iter()
+            .filter(|one| one.is_usable())
+            .filter(|one| local.is_none_or(|local| one.local() == local))
+            .filter(|one| match expected {
+                Expected::Anybody => true,
+                Expected::Exactly(id) => one.peer().id == *id,
+            })
+            .min_by_key(|one| one.precedence())
+            .cloned()
+    }
+
+    pub(crate) fn connections(&self) -> usize {
+        self.connections
+    }
+
+    pub(crate) fn connections_from(&self, ip: IpAddr) -> usize {
+        let ports = SocketAddr::new(ip, 0)..=SocketAddr::new(ip, u16::MAX);
+        self.by_address.range(ports).map(|(_, list)| list.len()).sum()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Connection> {
+        self.by_address.values().flatten()
+    }
+
+    /// Says of each connection to `address` whether there is a better one for the same pair.
+    pub(crate) fn judge(&self, address: SocketAddr) {
+        let Some(list) = self.by_address.get(&address) else { return };
+        for one in list {
+            let superseded = list.iter().any(|other| {
+                other.local() == one.local()
+                    && other.peer().id == one.peer().id
+                    && other.flags_now() & (CLOSED | LEAVING | PEER_LEFT) == 0
+                    && other.precedence() < one.precedence()
+            });
+            one.mark(SUPERSEDED, superseded);
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! STATE MACHINE: has a peer gone silent?
+//!
+//! The rule: something that must be acknowledged is under way, and nothing at all arrived for
+//! the longer of three probe timeouts (RFC 9002, section 6.2.1) and 300 ms. Whatever arrives makes
+//! the peer responsive again. A peer from which we merely wait for an answer is asked with a probe,
+//! so that the rule can tell; an idle connection is neither watched nor asked.
+//!
+//! Counters go in, decisions come out; it sends nothing and reads no clock. Silence is this
+//! node's own evidence and steers only its own calls.
+
+use std::time::Duration;
+
+use starling_gossip::clock::Instant;
+
+use crate::limits::{
+    ACK_DELAY, PROBE_AFTER, PROBE_AFTER_QUIET, PROBE_EAGERLY, PROBE_WHILE_SILENT, SILENCE_MIN, SILENCE_PTOS,
+    SILENCE_TICK,
+};
+
+/// What a connection's counters say at one moment. Counts grow from the connection's start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sample {
+    /// UDP datagrams received from the peer.
+    pub datagrams_received: u64,
+    /// Frames sent that the peer must acknowledge (RFC 9002, section 2), path MTU probes excepted:
+    /// those may get lost on a healthy path.
+    pub eliciting_frames_sent: u64,
+    /// Stream frames, both ways.
+    pub stream_frames: u64,
+    /// The current estimate of the round trip.
+    pub rtt: Duration,
+    /// Whether any stream or message is under way.
+    pub busy: bool,
+    /// Whether somebody wrote since the last sample; quinn may not have sent it yet.
+    pub touched: bool,
+}
+
+/// What to do about a sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Whether the peer answers, as far as can be told.
+    pub responsive: bool,
+    /// Whether to send something the peer must acknowledge.
+    pub probe: bool,
+}
+
+/// What is known of one peer's silence.
+#[derive(Clone, Debug)]
+pub struct Silence {
+    last: Sample,
+    /// When the next sample is due; a much later one means that we ourselves were held up.
+    due: Option<Instant>,
+    heard: Instant,
+    streamed: Instant,
+    /// Since when something has been under way with nothing heard.
+    unanswered_since: Option<Instant>,
+    probed: Option<Instant>,
+    responsive: bool,
+}
+
+impl Silence {
+    /// A peer heard just now.
+    pub fn new(first: Sample, now: Instant) -> Self {
+        Self {
+            last: first,
+            due: None,
+            heard: now,
+            streamed: now,
+            unanswered_since: None,
+            probed: None,
+            responsive: true,
+        }
+    }
+
+    /// When the next sample is wanted; `None` while the connection is idle. A write may call
+    /// for one earlier.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// Judges the counters read at `now`.
+    pub fn handle_sample(&mut self, sample: Sample, now: Instant) -> Verdict {
+        let sent = sample.eliciting_frames_sent != self.last.eliciting_frames_sent;
+        if sample.stream_frames != self.last.stream_frames || (sample.busy && !self.last.busy) {
+            self.streamed = now;
+        }
+        if sample.datagrams_received != self.last.datagrams_received {
+            // Which came first, the last datagram or our last frame? If the frame was later and
+            // gets lost, quinn repeats it after one probe timeout, and we see that.
+            self.heard = now;
+            self.unanswered_since = None;
+            self.responsive = true;
+        } else if sent {
+            self.unanswered_since.get_or_insert(now);
+        }
+        if self.was_held_up(now) && self.responsive {
+            self.unanswered_since = self.unanswered_since.map(|_| now);
+        }
+        if self.unanswered_since.is_some_and(|since| now >= since + patience(sample.rtt)) {
+            self.responsive = false;
+        }
+        let probe = self.wants_probe(&sample, now);
+        if probe {
+            self.probed = Some(now);
+        }
+        self.last = sample;
+        self.due = self.next_look(&sample, sent || probe, now);
+        Verdict { responsive: self.responsive, probe }
+    }
+
+    /// A node that did not run cannot say who was silent meanwhile.
+    fn was_held_up(&self, now: Instant) -> bool {
+        self.due.is_some_and(|due| now > due + 3 * SILENCE_TICK)
+    }
+
+    fn wants_probe(&self, sample: &Sample, now: Instant) -> bool {
+        if !self.responsive {
+            return self.probed.is_none_or(|probed| now >= probed + PROBE_WHILE_SILENT);
+        }
+        sample.busy && self.unanswered_since.is_none() && now >= self.probe_at(now)
+    }
+
+    fn probe_at(&self, now: Instant) -> Instant {
+        let eager = now < self.streamed + PROBE_EAGERLY;
+        let asked = self.probed.unwrap_or(self.heard).max(self.heard);
+        asked + if eager { PROBE_AFTER } else { PROBE_AFTER_QUIET }
+    }
+
+    fn next_look(&self, sample: &Sample, sent: bool, now: Instant) -> Option<Instant> {
+        if !self.responsive {
+            return Some(now + PROBE_WHILE_SILENT);
+        }
+        if !sample.busy {
+            return None;
+        }
+        let closely = sent || sample.touched || self.unanswered_since.is_some();
+        Some(if closely { now + SILENCE_TICK } else { self.probe_at(now).max(now + SILENCE_TICK) })
+    }
+}
+
+/// How long an unanswered peer may be silent. quinn does not show the variance of its round
+/// trips; half of the round trip stands for it.
+fn patience(rtt: Duration) -> Duration {
+    let probe_timeout = rtt + rtt / 2 + ACK_DELAY;
+    (probe_timeout * SILENCE_PTOS).max(SILENCE_MIN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use starling_gossip::clock::Clock;
+
+    /// A connection whose counters the test moves, looked at whenever the machine asks.
+    struct Bench {
+        silence: Silence,
+        sample: Sample,
+        start: Instant,
+        now: Instant,
+        probes: usize,
+        answers: bool,
+    }
+
+    fn bench(busy: bool) -> Bench {
+        let now = Clock::System.now();
+        let sample = Sample { rtt: Duration::from_millis(1), busy, ..Sample::default() };
+        Bench { silence: Silence::new(sample, now), sample, start: now, now, probes: 0, answers: true }
+    }
+
+    impl Bench {
+        fn look(&mut self) -> bool {
+            let verdict = self.silence.handle_sample(self.sample, self.now);
+            if verdict.probe {
+                self.probes += 1;
+                self.sample.eliciting_frames_sent += 1;
+                self.sample.datagrams_received += u64::from(self.answers);
+            }
+            verdict.responsive
+        }
+
+        /// Runs until `for_ms` passed or the verdict is `until`; says after how many ms.
+        fn run(&mut self, for_ms: u64, until: Option<bool>) -> Option<u64> {
+            let end = self.now + Duration::from_millis(for_ms);
+            while let Some(due) = self.silence.poll_timeout().filter(|due| *due <= end) {
+                self.now = due;
+                let responsive = self.look();
+                if until == Some(responsive) {
+                    return Some((self.now - self.start).as_millis() as u64);
+                }
+            }
+            self.now = end;
+            None
+        }
+    }
+
+    #[test]
+    fn unanswered_data_is_silence_after_300_ms() {
+        let mut bench = bench(true);
+        bench.answers = false;
+        bench.sample.eliciting_frames_sent += 1;
+        assert!(bench.look());
+        let after = bench.run(1_000, Some(false)).expect("silent");
+        assert!((300..=350).contains(&after), "{after}");
+        bench.sample.datagrams_received += 1;
+        bench.now += SILENCE_TICK;
+        assert!(bench.look(), "anything received ends it");
+    }
+
+    #[test]
+    fn a_long_round_trip_is_given_three_probe_timeouts() {
+        let mut bench = bench(true);
+        bench.answers = false;
+        bench.sample.rtt = Duration::from_millis(200);
+        bench.sample.eliciting_frames_sent += 1;
+        bench.look();
+        let after = bench.run(5_000, Some(false)).expect("silent");
+        assert!((975..=1_050).contains(&after), "{after}");
+    }
+
+    #[test]
+    fn a_peer_we_only_wait_for_is_asked() {
+        let mut bench = bench(true);
+        bench.look();
+        assert_eq!(bench.run(3_000, Some(false)), None);
+        assert!(bench.probes >= 5, "{}", bench.probes);
+        bench.answers = false;
+        bench.start = bench.now;
+        let after = bench.run(3_000, Some(false)).expect("silent");
+        assert!(after <= 900, "{after}");
+    }
+
+    #[test]
+    fn quiet_streams_are_asked_rarely_and_an_idle_connection_never() {
+        let mut quiet = bench(true);
+        quiet.look();
+        quiet.run(20_000, None);
+        let eager = quiet.probes;
+        quiet.run(60_000, None);
+        assert!(quiet.probes - eager <= 13, "{}", quiet.probes - eager);
+
+        let mut idle = bench(false);
+        idle.look();
+        assert_eq!(idle.silence.poll_timeout(), None);
+        assert_eq!(idle.probes, 0);
+    }
+
+    #[test]
+    fn our_own_pause_is_not_the_peers_silence() {
+        let mut bench = bench(true);
+        bench.answers = false;
+        bench.sample.eliciting_frames_sent += 1;
+        bench.look();
+        bench.now += Duration::from_secs(3);
+        assert!(bench.look(), "we were the ones who did not run");
+        assert!(bench.run(1_000, Some(false)).is_some());
+    }
+}

@@ -1,0 +1,286 @@
+//! A stream through the mesh, as tokio's `AsyncRead` and `AsyncWrite`.
+//!
+//! Its one promise beyond quinn's: an end of file means that the peer ended it. A half that is
+//! dropped before its clean end resets or stops its direction, so that a truncated transfer never
+//! looks whole; quinn alone would finish it. It knows nothing of what it carries.
+
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use quinn::{ReadError, RecvStream, SendStream, VarInt, WriteError};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::answer::{AnswerError, AnswerReader};
+use crate::connection::{Connection, WorkGuard};
+
+/// Codes with which a direction of a stream ends early (RFC 9000, section 20.2).
+pub(crate) mod stream_code {
+    /// Its owner dropped it.
+    pub(crate) const ABANDONED: u32 = 1;
+    /// The stream was refused; the answer says why.
+    pub(crate) const REFUSED: u32 = 2;
+}
+
+/// Both directions of a stream. Shutting down the writer ends our direction and leaves the
+/// peer's open, as with TCP.
+pub struct MeshStream {
+    send: SendHalf,
+    recv: RecvHalf,
+}
+
+/// The direction from us. Ends cleanly by `shutdown`; dropped before, it is reset.
+pub struct SendHalf {
+    stream: SendStream,
+    finished: bool,
+    /// There until the half is dropped; then it moves to whoever waits for the acknowledgement.
+    work: Option<WorkGuard>,
+}
+
+/// The direction to us. Dropped before its end of file, the peer is told to stop.
+pub struct RecvHalf {
+    stream: RecvStream,
+    /// The callee's answer, while it is awaited.
+    answer: Option<AnswerReader>,
+    _work: WorkGuard,
+}
+
+impl MeshStream {
+    /// The dialler's end: the callee's answer comes first.
+    pub(crate) fn dialled(send: SendStream, recv: RecvStream, work: WorkGuard) -> Self {
+        Self::new(send, recv, work, Some(AnswerReader::default()))
+    }
+
+    /// The callee's end.
+    pub(crate) fn called(send: SendStream, recv: RecvStream, work: WorkGuard) -> Self {
+        Self::new(send, recv, work, None)
+    }
+
+    fn new(send: SendStream, recv: RecvStream, work: WorkGuard, answer: Option<AnswerReader>) -> Self {
+        let recv_work = work.connection().begin_work();
+        Self {
+            send: SendHalf::new(send, work),
+            recv: RecvHalf { stream: recv, answer, _work: recv_work },
+        }
+    }
+
+    /// Waits for the callee's answer. Waits as long as the callee does: bound it. Reading does
+    /// the same unasked, and then a refusal is an error of kind `ConnectionRefused`.
+    pub async fn accepted(&mut self) -> Result<(), AnswerError> {
+        self.recv.accepted().await
+    }
+
+    /// The connection that carries the stream.
+    pub fn connection(&self) -> &Connection {
+        self.recv._work.connection()
+    }
+
+    /// Both directions, each to be owned by another task; no lock is between them.
+    pub fn into_split(self) -> (SendHalf, RecvHalf) {
+        (self.send, self.recv)
+    }
+
+    /// Writes what the stream begins with.
+    pub(crate) async fn write_first(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
+        self.send.write_first(bytes).await
+    }
+
+    /// Ends both directions after a refusal was written.
+    pub(crate) fn end_refused(&mut self) {
+        self.send.finish();
+        let _ = self.recv.stream.stop(VarInt::from_u32(stream_code::REFUSED));
+    }
+}
+
+impl SendHalf {
+    pub(crate) fn new(stream: SendStream, work: WorkGuard) -> Self {
+        Self { stream, finished: false, work: Some(work) }
+    }
+
+    pub(crate) async fn write_first(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
+        self.stream.write_all(bytes).await
+    }
+
+    /// Writes `bytes` without copying them.
+    pub async fn write_chunk(&mut self, bytes: Bytes) -> io::Result<()> {
+        self.touch();
+        self.stream.write_chunk(bytes).await.map_err(write_error)
+    }
+
+    fn touch(&self) {
+        if let Some(work) = &self.work {
+            work.connection().touch();
+        }
+    }
+
+    fn finish(&mut self) {
+        if !self.finished {
+            self.touch();
+            // It fails when the peer stopped the stream, and then there is nothing to end.
+            let _ = self.stream.finish();
+            self.finished = true;
+        }
+    }
+}
+
+impl Drop for SendHalf {
+    fn drop(&mut self) {
+        if !self.finished {
+            let _ = self.stream.reset(VarInt::from_u32(stream_code::ABANDONED));
+            return;
+        }
+        // Until the peer has all of it, the connection is neither unwatched nor idle.
+        let work = self.work.take();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let acknowledged = self.stream.stopped();
+            runtime.spawn(async move {
+                let _ = acknowledged.await;
+                drop(work);
+            });
+        }
+    }
+}
+
+impl AsyncWrite for SendHalf {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.touch();
+        Pin::new(&mut self.stream).poll_write(cx, buf).map_err(write_error)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let mut written = 0;
+        for buf in bufs.iter().filter(|buf| !buf.is_empty()) {
+            match self.as_mut().poll_write(cx, buf) {
+                Poll::Ready(Ok(bytes)) if bytes == buf.len() => written += bytes,
+                Poll::Ready(Ok(bytes)) => return Poll::Ready(Ok(written + bytes)),
+                // What was taken is taken; the next call meets the error or the full window.
+                _ if written > 0 => break,
+                other => return other,
+            }
+        }
+        Poll::Ready(Ok(written))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.finish();
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl RecvHalf {
+    /// Waits for the callee's answer; see [`MeshStream::accepted`].
+    pub async fn accepted(&mut self) -> Result<(), AnswerError> {
+        poll_fn(|cx| self.poll_answer(cx)).await
+    }
+
+    /// The next bytes, at most `bytes_max`, without copying them; `None` at the clean end.
+    pub async fn read_chunk(&mut self, bytes_max: usize) -> io::Result<Option<Bytes>> {
+        self.accepted().await?;
+        let chunk = self.stream.read_chunk(bytes_max, true).await.map_err(read_error)?;
+        Ok(chunk.map(|chunk| chunk.bytes))
+    }
+
+    /// Fills `bufs` with the next bytes, without copying them; `None` at the clean end.
+    pub async fn read_chunks(&mut self, bufs: &mut [Bytes]) -> io::Result<Option<usize>> {
+        self.accepted().await?;
+        self.stream.read_chunks(bufs).await.map_err(read_error)
+    }
+
+    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), AnswerError>> {
+        let Some(answer) = &mut self.answer else { return Poll::Ready(Ok(())) };
+        ready!(answer.poll(&mut self.stream, cx))?;
+        self.answer = None;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for RecvHalf {
+    fn drop(&mut self) {
+        // Does nothing once the end of file was read.
+        let _ = self.stream.stop(VarInt::from_u32(stream_code::ABANDONED));
+    }
+}
+
+impl AsyncRead for RecvHalf {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.answer.is_some() {
+            ready!(self.poll_answer(cx))?;
+        }
+        self.stream.poll_read_buf(cx, buf).map_err(read_error)
+    }
+}
+
+impl AsyncRead for MeshStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.recv).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for MeshStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.send).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.send).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.send).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.send).poll_shutdown(cx)
+    }
+}
+
+/// A reset is `ConnectionReset`, so that it cannot be taken for an end of file.
+pub(crate) fn read_error(error: ReadError) -> io::Error {
+    let kind = match &error {
+        ReadError::Reset(_) | ReadError::ConnectionLost(_) => io::ErrorKind::ConnectionReset,
+        ReadError::ClosedStream => io::ErrorKind::NotConnected,
+        ReadError::IllegalOrderedRead | ReadError::ZeroRttRejected => io::ErrorKind::Other,
+    };
+    io::Error::new(kind, error)
+}
+
+/// The peer that reads no more is `BrokenPipe`, as a closed socket would be.
+fn write_error(error: WriteError) -> io::Error {
+    let kind = match &error {
+        WriteError::Stopped(_) => io::ErrorKind::BrokenPipe,
+        WriteError::ConnectionLost(_) => io::ErrorKind::ConnectionReset,
+        WriteError::ClosedStream => io::ErrorKind::NotConnected,
+        WriteError::ZeroRttRejected => io::ErrorKind::Other,
+    };
+    io::Error::new(kind, error)
+}

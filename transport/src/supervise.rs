@@ -1,0 +1,170 @@
+//! One task per connection: notices silence, sees unused connections out.
+//!
+//! It decides nothing itself: counters go into [`crate::silence`] and [`crate::retirement`], and
+//! what they say is done. While the connection is idle it sleeps.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use quinn::{ConnectionStats, VarInt};
+use tokio::sync::watch;
+
+use starling_gossip::clock::{Clock, Instant};
+
+use crate::connection::{CLOSED, Connection, LEAVING, PEER_LEFT, SILENT, SUPERSEDED};
+use crate::header::{StreamHeader, StreamKind};
+use crate::limits::SILENCE_TICK;
+use crate::retirement::{Retirement, Situation, Step};
+use crate::silence::{Sample, Silence};
+use crate::telemetry;
+
+/// Codes with which a connection is closed (RFC 9000, section 19.19, application codes).
+pub(crate) mod close_code {
+    /// Nobody needs it any more.
+    pub(crate) const UNUSED: u32 = 0;
+    /// The node goes away.
+    pub(crate) const SHUTDOWN: u32 = 1;
+    /// Too many connections.
+    pub(crate) const OVERLOADED: u32 = 2;
+    /// The dialler gave up.
+    pub(crate) const ABANDONED: u32 = 3;
+}
+
+/// Watches `connection` until it is closed. `changes` hears of silence and of its end.
+pub(crate) async fn supervise(connection: Connection, clock: Clock, changes: Arc<watch::Sender<u64>>) {
+    telemetry::connection_opened();
+    let mut silence = Silence::new(sample(&connection, false), clock.now());
+    let mut retirement = Retirement::default();
+    let closed = connection.quinn().closed();
+    tokio::pin!(closed);
+    loop {
+        let due = look(&connection, &mut silence, &mut retirement, clock.now(), &changes);
+        tokio::select! {
+            why = &mut closed => {
+                tracing::debug!(peer = %connection.peer().id, address = %connection.peer().address, %why, "connection closed");
+                break;
+            }
+            () = connection.woken() => {}
+            () = sleep_until(due) => {}
+            // Probes are empty: their arrival was the point.
+            _ = connection.quinn().read_datagram() => {}
+        }
+    }
+    connection.mark(CLOSED, true);
+    telemetry::connection_closed();
+    changes.send_modify(|count| *count += 1);
+}
+
+/// One look; says when the next is due.
+fn look(
+    connection: &Connection,
+    silence: &mut Silence,
+    retirement: &mut Retirement,
+    now: Instant,
+    changes: &watch::Sender<u64>,
+) -> Option<Instant> {
+    let touched = connection.take_touch();
+    let verdict = silence.handle_sample(sample(connection, touched), now);
+    if connection.mark(SILENT, !verdict.responsive) {
+        changes.send_modify(|count| *count += 1);
+        let peer = connection.peer();
+        if verdict.responsive {
+            tracing::info!(peer = %peer.id, address = %peer.address, "peer answers again");
+        } else {
+            telemetry::peer_unresponsive();
+            tracing::info!(peer = %peer.id, address = %peer.address, "peer does not answer");
+        }
+    }
+    if verdict.probe {
+        // Fails only on a closed connection, which the loop notices.
+        let _ = connection.quinn().send_datagram(Bytes::new());
+    }
+    retire(connection, retirement, now);
+    let due = earlier(silence.poll_timeout(), retirement.poll_timeout());
+    if due.is_none_or(|due| due > now + SILENCE_TICK) && !connection.park() {
+        return Some(now + SILENCE_TICK);
+    }
+    due
+}
+
+fn retire(connection: &Connection, retirement: &mut Retirement, now: Instant) {
+    let flags = connection.flags_now();
+    let situation = Situation {
+        busy: connection.is_busy(),
+        superseded: flags & SUPERSEDED != 0,
+        peer_left: flags & PEER_LEFT != 0,
+    };
+    match retirement.handle_situation(situation, now) {
+        Step::Stay => {}
+        Step::SayGoodbye => {
+            connection.mark(LEAVING, true);
+            tokio::spawn(say(connection.clone(), StreamKind::Goodbye));
+        }
+        Step::Close => connection.quinn().close(VarInt::from_u32(close_code::UNUSED), b"unused"),
+    }
+}
+
+/// Sends one of the empty announcements. A connection that does not take it is lost anyway.
+pub(crate) async fn say(connection: Connection, kind: StreamKind) {
+    let header = StreamHeader::new(kind).encode().expect("announcements have no target");
+    if let Ok(mut send) = connection.quinn().open_uni().await
+        && send.write_all(&header).await.is_ok()
+    {
+        let _ = send.finish();
+    }
+}
+
+fn sample(connection: &Connection, touched: bool) -> Sample {
+    let stats = connection.quinn().stats();
+    Sample {
+        datagrams_received: stats.udp_rx.datagrams,
+        eliciting_frames_sent: eliciting_frames_sent(&stats),
+        stream_frames: stats.frame_tx.stream.wrapping_add(stats.frame_rx.stream),
+        rtt: stats.path.rtt,
+        busy: connection.is_busy(),
+        touched,
+    }
+}
+
+/// All frames but ACK, PADDING and CONNECTION_CLOSE (RFC 9002, section 2).
+fn eliciting_frames_sent(stats: &ConnectionStats) -> u64 {
+    let sent = &stats.frame_tx;
+    let frames = sent.ack_frequency
+        + sent.crypto
+        + sent.data_blocked
+        + sent.datagram
+        + u64::from(sent.handshake_done)
+        + sent.immediate_ack
+        + sent.max_data
+        + sent.max_stream_data
+        + sent.max_streams_bidi
+        + sent.max_streams_uni
+        + sent.new_connection_id
+        + sent.new_token
+        + sent.path_challenge
+        + sent.path_response
+        + sent.ping
+        + sent.reset_stream
+        + sent.retire_connection_id
+        + sent.stream_data_blocked
+        + sent.streams_blocked_bidi
+        + sent.streams_blocked_uni
+        + sent.stop_sending
+        + sent.stream;
+    // An MTU probe is a PING in a packet that may be too large for the path.
+    frames.saturating_sub(stats.path.sent_plpmtud_probes)
+}
+
+fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
+}
+
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}
