@@ -1,7 +1,7 @@
 //! PURE: the first bytes of every stream, and the callee's one answer.
 //!
 //! A stream begins with a version byte, a kind byte, the body's length as two bytes (big endian),
-//! and the body in bincode. On bidirectional streams the callee answers once in the same shape,
+//! and the body as the gossip core encodes records. On bidirectional streams the callee answers once in the same shape,
 //! accepted or refused, before any other byte. What follows belongs to the stream's kind.
 //!
 //! A peer's bytes never panic here, and never cost more than [`HEADER_BODY_BYTES_MAX`]. Reading
@@ -10,6 +10,7 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use starling_gossip::codec;
 use starling_gossip::identity::ServiceName;
 use starling_gossip::limits::LABEL_BYTES_MAX;
 
@@ -213,7 +214,7 @@ impl Answer {
             Self::Refused(refusal) => {
                 let mut refusal = refusal.clone();
                 refusal.detail.truncate(refusal.detail.floor_char_boundary(REFUSAL_DETAIL_BYTES_MAX));
-                framed(REFUSED, &to_bytes(&refusal))
+                framed(REFUSED, &codec::encode(&refusal))
             }
         }
     }
@@ -285,7 +286,7 @@ fn framed(kind: u8, body: &[u8]) -> Vec<u8> {
 
 fn target(kind: u8, service: &ServiceName, instance: &str) -> Result<Vec<u8>, HeaderError> {
     check_instance(instance)?;
-    Ok(framed(kind, &to_bytes(&(service, instance))))
+    Ok(framed(kind, &codec::encode(&(service, instance))))
 }
 
 fn read_target(body: &[u8]) -> Result<(ServiceName, String), HeaderError> {
@@ -305,18 +306,8 @@ fn empty<T>(body: &[u8], value: T) -> Result<T, HeaderError> {
     if body.is_empty() { Ok(value) } else { Err(HeaderError::Malformed("its body should be empty".into())) }
 }
 
-fn to_bytes<T: Serialize>(value: &T) -> Vec<u8> {
-    bincode::serde::encode_to_vec(value, bincode::config::standard()).expect("plain data encodes")
-}
-
 fn from_bytes<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, HeaderError> {
-    let config = bincode::config::standard().with_limit::<HEADER_BODY_BYTES_MAX>();
-    let (value, used) = bincode::serde::decode_from_slice(bytes, config)
-        .map_err(|error| HeaderError::Malformed(error.to_string()))?;
-    if used < bytes.len() {
-        return Err(HeaderError::Malformed(format!("{} bytes too many", bytes.len() - used)));
-    }
-    Ok(value)
+    codec::decode::<T, HEADER_BODY_BYTES_MAX>(bytes).map_err(|error| HeaderError::Malformed(error.to_string()))
 }
 
 #[cfg(test)]
@@ -349,7 +340,7 @@ mod tests {
         assert_eq!(reason(&[VERSION, TCP, 255, 255]), RefusalReason::Malformed);
         assert_eq!(reason(&[VERSION, TCP, 0, 0]), RefusalReason::Malformed);
         assert_eq!(reason(&[VERSION, GOSSIP, 0, 1, 7]), RefusalReason::Malformed);
-        let name = |text: &str| to_bytes(&(text, "web-1"));
+        let name = |text: &str| codec::encode(&(text, "web-1"));
         assert_eq!(reason(&framed(TCP, &name("Not A Name"))), RefusalReason::Malformed);
         let mut trailing = name("web");
         trailing.push(0);

@@ -1,1 +1,12 @@
-//! x
+//! The transport on real sockets: real certificates, UDP on loopback, no mocks.
+//!
+//! Tests wait for conditions, never for a guess at how long something takes.
+
+mod gossip;
+mod harness;
+mod identity;
+mod liveness;
+mod pool;
+mod rotation;
+mod strangers;
+mod streams;

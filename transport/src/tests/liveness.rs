@@ -1,0 +1,149 @@
+//! Peers that go silent, come back, are restarted, or stop in good order.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::time::Instant;
+
+use super::harness::{Ca, Node, Relay, eventually, tcp, within};
+
+#[tokio::test]
+async fn silence_is_noticed_soon_and_ends_when_packets_flow() {
+    let ca = Ca::new();
+    let (web, payments) = (ca.node("web"), ca.node("payments"));
+    let relay = Relay::before(payments.address()).await;
+    let connection = web.dial_at(relay.address, payments.id()).await.expect("connected");
+    let mut caller = connection.open(&tcp()).await.expect("a stream");
+    let mut callee = payments.incoming().await.stream.accept().await.expect("there");
+    within("the answer", caller.accepted()).await.expect("accepted");
+
+    relay.cut(true);
+    caller.write_all(b"anybody there?").await.expect("queued");
+    let cut_at = Instant::now();
+    within("silence", connection.unresponsive()).await;
+    let noticed = cut_at.elapsed();
+    assert!(noticed >= Duration::from_millis(250) && noticed < Duration::from_millis(1_000), "{noticed:?}");
+    assert!(!connection.is_usable() && !connection.is_closed());
+    let seen = web.endpoint.pool().peers();
+    assert!(seen.iter().any(|peer| peer.connected && !peer.responsive), "{seen:?}");
+
+    relay.cut(false);
+    eventually("the peer answers again", || connection.is_usable()).await;
+    let mut bytes = [0; 14];
+    within("what was written", callee.read_exact(&mut bytes)).await.expect("nothing was lost");
+}
+
+#[tokio::test]
+async fn who_waits_for_an_answer_learns_of_the_silence() {
+    let ca = Ca::new();
+    let (web, payments) = (ca.node("web"), ca.node("payments"));
+    let relay = Relay::before(payments.address()).await;
+    let connection = web.dial_at(relay.address, payments.id()).await.expect("connected");
+    let mut caller = connection.open(&tcp()).await.expect("a stream");
+    let _callee = payments.incoming().await.stream.accept().await.expect("there");
+    within("the answer", caller.accepted()).await.expect("accepted");
+    // Everything is acknowledged; nothing is under way but the wait.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(connection.is_usable());
+    relay.cut(true);
+    let cut_at = Instant::now();
+    within("silence", connection.unresponsive()).await;
+    assert!(cut_at.elapsed() < Duration::from_millis(1_500), "{:?}", cut_at.elapsed());
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_not_watched() {
+    let ca = Ca::new();
+    let (web, payments) = (ca.node("web"), ca.node("payments"));
+    let connection = web.dial(&payments).await.expect("connected");
+    eventually("the handshake's last packets are through", || !connection.is_busy()).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let before = connection.quinn().stats().udp_tx.datagrams;
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert_eq!(connection.quinn().stats().udp_tx.datagrams, before);
+}
+
+#[tokio::test]
+async fn a_restarted_peer_is_noticed_at_once() {
+    let ca = Ca::new();
+    let web = ca.node("web");
+    let credentials = ca.credentials("payments");
+    let (address, id) = (free_port().await, credentials.id().clone());
+    // A process of its own, as far as sockets go: dropping its runtime closes nothing politely.
+    let process = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let process = process.expect("a runtime");
+    let first = process.block_on_elsewhere(address.clone(), credentials.clone()).await;
+    let connection = web.dial_at(first, id.clone()).await.expect("connected");
+    process.shutdown_background();
+
+    let second = within("the port is free again", async {
+        loop {
+            let listen = address.parse().expect("an address");
+            let rng = rand::SeedableRng::seed_from_u64(2);
+            match crate::endpoint::Endpoint::bind(listen, credentials.clone(), rng) {
+                Ok(bound) => return bound,
+                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
+    })
+    .await;
+    assert!(!connection.is_closed(), "nobody said goodbye");
+    let asked = Instant::now();
+    let _stream = connection.open(&tcp()).await;
+    let why = within("the reset", connection.closed()).await;
+    assert!(asked.elapsed() < Duration::from_millis(1_000), "{:?}: {why}", asked.elapsed());
+    assert!(why.contains("reset"), "{why}");
+    assert!(web.dial_at(second.0.local_addr(), id).await.is_ok());
+}
+
+#[tokio::test]
+async fn closing_waits_for_what_was_written() {
+    let ca = Ca::new();
+    let (web, payments) = (ca.node("web"), ca.node("payments"));
+    let connection = web.dial(&payments).await.expect("connected");
+    let mut caller = connection.open(&tcp()).await.expect("a stream");
+    let mut callee = payments.incoming().await.stream.accept().await.expect("there");
+    caller.accepted().await.expect("accepted");
+    let reader = tokio::spawn(async move {
+        let mut all = Vec::new();
+        callee.read_to_end(&mut all).await.map(|_| all.len())
+    });
+    caller.write_all(&vec![1; 1_000_000]).await.expect("written");
+    caller.shutdown().await.expect("ended");
+    drop(caller);
+    within("closing", web.endpoint.close(Duration::from_secs(10))).await;
+    assert_eq!(within("the end", reader).await.expect("no panic").expect("a clean end"), 1_000_000);
+    eventually("the peer knows", || payments.connections() == 0).await;
+    assert!(web.dial(&payments).await.is_err());
+}
+
+async fn free_port() -> String {
+    let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.expect("a port");
+    socket.local_addr().expect("an address").to_string()
+}
+
+trait Elsewhere {
+    async fn block_on_elsewhere(
+        &self,
+        listen: String,
+        credentials: crate::credentials::Credentials,
+    ) -> std::net::SocketAddr;
+}
+
+impl Elsewhere for tokio::runtime::Runtime {
+    /// Runs a node in this runtime, for as long as the runtime lives.
+    async fn block_on_elsewhere(
+        &self,
+        listen: String,
+        credentials: crate::credentials::Credentials,
+    ) -> std::net::SocketAddr {
+        let (tell, told) = tokio::sync::oneshot::channel();
+        self.spawn(async move {
+            let node = Node::bind(&listen, credentials);
+            let _ = tell.send(node.address());
+            std::future::pending::<()>().await;
+            drop(node);
+        });
+        told.await.expect("bound")
+    }
+}

@@ -1,0 +1,106 @@
+//! One connection per peer, whoever dialled.
+
+use std::time::Duration;
+
+use starling_gossip::identity::SpiffeId;
+
+use super::harness::{Ca, eventually, tcp, within};
+use crate::dial::ConnectError;
+use crate::verify::Expected;
+use crate::pool::Target;
+
+#[tokio::test]
+async fn lookups_join_one_dial() {
+    let ca = Ca::new();
+    let (web, payments) = (ca.node("web"), ca.node("payments"));
+    let mut lookups = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let pool = web.endpoint.pool().clone();
+        let target = Target { address: payments.address(), expected: Expected::Exactly(payments.id()) };
+        lookups.spawn(async move { pool.connect(&target).await });
+    }
+    let connections = within("twenty lookups", lookups.join_all()).await;
+    let first = connections[0].as_ref().expect("connected");
+    assert!(connections.iter().all(|one| one.as_ref().is_ok_and(|one| one.is_same(first))));
+    assert_eq!((web.connections(), payments.connections()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_peer_that_dialled_us_is_not_dialled_again() {
+    let ca = Ca::new();
+    let (web, payments) = (ca.node("web"), ca.node("payments"));
+    web.dial(&payments).await.expect("connected");
+    eventually("it is entered", || payments.endpoint.pool().connected(web.address()).is_some()).await;
+    let back = payments.dial(&web).await.expect("connected");
+    assert_eq!(payments.connections(), 1);
+    let _stream = back.open(&tcp()).await.expect("a stream");
+    assert_eq!(web.incoming().await.peer.id, payments.id());
+    assert!(payments.endpoint.pool().connected("127.0.0.1:9".parse().expect("an address")).is_none());
+}
+
+#[tokio::test]
+async fn two_who_dial_at_once_end_with_one_connection() {
+    let ca = Ca::new();
+    let mut doubles = 0;
+    for _ in 0..20 {
+        let (a, b) = (ca.node("a"), ca.node("b"));
+        let (to_b, to_a) = tokio::join!(a.dial(&b), b.dial(&a));
+        let (to_b, to_a) = (to_b.expect("connected"), to_a.expect("connected"));
+        // Streams on either, even the loser, live on.
+        let mut from_a = to_b.open(&tcp()).await.expect("a stream");
+        let mut from_b = to_a.open(&tcp()).await.expect("a stream");
+        let at_b = b.incoming().await.stream.accept().await.expect("there");
+        let at_a = a.incoming().await.stream.accept().await.expect("there");
+        within("answers", from_a.accepted()).await.expect("accepted");
+        within("answers", from_b.accepted()).await.expect("accepted");
+        let winner = |node: &super::harness::Node, peer: &super::harness::Node| {
+            let connection = node.endpoint.pool().connected(peer.address()).expect("one at least");
+            connection.precedence()
+        };
+        eventually("both use the same one", || winner(&a, &b) == winner(&b, &a)).await;
+        doubles += usize::from(a.connections() == 2);
+        drop((from_a, from_b, at_a, at_b));
+        eventually("one is left", || a.connections() == 1 && b.connections() == 1).await;
+        assert_eq!(winner(&a, &b), winner(&b, &a));
+    }
+    assert!(doubles > 0, "the test never produced what it is about");
+}
+
+#[tokio::test]
+async fn a_failed_dial_is_not_repeated_at_once() {
+    let ca = Ca::new();
+    let (web, impostor) = (ca.node("web"), ca.node("impostor"));
+    let payments: SpiffeId = "spiffe://acme/svc/payments".parse().expect("an identity");
+    let mut changes = web.endpoint.pool().changes();
+    let first = web.dial_at(impostor.address(), payments.clone()).await.expect_err("refused");
+    assert!(matches!(first, ConnectError::RefusedIdentity { .. }), "{first}");
+    let again = web.dial_at(impostor.address(), payments.clone()).await.expect_err("refused");
+    match &again {
+        ConnectError::BackingOff { retry_in, failures: 1, last, .. } => {
+            assert!(*retry_in <= Duration::from_millis(100));
+            assert_eq!(**last, first);
+        }
+        other => panic!("{other}"),
+    }
+    within("news", changes.changed()).await.expect("the pool lives");
+    let seen = web.endpoint.pool().peers();
+    assert!(seen.iter().any(|peer| peer.identity == payments && !peer.connected), "{seen:?}");
+    within("another attempt", async {
+        while matches!(
+            web.dial_at(impostor.address(), payments.clone()).await,
+            Err(ConnectError::BackingOff { failures: 1, .. })
+        ) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn nobody_there_times_out() {
+    let ca = Ca::new();
+    let web = ca.node("web");
+    let silent = tokio::net::UdpSocket::bind("127.0.0.1:0").await.expect("a port");
+    let error = web.seed(silent.local_addr().expect("an address")).await.expect_err("nobody");
+    assert!(matches!(error, ConnectError::TimedOut { .. }), "{error}");
+}

@@ -1,0 +1,144 @@
+//! Ends that are not ours: other certificates, other versions, other kinds.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use starling_gossip::svid::ChainError;
+
+use super::harness::{Ca, Issued, eventually, within};
+use crate::dial::ConnectError;
+use crate::header::{Answer, PREAMBLE_BYTES, Preamble, RefusalReason};
+use crate::tls;
+use crate::verify::{Expected, IdentityRefusal, PeerVerifier};
+
+/// A plain quinn client with this certificate, or none.
+fn client(ca: &Ca, shown: Option<&Issued>) -> quinn::Endpoint {
+    let verifier = PeerVerifier::new(ca.credentials("stranger"), Expected::Anybody);
+    let builder = rustls::ClientConfig::builder_with_provider(Arc::new(tls::crypto_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("TLS 1.3")
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    let mut config = match shown {
+        Some(shown) => {
+            let (chain, key) = parts(shown);
+            builder.with_client_auth_cert(chain, key).expect("a client")
+        }
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![tls::ALPN.to_vec()];
+    let mut endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().expect("an address")).expect("bound");
+    let config = QuicClientConfig::try_from(config).expect("for QUIC");
+    endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(config)));
+    endpoint
+}
+
+fn parts(issued: &Issued) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+    let chain = CertificateDer::pem_slice_iter(issued.certificate.as_bytes()).map(|one| one.expect("PEM"));
+    (chain.collect(), PrivateKeyDer::from_pem_slice(issued.key.as_bytes()).expect("PEM"))
+}
+
+async fn connect(endpoint: &quinn::Endpoint, address: SocketAddr) -> quinn::Connection {
+    let connecting = endpoint.connect(address, "starling.invalid").expect("dialled");
+    within("a handshake", connecting).await.expect("the client's part of it")
+}
+
+#[tokio::test]
+async fn no_certificate_no_connection() {
+    let ca = Ca::new();
+    let web = ca.node("web");
+    let stranger = client(&ca, None);
+    let connection = connect(&stranger, web.address()).await;
+    let error = within("the refusal", connection.closed()).await;
+    assert!(matches!(error, quinn::ConnectionError::ConnectionClosed(_)), "{error}");
+    assert_eq!(web.connections(), 0);
+}
+
+#[tokio::test]
+async fn two_identities_are_none() {
+    let ca = Ca::new();
+    let web = ca.node("web");
+    let two = ca.issue(&["spiffe://acme/svc/a", "spiffe://acme/svc/b"], (2000, 2100));
+    let stranger = client(&ca, Some(&two));
+    let connection = connect(&stranger, web.address()).await;
+    let error = within("the refusal", connection.closed()).await;
+    assert!(matches!(error, quinn::ConnectionError::ConnectionClosed(_)), "{error}");
+    assert_eq!(web.connections(), 0);
+
+    let (chain, key) = parts(&two);
+    let mut config = rustls::ServerConfig::builder_with_provider(Arc::new(tls::crypto_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("TLS 1.3")
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .expect("a server");
+    config.alpn_protocols = vec![tls::ALPN.to_vec()];
+    let config = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(config).expect("QUIC")));
+    let server = quinn::Endpoint::server(config, "127.0.0.1:0".parse().expect("an address")).expect("bound");
+    let address = server.local_addr().expect("an address");
+    tokio::spawn(async move {
+        while let Some(incoming) = server.accept().await {
+            let _ = incoming.await;
+        }
+    });
+    let error = web.seed(address).await.expect_err("refused");
+    assert!(
+        matches!(
+            error,
+            ConnectError::RefusedIdentity { why: IdentityRefusal::Chain(ChainError::NotOneSpiffeId(_)), .. }
+        ),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn strange_headers_are_answered_and_the_connection_lives() {
+    let ca = Ca::new();
+    let web = ca.node("web");
+    let stranger = client(&ca, Some(&ca.issue(&["spiffe://acme/svc/new"], (2000, 2100))));
+    let connection = connect(&stranger, web.address()).await;
+    let cases: [(&[u8], RefusalReason); 5] = [
+        (&[9, 16, 0, 0], RefusalReason::UnsupportedVersion),
+        (&[1, 99, 0, 0], RefusalReason::UnsupportedKind),
+        (&[1, 16, 255, 255], RefusalReason::Malformed),
+        (&[1, 16, 0, 2, 200, 200], RefusalReason::Malformed),
+        (&[1, 1, 0, 0], RefusalReason::Malformed),
+    ];
+    for (bytes, reason) in cases {
+        let (mut send, mut recv) = connection.open_bi().await.expect("a stream");
+        send.write_all(bytes).await.expect("written");
+        let answer = within("an answer", recv.read_to_end(1_000)).await.expect("a clean end");
+        let preamble = Preamble::decode(answer[..PREAMBLE_BYTES].try_into().expect("four")).expect("ours");
+        match Answer::decode(preamble, &answer[PREAMBLE_BYTES..]) {
+            Ok(Answer::Refused(refusal)) => assert_eq!(refusal.reason, reason, "{bytes:?}"),
+            other => panic!("{bytes:?}: {other:?}"),
+        }
+    }
+    for bytes in [&[9, 1, 0, 0][..], &[1, 99, 0, 0], &[1, 16, 0, 0]] {
+        let mut send = connection.open_uni().await.expect("a stream");
+        send.write_all(bytes).await.expect("written");
+        let stopped = within("a stop", send.stopped()).await.expect("the connection lives");
+        assert!(stopped.is_some(), "{bytes:?}");
+    }
+    assert_eq!(connection.close_reason(), None);
+    assert_eq!(web.connections(), 1);
+}
+
+#[tokio::test]
+async fn a_message_of_any_length_is_no_way_into_memory() {
+    let ca = Ca::new();
+    let web = ca.node("web");
+    let stranger = client(&ca, Some(&ca.issue(&["spiffe://acme/svc/big"], (2000, 2100))));
+    let connection = connect(&stranger, web.address()).await;
+    let mut send = connection.open_uni().await.expect("a stream");
+    send.write_all(&[1, 1, 0, 0]).await.expect("written");
+    let chunk = vec![7; 64 * 1024];
+    let stopped = within("a stop", async { while send.write_all(&chunk).await.is_ok() {} });
+    stopped.await;
+    assert!(web.gossip.as_ref().is_some_and(|gossip| gossip.is_empty()));
+    eventually("the connection lives", || web.connections() == 1).await;
+}
