@@ -2,7 +2,6 @@
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 use starling_gossip::clock::{Clock, WallTime};
@@ -10,7 +9,7 @@ use starling_gossip::clock::{Clock, WallTime};
 use super::environment;
 use super::output::{Failure, Output};
 use crate::config::files::Files;
-use crate::config::{Config, ProbeQuestion, Service, show_duration};
+use crate::config::{Config, ProbeQuestion, Service};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -37,9 +36,7 @@ fn text(config: &Config, files: &Files, wall: WallTime) -> String {
         count(config.mesh.seeds.len(), "seed"),
     );
     let left = files.svid.not_after().unix_seconds().saturating_sub(wall.unix_seconds());
-    // Whole minutes read better than 86399s, and nobody rotates by the second.
-    let left = show_duration(Duration::from_secs(if left >= 60 { left - left % 60 } else { left }));
-    let _ = write!(text, "\n  the certificate is valid for another {left}");
+    let _ = write!(text, "\n  the certificate is valid for another {}", about(left));
     for service in &config.services {
         let _ = write!(text, "\n  {}", describe(service, files));
     }
@@ -67,6 +64,16 @@ fn describe(service: &Service, files: &Files) -> String {
     )
 }
 
+/// Seconds in the largest unit that leaves at least two of it.
+fn about(seconds: u64) -> String {
+    for (noun, each) in [("day", 86_400), ("hour", 3_600), ("minute", 60)] {
+        if seconds >= 2 * each {
+            return format!("{} {noun}s", seconds / each);
+        }
+    }
+    format!("{seconds} seconds")
+}
+
 fn count(number: usize, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
@@ -90,4 +97,21 @@ fn json(config: &Config, files: &Files) -> Value {
         "outbounds": config.outbounds.len(),
         "seeds": config.mesh.seeds.len(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_is_told_in_a_unit_one_can_feel() {
+        for (seconds, told) in [
+            (10 * 365 * 86_400, "3650 days"),
+            (86_399, "23 hours"),
+            (7_199, "119 minutes"),
+            (61, "61 seconds"),
+        ] {
+            assert_eq!(about(seconds), told);
+        }
+    }
 }

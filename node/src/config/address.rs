@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use super::limits::{DNS_NAME_BYTES_MAX, UNIX_PATH_BYTES_MAX};
 use super::mistake::{Wrong, wrong};
 
 /// A host and a port.
@@ -35,12 +36,6 @@ pub enum WorkloadAddress {
     /// A Unix domain socket, by absolute path.
     Unix(PathBuf),
 }
-
-/// RFC 1035, section 2.3.4.
-const DNS_NAME_BYTES_MAX: usize = 253;
-
-/// Linux, `unix(7)`: `sun_path` holds 108 bytes, the last of them zero.
-const UNIX_PATH_BYTES_MAX: usize = 107;
 
 impl HostPort {
     /// Whether somebody can connect to it: a real port, a real address.

@@ -157,3 +157,124 @@ fn read_file(config: &Config, key: &str, path: &Path, mistakes: &mut Vec<Mistake
     ));
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::ca::Authority;
+
+    const NOW: WallTime = WallTime { unix_millis: 1_800_000_000_000 };
+    const HOUR: Duration = Duration::from_secs(3600);
+    const TOKEN: &str = "0123456789abcdef\n";
+
+    /// A directory with everything that a right configuration names.
+    struct World {
+        directory: tempfile::TempDir,
+        authority: Authority,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().expect("a directory");
+            let world = Self { directory, authority: authority("acme") };
+            world.issue(&world.authority, "spiffe://acme/svc/web");
+            world.write("ca.crt", world.authority.certificate_pem());
+            world.write("token", TOKEN);
+            world
+        }
+
+        fn write(&self, name: &str, text: &str) {
+            fs::write(self.directory.path().join(name), text).expect("written");
+        }
+
+        fn remove(&self, name: &str) {
+            fs::remove_file(self.directory.path().join(name)).expect("removed");
+        }
+
+        fn issue(&self, authority: &Authority, id: &str) {
+            let issued = authority.issue(&id.parse().expect(id), HOUR, NOW).expect("issued");
+            self.write("tls.crt", &issued.certificate);
+            self.write("tls.key", &issued.key);
+        }
+
+        fn load(&self, wall: WallTime) -> Result<Files, Mistakes> {
+            let text = "[admin]\ntoken_file = \"token\"\n[identity]\n\
+                        [[service]]\nname = \"web\"\naddress = \"127.0.0.1:80\"\n";
+            let path = self.directory.path().join("starling.toml");
+            let config = Config::parse(text, &path, []).expect("a right configuration");
+            Files::load(&config, wall)
+        }
+
+        /// The keys that are mistaken, and everything that was said.
+        fn mistakes(&self, wall: WallTime) -> (Vec<String>, String) {
+            let mistakes = self.load(wall).expect_err("mistakes");
+            (mistakes.iter().map(|one| one.key.clone()).collect(), mistakes.to_string())
+        }
+    }
+
+    fn authority(domain: &str) -> Authority {
+        Authority::new(domain.parse().expect(domain), NOW).expect("a root")
+    }
+
+    #[test]
+    fn right_files_are_read() {
+        let files = World::new().load(NOW).expect("right files");
+        assert_eq!(files.svid.id().as_str(), "spiffe://acme/svc/web");
+        assert_eq!(files.trust_bundle.domain().as_str(), "acme");
+        assert_eq!(files.token.as_deref(), Some(TOKEN.trim()));
+    }
+
+    #[test]
+    fn every_wrong_file_has_its_own_message_at_its_key() {
+        type Spoil = fn(&World);
+        let rows: [(Spoil, &str, &str); 10] = [
+            (|w| w.remove("tls.crt"), "identity.certificate", "cannot be read"),
+            (|w| w.remove("tls.key"), "identity.key", "cannot be read"),
+            (|w| w.remove("ca.crt"), "identity.trust_bundle", "cannot be read"),
+            (|w| w.write("tls.crt", "junk"), "identity.certificate", "no PEM certificate"),
+            (|w| w.write("tls.key", "junk"), "identity.key", "no usable private key"),
+            (|w| w.write("tls.key", &authority("acme").key_pem()), "identity.key", "does not belong"),
+            (|w| w.write("ca.crt", "junk"), "identity.trust_bundle", "no PEM certificate"),
+            (
+                |w| w.write("ca.crt", authority("acme").certificate_pem()),
+                "identity.certificate",
+                "does not lead to the trust bundle",
+            ),
+            (
+                |w| w.issue(&w.authority, "spiffe://acme/svc/db"),
+                "service[0].name",
+                "may not announce \"web\"; it may announce \"db\"",
+            ),
+            (|w| w.write("token", "short"), "admin.token_file", "openssl rand"),
+        ];
+        for (spoil, key, message) in rows {
+            let world = World::new();
+            spoil(&world);
+            let (keys, told) = world.mistakes(NOW);
+            assert_eq!(keys, [key], "{told}");
+            assert!(told.contains(message), "{told}\nshould say: {message}");
+        }
+    }
+
+    #[test]
+    fn certificates_are_judged_by_the_calendar() {
+        let world = World::new();
+        for unix_millis in [NOW.unix_millis - 3_600_000, NOW.unix_millis + 3_601_000] {
+            let (keys, told) = world.mistakes(WallTime { unix_millis });
+            assert_eq!(keys, ["identity.certificate"], "{told}");
+            assert!(told.contains("not valid now"), "{told}");
+        }
+    }
+
+    #[test]
+    fn all_wrong_files_are_told_together() {
+        let world = World::new();
+        world.remove("tls.crt");
+        world.write("ca.crt", "junk");
+        world.write("token", "");
+        let (keys, told) = world.mistakes(NOW);
+        assert_eq!(keys, ["admin.token_file", "identity.certificate", "identity.trust_bundle"], "{told}");
+    }
+}

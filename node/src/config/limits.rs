@@ -95,3 +95,9 @@ pub(super) const GOSSIP_INTERVAL: RangeInclusive<Duration> =
 /// Every renewal is pushed to the whole mesh.
 pub(super) const GOSSIP_RENEW: RangeInclusive<Duration> =
     Duration::from_millis(200)..=Duration::from_secs(600);
+
+/// A host's name: RFC 1035, section 2.3.4.
+pub(super) const DNS_NAME_BYTES_MAX: usize = 253;
+
+/// A socket's path: Linux, `unix(7)`: `sun_path` holds 108 bytes, the last of them zero.
+pub(super) const UNIX_PATH_BYTES_MAX: usize = 107;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use tracing_subscriber::EnvFilter;
 
+use super::limits::UNIX_PATH_BYTES_MAX;
 use super::mistake::{Wrong, wrong};
 use super::relations::Claims;
 use super::section::{Given, Section};
@@ -13,7 +14,7 @@ use super::value::{listen_address, one_of, path, text};
 /// `[http_proxy]`: HTTP to services by name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpProxy {
-    /// Where local callers send `payments.mesh`.
+    /// Where local callers ask for `payments.mesh`; `127.0.0.1:7401` by default.
     pub listen: SocketAddr,
 }
 
@@ -55,11 +56,11 @@ pub enum LogFormat {
     Json,
 }
 
-pub(super) fn read_http_proxy(mut section: Section<'_>, claims: &mut Claims) -> Option<HttpProxy> {
-    let listen = section.required("listen", "\"127.0.0.1:7401\"", listen_address);
-    listen.iter().for_each(|listen| claims.streams(&section, *listen));
+pub(super) fn read_http_proxy(mut section: Section<'_>, claims: &mut Claims) -> HttpProxy {
+    let listen = section.or("listen", SocketAddr::from((Ipv4Addr::LOCALHOST, 7401)), listen_address);
+    claims.streams(&section, listen);
     section.finish();
-    Some(HttpProxy { listen: listen? })
+    HttpProxy { listen }
 }
 
 pub(super) fn read_admin(mut section: Section<'_>, base: &Path, claims: &mut Claims) -> Admin {
@@ -68,7 +69,7 @@ pub(super) fn read_admin(mut section: Section<'_>, base: &Path, claims: &mut Cla
     claims.streams(&section, listen);
     let admin = Admin {
         listen,
-        socket: section.optional("socket", path(base)),
+        socket: section.optional("socket", socket_path(base)),
         token_file: section.optional("token_file", path(base)),
     };
     if !listen.ip().is_loopback() && !has_token {
@@ -80,6 +81,19 @@ pub(super) fn read_admin(mut section: Section<'_>, base: &Path, claims: &mut Cla
     }
     section.finish();
     admin
+}
+
+fn socket_path(base: &Path) -> impl FnOnce(Given<'_>) -> Result<PathBuf, Wrong> {
+    move |given| {
+        let path = path(base)(given)?;
+        match path.as_os_str().len() {
+            0..=UNIX_PATH_BYTES_MAX => Ok(path),
+            bytes => wrong(
+                format!("{} has {bytes} bytes, too many for a socket", path.display()),
+                format!("use a path of at most {UNIX_PATH_BYTES_MAX} bytes"),
+            ),
+        }
+    }
 }
 
 pub(super) fn read_access_log(mut section: Section<'_>, base: &Path) -> Option<AccessLog> {

@@ -155,7 +155,7 @@ impl fmt::Display for Mistake {
         if !self.key.is_empty() {
             write!(f, ": {}", self.key)?;
         }
-        write!(f, "\n    {}\n    {}", self.problem, self.suggestion)
+        write!(f, "\n    {}\n    help: {}", self.problem, self.suggestion)
     }
 }
 

@@ -109,7 +109,7 @@ fn read(mut root: Section<'_>, base: &Path) -> Option<Config> {
     let outbounds = service::read_outbounds(root.sections("outbound"), &mut claims);
     let has_http_proxy = root.has("http_proxy");
     let http_proxy = root.section("http_proxy");
-    let http_proxy = has_http_proxy.then(|| local::read_http_proxy(http_proxy, &mut claims)).flatten();
+    let http_proxy = has_http_proxy.then(|| local::read_http_proxy(http_proxy, &mut claims));
     let admin = local::read_admin(root.section("admin"), base, &mut claims);
     let gossip = node::read_gossip(root.section("gossip"));
     let access_log = local::read_access_log(root.section("access_log"), base);

@@ -148,6 +148,11 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("[mesh]\nseeds = [\"10.0.0.300:7400\"]", "mesh.seeds[0]", "neither an IP address nor"),
     ("[mesh]\nseeds = [\"a_b..c:7400\"]", "mesh.seeds[0]", "neither an IP address nor"),
     ("service.address = \"unix:app.sock\"", "service[0].address", "not an absolute path"),
+    (
+        "[admin]\nsocket = \"/0123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789/a.sock\"",
+        "admin.socket",
+        "at most 107 bytes",
+    ),
     ("service.address = \"127.0.0.1:70000\"", "service[0].address", "port 70000 does not exist"),
     // Numbers, words, durations.
     ("service.weight = 1001", "service[0].weight", "from 0 to 1000"),
@@ -173,7 +178,6 @@ const WRONG: &[(&str, &str, &str)] = &[
         "service[0].adress",
         "did you mean \"address\"?",
     ),
-    ("[http_proxy]", "http_proxy.listen", "listen is missing"),
     ("[[outbound]]\nlisten = \"127.0.0.1:9001\"", "outbound[0].service", "service is missing"),
     // Probes.
     ("service.probe = {}", "service[0].probe", "asks nothing"),
@@ -185,6 +189,7 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("service.probe = { tcp = true, healthy_after = 0 }", "service[0].probe.healthy_after", "1 to 100"),
     // Company.
     ("[admin]\nlisten = \"0.0.0.0:7402\"", "admin.listen", "add token_file"),
+    ("[http_proxy]\n[admin]\nlisten = \"127.0.0.1:7401\"", "admin.listen", "taken by http_proxy.listen"),
     ("[http_proxy]\nlisten = \"127.0.0.1:7402\"", "http_proxy.listen", "taken by admin.listen"),
     (
         "[[outbound]]\nlisten = \"127.0.0.1:7400\"\nservice = \"a\"",
@@ -213,6 +218,35 @@ fn every_mistake_has_its_own_message_at_its_key() {
         assert_eq!(&mistake.key, key, "{text}\n{mistake}");
         assert!(mistake.to_string().contains(message), "{text}\n{mistake}\nshould say: {message}");
         assert!(matches!(mistake.place, Place::Line { .. }), "{text}\n{mistake}");
+    }
+}
+
+/// Any kind of value at any key: no panic, and what is refused is refused where it stands.
+#[test]
+fn every_key_survives_every_kind_of_value() {
+    const FULL: &str = include_str!("tests/full.toml");
+    const VALUES: [&str; 11] = [
+        "0",
+        "-1",
+        "1.5",
+        "99999999999999999999",
+        "true",
+        "\"\"",
+        "\"é:]:\\u0000\"",
+        "[]",
+        "[[1]]",
+        "{}",
+        "1979-05-27",
+    ];
+    for (index, line) in FULL.lines().enumerate() {
+        let Some((key, _)) = line.split_once(" = ") else { continue };
+        for value in VALUES {
+            let mut lines: Vec<String> = FULL.lines().map(str::to_owned).collect();
+            lines[index] = format!("{key} = {value}");
+            let Err(mistakes) = parse(&lines.join("\n")) else { continue };
+            let is_here = |one: &Mistake| matches!(one.place, Place::Line { line, .. } if line == index + 1);
+            assert!(mistakes.iter().any(is_here), "line {}: {key} = {value}\n{mistakes}", index + 1);
+        }
     }
 }
 
@@ -280,6 +314,15 @@ fn mistakes_in_the_environment_name_the_variable() {
         assert_eq!(told[0].place, Place::Environment(variable.into()), "{mistakes}");
         assert!(mistakes.to_string().contains(message), "{mistakes}");
     }
+}
+
+#[test]
+fn durations_read_back_as_they_are_shown() {
+    for text in ["0s", "1ms", "500ms", "90s", "2m", "24h", "36h", "3650d"] {
+        let duration = parse_duration(text).expect(text);
+        assert_eq!(parse_duration(&show_duration(duration)), Ok(duration), "{text}");
+    }
+    assert_eq!(show_duration(Duration::from_secs(7200)), "2h");
 }
 
 #[test]
