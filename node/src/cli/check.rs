@@ -1,0 +1,117 @@
+//! `starling check`: everything that `starling run` would refuse, found without starting anything.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+use starling_gossip::clock::{Clock, WallTime};
+
+use super::environment;
+use super::output::{Failure, Output};
+use crate::config::files::Files;
+use crate::config::{Config, ProbeQuestion, Service};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// The configuration file.
+    #[arg(short, long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+pub(super) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
+    let config = Config::load(&arguments.config, environment())?;
+    let wall = Clock::System.wall();
+    let files = Files::load(&config, wall)?;
+    output.print(&text(&config, &files, wall), &json(&config, &files));
+    Ok(())
+}
+
+fn text(config: &Config, files: &Files, wall: WallTime) -> String {
+    let id = files.svid.id();
+    let mut text = format!(
+        "config ok: node {} ({id}), {}, {}, {}",
+        config.node.name,
+        count(config.services.len(), "service"),
+        count(config.outbounds.len(), "outbound"),
+        count(config.mesh.seeds.len(), "seed"),
+    );
+    let left = files.svid.not_after().unix_seconds().saturating_sub(wall.unix_seconds());
+    let _ = write!(text, "\n  the certificate is valid for another {}", about(left));
+    for service in &config.services {
+        let _ = write!(text, "\n  {}", describe(service, files));
+    }
+    text
+}
+
+/// One line for one service.
+fn describe(service: &Service, files: &Files) -> String {
+    let probe = match service.probe.as_ref().map(|probe| &probe.question) {
+        None => "not probed".to_owned(),
+        Some(ProbeQuestion::Tcp) => "probed by connecting".to_owned(),
+        Some(ProbeQuestion::Http { path }) => format!("probed at {path}"),
+    };
+    let id = if service.id.as_str() == service.name.as_str() {
+        String::new()
+    } else {
+        format!(" ({})", service.id)
+    };
+    format!(
+        "service {}{id}: {} at {}, {probe}, accepts any identity of {}",
+        service.name,
+        service.protocol.as_str(),
+        service.address,
+        files.trust_bundle.domain(),
+    )
+}
+
+/// Seconds in the largest unit that leaves at least two of it.
+fn about(seconds: u64) -> String {
+    for (noun, each) in [("day", 86_400), ("hour", 3_600), ("minute", 60)] {
+        if seconds >= 2 * each {
+            return format!("{} {noun}s", seconds / each);
+        }
+    }
+    format!("{seconds} seconds")
+}
+
+fn count(number: usize, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
+fn json(config: &Config, files: &Files) -> Value {
+    let services = config.services.iter().map(|service| {
+        json!({
+            "id": service.id,
+            "name": service.name,
+            "address": service.address.to_string(),
+            "protocol": service.protocol,
+            "accepts": "any",
+        })
+    });
+    json!({
+        "ok": true,
+        "node": config.node.name,
+        "identity": files.svid.id(),
+        "not_after_unix_millis": files.svid.not_after().unix_millis,
+        "services": services.collect::<Vec<_>>(),
+        "outbounds": config.outbounds.len(),
+        "seeds": config.mesh.seeds.len(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_is_told_in_a_unit_one_can_feel() {
+        for (seconds, told) in [
+            (10 * 365 * 86_400, "3650 days"),
+            (86_399, "23 hours"),
+            (7_199, "119 minutes"),
+            (61, "61 seconds"),
+        ] {
+            assert_eq!(about(seconds), told);
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! The command line: arguments, exit codes, and who does the work.
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
+
+mod ca;
+mod check;
+mod files;
+mod output;
+
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+use serde_json::json;
+
+use output::{Failure, Output};
+
+/// A service mesh without a control plane.
+#[derive(Debug, Parser)]
+#[command(name = "starling", version, arg_required_else_help = true)]
+struct Cli {
+    /// How to answer.
+    #[arg(short, long, global = true, value_enum, default_value_t)]
+    output: Output,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a root and certificates, where there is no issuer.
+    #[command(subcommand)]
+    Ca(ca::Command),
+    /// Check a configuration and the files it names; exits with 0 or 2.
+    Check(check::Arguments),
+    /// Print a completion script for a shell.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the version.
+    Version,
+}
+
+/// Runs the command in this process's arguments.
+pub fn run_cli() -> ExitCode {
+    let cli = Cli::parse();
+    match dispatch(cli.command, cli.output) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(cli.output),
+    }
+}
+
+fn dispatch(command: Command, output: Output) -> Result<(), Failure> {
+    match command {
+        Command::Ca(command) => ca::run(command, output),
+        Command::Check(arguments) => check::run(&arguments, output),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "starling", &mut script);
+            // A reader that stops reading (`| head`) is no failure.
+            let _ = io::stdout().write_all(&script);
+            Ok(())
+        }
+        Command::Version => {
+            let version = env!("CARGO_PKG_VERSION");
+            output.print(&format!("starling {version}"), &json!({ "version": version }));
+            Ok(())
+        }
+    }
+}
+
+/// This process's environment, as [`crate::config::Config::load`] wants it. Text that is not
+/// Unicode is kept visibly wrong, so that the key it sets is reported.
+fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os()
+        .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,103 @@
+//! Every maximum of a node that an operator may tune, and the bounds of what they may write, each
+//! with its reason.
+//!
+//! Maxima of the gossip core, which nobody tunes, live in `starling_gossip::limits`.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use super::section::Section;
+use super::value::number;
+
+/// `[limits]`: what one node takes on before it answers "overloaded" to the newest work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections of local workloads, over all listeners. Each costs a descriptor and some tens of
+    /// KiB when busy; raise it together with `ulimit -n`, which must be more than twice as high.
+    pub connections_max: u32,
+    /// Requests and TCP streams under way at once, inbound and outbound each. Ten thousand is a
+    /// second of queue at 10,000 requests a second; more waiting helps nobody.
+    pub requests_in_flight_max: u32,
+    /// Kept-alive streams waiting for the next HTTP/1.1 request to one endpoint. As many as requests
+    /// usually overlap; each costs a few KiB at both ends.
+    pub idle_streams_per_endpoint_max: u32,
+    /// Tries of one request, the first included. Two retries hide a crashed endpoint and a stale
+    /// route; more multiply the load of a service that is failing already.
+    pub attempts_max: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections_max: 10_000,
+            requests_in_flight_max: 10_000,
+            idle_streams_per_endpoint_max: 64,
+            attempts_max: 3,
+        }
+    }
+}
+
+pub(super) fn read(mut section: Section<'_>) -> Limits {
+    let default = Limits::default();
+    let limits = Limits {
+        connections_max: section.or("connections_max", default.connections_max, number(1..=1_000_000)),
+        requests_in_flight_max: section.or(
+            "requests_in_flight_max",
+            default.requests_in_flight_max,
+            number(1..=1_000_000),
+        ),
+        // None at all is a choice: a fresh stream per request.
+        idle_streams_per_endpoint_max: section.or(
+            "idle_streams_per_endpoint_max",
+            default.idle_streams_per_endpoint_max,
+            number(0..=10_000),
+        ),
+        attempts_max: section.or("attempts_max", default.attempts_max, number(1..=10)),
+    };
+    section.finish();
+    limits
+}
+
+/// The configuration file itself. A node agent with 256 services fits ten times.
+pub(super) const FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// A certificate, key, bundle or token file. A bundle of 64 roots takes about 128 KiB.
+pub(super) const IDENTITY_FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Seeds are needed only to join; one that answers is enough.
+pub(super) const SEEDS_MAX: usize = 64;
+
+/// Each outbound is a listening socket.
+pub(super) const OUTBOUNDS_MAX: usize = 1024;
+
+/// Above 1000 parts nobody can tell shares apart.
+pub(super) const WEIGHT_MAX: u16 = 1000;
+
+/// Orchestrators kill after 10 to 90 seconds by default; nobody waits an hour.
+pub(super) const DRAIN_TIMEOUT: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
+
+/// Probing oftener than this is load; seldomer than this is no health check.
+pub(super) const PROBE_INTERVAL: RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_secs(600);
+
+/// As for the interval, which it may not exceed.
+pub(super) const PROBE_TIMEOUT: RangeInclusive<Duration> =
+    Duration::from_millis(10)..=Duration::from_secs(600);
+
+/// Probes in a row that change an opinion.
+pub(super) const PROBE_STREAK: RangeInclusive<u32> = 1..=100;
+
+/// Repair rounds: bandwidth is about 343 bytes × nodes / interval, and failure detection waits for
+/// several rounds.
+pub(super) const GOSSIP_INTERVAL: RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_secs(30);
+
+/// Every renewal is pushed to the whole mesh.
+pub(super) const GOSSIP_RENEW: RangeInclusive<Duration> =
+    Duration::from_millis(200)..=Duration::from_secs(600);
+
+/// A host's name: RFC 1035, section 2.3.4.
+pub(super) const DNS_NAME_BYTES_MAX: usize = 253;
+
+/// A socket's path: Linux, `unix(7)`: `sun_path` holds 108 bytes, the last of them zero.
+pub(super) const UNIX_PATH_BYTES_MAX: usize = 107;

@@ -1,0 +1,150 @@
+//! The configuration: one TOML file, the environment over it, parsed once into types that cannot
+//! be wrong.
+//!
+//! [`Config::load`] either gives a whole [`Config`] or every mistake in it, each with its line. The
+//! files it names (certificates, tokens) are read by [`files`], because they change while a node
+//! runs and the configuration does not.
+//!
+//! Adding a key: a field with its reason in the section's type, one line in its reader, a row in
+//! `tests.rs` for each way of getting it wrong.
+
+mod address;
+mod environment;
+pub mod files;
+mod limits;
+mod local;
+mod mistake;
+mod node;
+mod relations;
+mod section;
+mod service;
+#[cfg(test)]
+mod tests;
+mod tree;
+mod value;
+
+use std::fs;
+use std::io::Read as _;
+use std::path::Path;
+
+pub use address::{Host, HostPort, WorkloadAddress};
+pub use limits::Limits;
+pub use local::{AccessLog, Admin, HttpProxy, Log, LogFormat};
+pub use mistake::{Mistake, Mistakes, Place, Sources, Wrong};
+pub use node::{Gossip, IdentityFiles, Mesh, Node};
+pub use service::{Outbound, Probe, ProbeQuestion, Service};
+pub(crate) use value::{parse_duration, show_duration};
+
+use relations::Claims;
+use section::{Report, Section};
+
+/// Everything a node is told before it starts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Who it is and where it listens.
+    pub node: Node,
+    /// Whom it asks first.
+    pub mesh: Mesh,
+    /// What proves it.
+    pub identity: IdentityFiles,
+    /// What its workload serves.
+    pub services: Vec<Service>,
+    /// What its workload calls by a fixed port.
+    pub outbounds: Vec<Outbound>,
+    /// HTTP by name, if wanted.
+    pub http_proxy: Option<HttpProxy>,
+    /// Where people and programs ask it.
+    pub admin: Admin,
+    /// How often it repairs and renews.
+    pub gossip: Gossip,
+    /// One line per request; `None` is off.
+    pub access_log: Option<AccessLog>,
+    /// What it says about itself.
+    pub log: Log,
+    /// What it takes on.
+    pub limits: Limits,
+    /// Where each key was said, for what turns out wrong later.
+    pub sources: Sources,
+}
+
+impl Config {
+    /// Reads the file at `path`; variables of `environment` override it.
+    pub fn load(
+        path: &Path,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, Mistakes> {
+        let text = read_file(path).map_err(|(problem, suggestion)| {
+            let sources = Sources { file: path.display().to_string(), ..Sources::default() };
+            sources.mistake("", problem, suggestion)
+        })?;
+        Self::parse(&text, path, environment)
+    }
+
+    /// Reads a text that stands, or could stand, at `path`: relative paths in it start there.
+    pub fn parse(
+        text: &str,
+        path: &Path,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, Mistakes> {
+        let mut sources = Sources { file: path.display().to_string(), ..Sources::default() };
+        let mut table = tree::parse(text, &mut sources)?;
+        let mistakes = environment::apply(&mut table, &mut sources, environment);
+        let report = Report::new(sources, mistakes);
+        let base = path.parent().unwrap_or(Path::new(""));
+        let config = read(Section::root(&report, table), base);
+        let (sources, mistakes) = report.finish();
+        Mistakes::none_of(mistakes)?;
+        let config = config.expect("a configuration that cannot be read has a mistake");
+        Ok(Self { sources, ..config })
+    }
+}
+
+/// `None` has been reported.
+fn read(mut root: Section<'_>, base: &Path) -> Option<Config> {
+    let mut claims = Claims::default();
+    let node = node::read_node(root.section("node"), &mut claims);
+    let mesh = node::read_mesh(root.section("mesh"));
+    let identity = node::read_identity(root.section("identity"), base);
+    let services = service::read_services(root.sections("service"), &mut claims);
+    let outbounds = service::read_outbounds(root.sections("outbound"), &mut claims);
+    let has_http_proxy = root.has("http_proxy");
+    let http_proxy = root.section("http_proxy");
+    let http_proxy = has_http_proxy.then(|| local::read_http_proxy(http_proxy, &mut claims));
+    let admin = local::read_admin(root.section("admin"), base, &mut claims);
+    let gossip = node::read_gossip(root.section("gossip"));
+    let access_log = local::read_access_log(root.section("access_log"), base);
+    let log = local::read_log(root.section("log"));
+    let limits = limits::read(root.section("limits"));
+    claims.check(root.report());
+    root.finish();
+    Some(Config {
+        node: node?,
+        mesh,
+        identity,
+        services,
+        outbounds,
+        http_proxy,
+        admin,
+        gossip,
+        access_log,
+        log,
+        limits,
+        sources: Sources::default(),
+    })
+}
+
+/// The file's text, or what is wrong with it and what would be right.
+fn read_file(path: &Path) -> Result<String, (String, String)> {
+    let unreadable = |error: std::io::Error| {
+        let named = format!("name a readable file: --config {}", path.display());
+        (format!("the file cannot be read: {error}"), named)
+    };
+    let file = fs::File::open(path).map_err(unreadable)?;
+    let mut bytes = Vec::new();
+    file.take(limits::FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > limits::FILE_BYTES_MAX {
+        let most = format!("it may have at most {} bytes", limits::FILE_BYTES_MAX);
+        return Err(("the file is too large to be a configuration".into(), most));
+    }
+    String::from_utf8(bytes).map_err(|_| ("the file is not UTF-8 text".into(), "save it as UTF-8".to_owned()))
+}

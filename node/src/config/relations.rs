@@ -1,0 +1,93 @@
+//! What is wrong only in company: listeners that meet, a workload that is its own caller.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use super::address::{Host, WorkloadAddress};
+use super::section::{Report, Section};
+
+/// The addresses that the sections claim, gathered while they are read: a claim counts even when
+/// something else in its section is wrong.
+#[derive(Default)]
+pub(super) struct Claims {
+    datagram: Option<Listener>,
+    streams: Vec<Listener>,
+    workloads: Vec<(String, WorkloadAddress)>,
+}
+
+/// One address this node binds, and the key that says so.
+struct Listener {
+    key: String,
+    address: SocketAddr,
+}
+
+impl Claims {
+    /// The node's own UDP port.
+    pub(super) fn datagrams(&mut self, section: &Section<'_>, address: SocketAddr) {
+        self.datagram = Listener::new(section, address);
+    }
+
+    /// A TCP port.
+    pub(super) fn streams(&mut self, section: &Section<'_>, address: SocketAddr) {
+        self.streams.extend(Listener::new(section, address));
+    }
+
+    /// A workload to be called.
+    pub(super) fn workload(&mut self, section: &Section<'_>, address: &WorkloadAddress) {
+        self.workloads.push((section.path_of("address"), address.clone()));
+    }
+
+    /// Reports every claim that another one contradicts.
+    pub(super) fn check(&self, report: &Report) {
+        // In the file's order, the node's own first: the later one is said to meet the earlier.
+        let mut streams: Vec<&Listener> = self.streams.iter().collect();
+        streams.sort_by_key(|listener| report.sources.place(&listener.key));
+        let listeners: Vec<&Listener> = self.datagram.iter().chain(streams).collect();
+        for (index, listener) in listeners.iter().enumerate() {
+            if let Some(earlier) = listeners[..index].iter().find(|earlier| overlap(earlier, listener)) {
+                let problem =
+                    format!("{} is taken by {} ({})", listener.address, earlier.key, earlier.address);
+                report.add(&listener.key, problem, "give each listener a port of its own");
+            }
+        }
+        for (key, workload) in &self.workloads {
+            // A workload may use the number of the node's UDP port over TCP.
+            if let Some(own) = self.streams.iter().find(|own| leads_to(workload, own)) {
+                let problem = format!("{workload} is this node's own {}: calls would go in circles", own.key);
+                report.add(key, problem, "write the address that the workload itself listens on");
+            }
+        }
+    }
+}
+
+impl Listener {
+    /// `None` when the address is a default standing in for a mistake.
+    fn new(section: &Section<'_>, address: SocketAddr) -> Option<Self> {
+        let key = section.path_of("listen");
+        (!section.report().has_mistake_at(&key)).then_some(Self { key, address })
+    }
+}
+
+/// Whether both would bind the same port. The node's UDP port counts as well: one number for two
+/// purposes is a slip of the pen, even where the kernel would allow it.
+fn overlap(one: &Listener, other: &Listener) -> bool {
+    let (a, b) = (one.address, other.address);
+    // Linux binds `[::]` for IPv4 too.
+    let covers = |wide: IpAddr, narrow: IpAddr| {
+        wide == Ipv6Addr::UNSPECIFIED || (wide.is_unspecified() && wide.is_ipv4() == narrow.is_ipv4())
+    };
+    a.port() != 0
+        && a.port() == b.port()
+        && (a.ip() == b.ip() || covers(a.ip(), b.ip()) || covers(b.ip(), a.ip()))
+}
+
+/// Whether a call of the workload would reach the listener. Names other than `localhost` are left
+/// to time: what they resolve to may change.
+fn leads_to(workload: &WorkloadAddress, listener: &Listener) -> bool {
+    let WorkloadAddress::Tcp(workload) = workload else { return false };
+    let bound = listener.address.ip();
+    let same_host = match &workload.host {
+        Host::Ip(ip) => *ip == bound || (bound.is_unspecified() && ip.is_loopback()),
+        Host::Name(name) => name == "localhost" && (bound.is_loopback() || bound.is_unspecified()),
+    };
+    workload.port == listener.address.port() && same_host
+}

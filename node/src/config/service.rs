@@ -1,0 +1,206 @@
+//! `[[service]]` and `[[outbound]]`: what the workload serves, and what it calls by a fixed port.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use starling_gossip::identity::ServiceName;
+use starling_gossip::limits::{INSTANCES_PER_OWNER_MAX, LABEL_BYTES_MAX, TAGS_MAX};
+use starling_gossip::record::{Label, Protocol};
+
+use super::address::WorkloadAddress;
+use super::limits::{OUTBOUNDS_MAX, PROBE_INTERVAL, PROBE_STREAK, PROBE_TIMEOUT, WEIGHT_MAX};
+use super::mistake::{Wrong, wrong};
+use super::relations::Claims;
+use super::section::{Given, Section};
+use super::value::{boolean, duration, label, listen_address, number, one_of, service_name, text};
+
+/// `[[service]]`: one workload of this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Names the instance on this node; the service's name by default, with a number where that is
+    /// taken. Unique.
+    pub id: Label,
+    /// What it serves.
+    pub name: ServiceName,
+    /// Where it listens.
+    pub address: WorkloadAddress,
+    /// How it speaks.
+    pub protocol: Protocol,
+    /// Its version, for routing.
+    pub version: Option<Label>,
+    /// Free labels, for routing.
+    pub tags: BTreeMap<Label, Label>,
+    /// Its share among the service's instances; 0 takes no new work.
+    pub weight: u16,
+    /// How its health is asked. `None`: it counts as healthy until calls fail.
+    pub probe: Option<Probe>,
+}
+
+/// `[service.probe]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// What is asked.
+    pub question: ProbeQuestion,
+    /// Between two probes.
+    pub interval: Duration,
+    /// How long one may take; at most the interval.
+    pub timeout: Duration,
+    /// Successes in a row before it counts as healthy again.
+    pub healthy_after: u32,
+    /// Failures in a row before it counts as unhealthy.
+    pub unhealthy_after: u32,
+}
+
+/// What a probe asks the workload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProbeQuestion {
+    /// `GET` of this path; any 2xx or 3xx answer is good.
+    Http {
+        /// Starts with a slash.
+        path: String,
+    },
+    /// Whether it accepts a connection.
+    Tcp,
+}
+
+/// `[[outbound]]`: a local port that leads to one service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outbound {
+    /// Where local callers connect.
+    pub listen: SocketAddr,
+    /// Where they end up.
+    pub service: ServiceName,
+}
+
+pub(super) fn read_services(mut sections: Vec<Section<'_>>, claims: &mut Claims) -> Vec<Service> {
+    if let Some(section) = sections.get(INSTANCES_PER_OWNER_MAX) {
+        let most = format!("one node announces at most {INSTANCES_PER_OWNER_MAX}; start another node");
+        section.report().add(section.path(), "too many services", most);
+    }
+    let ids = read_ids(&mut sections);
+    let mut taken: BTreeSet<Label> = ids.iter().flatten().cloned().collect();
+    let read =
+        sections.into_iter().zip(ids).map(|(section, id)| read_service(section, id, &mut taken, claims));
+    // Read all of them first: the walk must not stop at the first that is wrong.
+    let read: Vec<Option<Service>> = read.collect();
+    read.into_iter().flatten().collect()
+}
+
+/// The ids that were given, before any default is made up.
+fn read_ids(sections: &mut [Section<'_>]) -> Vec<Option<Label>> {
+    let mut seen = BTreeSet::new();
+    let mut ids = Vec::new();
+    for section in sections {
+        let id = section.optional("id", label);
+        if let Some(id) = &id
+            && !seen.insert(id.clone())
+        {
+            let problem = format!("{:?} is the id of an earlier service", id.as_str());
+            section.report().add(
+                &section.path_of("id"),
+                problem,
+                "give each service an id of its own, or none",
+            );
+        }
+        ids.push(id);
+    }
+    ids
+}
+
+fn read_service(
+    mut section: Section<'_>,
+    id: Option<Label>,
+    taken: &mut BTreeSet<Label>,
+    claims: &mut Claims,
+) -> Option<Service> {
+    let name = section.required("name", "\"payments\"", service_name);
+    let address =
+        section.required("address", "\"127.0.0.1:8080\"", |given| text(given)?.parse::<WorkloadAddress>());
+    address.iter().for_each(|address| claims.workload(&section, address));
+    let protocols = [("http", Protocol::Http), ("tcp", Protocol::Tcp)];
+    let protocol = section.or("protocol", Protocol::Http, one_of(&protocols));
+    let version = section.optional("version", label);
+    let tags = section.section("tags").pairs(label);
+    if tags.len() > TAGS_MAX {
+        let most = format!("keep at most {TAGS_MAX}; every node of the mesh stores them");
+        section.report().add(&section.path_of("tags"), format!("{} tags", tags.len()), most);
+    }
+    let weight = section.or("weight", 100, number(0..=WEIGHT_MAX));
+    let has_probe = section.has("probe");
+    let probe = section.section("probe");
+    let probe = if has_probe { read_probe(probe) } else { None };
+    section.finish();
+
+    let (name, address) = (name?, address?);
+    let id = id.or_else(|| free_id(&name, taken))?;
+    Some(Service { id, name, address, protocol, version, tags, weight, probe })
+}
+
+/// `payments`, or `payments-2`, `payments-3` … where that is taken.
+fn free_id(name: &ServiceName, taken: &mut BTreeSet<Label>) -> Option<Label> {
+    let candidates = (1..).map(|number| {
+        let suffix = if number == 1 { String::new() } else { format!("-{number}") };
+        // Names may be longer than labels; both are ASCII.
+        let room = LABEL_BYTES_MAX - suffix.len();
+        let start = &name.as_str()[..name.as_str().len().min(room)];
+        format!("{start}{suffix}").parse::<Label>()
+    });
+    let id = candidates.flatten().find(|id| !taken.contains(id))?;
+    taken.insert(id.clone());
+    Some(id)
+}
+
+fn read_probe(mut section: Section<'_>) -> Option<Probe> {
+    let (has_http, has_tcp) = (section.has("http"), section.has("tcp"));
+    let path = section.optional("http", probe_path);
+    let tcp = section.optional("tcp", boolean);
+    let probe = Probe {
+        question: path.map_or(ProbeQuestion::Tcp, |path| ProbeQuestion::Http { path }),
+        interval: section.or("interval", Duration::from_secs(1), duration(PROBE_INTERVAL)),
+        timeout: section.or("timeout", Duration::from_millis(500), duration(PROBE_TIMEOUT)),
+        healthy_after: section.or("healthy_after", 2, number(PROBE_STREAK)),
+        unhealthy_after: section.or("unhealthy_after", 3, number(PROBE_STREAK)),
+    };
+    let report = section.report();
+    let one = "write http = \"/path\" or tcp = true";
+    if has_http && tcp == Some(true) {
+        report.add(&section.path_of("tcp"), "a probe asks one question, and this one two", one);
+    } else if !has_http && (!has_tcp || tcp == Some(false)) {
+        report.add(section.path(), "the probe asks nothing", one);
+    }
+    if probe.timeout > probe.interval {
+        let problem = "the timeout is longer than the interval, so probes would pile up";
+        report.add(&section.path_of("timeout"), problem, "make timeout at most interval");
+    }
+    section.finish();
+    Some(probe)
+}
+
+fn probe_path(given: Given<'_>) -> Result<String, Wrong> {
+    let path = text(given)?;
+    if !path.starts_with('/') || !path.bytes().all(|byte| byte.is_ascii_graphic()) {
+        let bare = path.trim_start_matches('/').replace(' ', "%20");
+        return wrong(
+            format!("{path:?} is not a path"),
+            format!("write \"/{bare}\", without host or spaces"),
+        );
+    }
+    Ok(path.to_owned())
+}
+
+pub(super) fn read_outbounds(sections: Vec<Section<'_>>, claims: &mut Claims) -> Vec<Outbound> {
+    if let Some(section) = sections.get(OUTBOUNDS_MAX) {
+        let instead = format!("use at most {OUTBOUNDS_MAX}, and [http_proxy] for HTTP by name");
+        section.report().add(section.path(), "too many outbounds", instead);
+    }
+    let read = sections.into_iter().map(|mut section| {
+        let listen = section.required("listen", "\"127.0.0.1:9001\"", listen_address);
+        listen.iter().for_each(|listen| claims.streams(&section, *listen));
+        let service = section.required("service", "\"payments\"", service_name);
+        section.finish();
+        Some(Outbound { listen: listen?, service: service? })
+    });
+    let read: Vec<Option<Outbound>> = read.collect();
+    read.into_iter().flatten().collect()
+}

@@ -1,0 +1,332 @@
+//! One row for each way of getting a configuration wrong, and what a right one means.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use starling_gossip::record::Protocol;
+
+use super::*;
+
+const NONE: [(String, String); 0] = [];
+
+fn parse(text: &str) -> Result<Config, Mistakes> {
+    Config::parse(text, Path::new("/etc/starling/starling.toml"), NONE)
+}
+
+fn parse_with(text: &str, variables: &[(&str, &str)]) -> Result<Config, Mistakes> {
+    let variables = variables.iter().map(|(name, value)| (name.to_string(), value.to_string()));
+    Config::parse(text, Path::new("/etc/starling/starling.toml"), variables)
+}
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().expect(text)
+}
+
+const SMALLEST: &str = r#"
+[mesh]
+seeds = ["seed.example:7400"]
+[[service]]
+name = "web"
+address = "127.0.0.1:8080"
+"#;
+
+#[test]
+fn five_lines_are_enough_and_the_rest_has_defaults() {
+    let config = parse(SMALLEST).expect("five lines");
+    assert_eq!(config.node.listen, address("0.0.0.0:7400"));
+    assert_eq!(config.node.advertise, None, "every address is no address to tell others");
+    assert_eq!(config.node.drain_timeout, Duration::from_secs(30));
+    assert_eq!(config.identity.certificate, PathBuf::from("/etc/starling/tls.crt"));
+    assert_eq!(config.identity.trust_bundle, PathBuf::from("/etc/starling/ca.crt"));
+    assert_eq!(config.mesh.seeds[0].to_string(), "seed.example:7400");
+    assert_eq!(config.admin.listen, address("127.0.0.1:7402"));
+    assert_eq!((config.http_proxy, config.access_log), (None, None));
+    assert_eq!((config.gossip, config.limits), (Gossip::default(), Limits::default()));
+    let web = &config.services[0];
+    assert_eq!((web.id.as_str(), web.protocol, web.weight), ("web", Protocol::Http, 100));
+    assert_eq!(web.probe, None);
+}
+
+#[test]
+fn everything_that_can_be_said_is_understood() {
+    let config = parse(include_str!("tests/full.toml")).expect("a full file");
+    assert_eq!(config.node.advertise, Some(address("10.0.0.5:7400")));
+    assert_eq!(config.node.locality.zone.as_ref().map(|zone| zone.as_str()), Some("eu-west-1a"));
+    assert_eq!(config.identity.key, PathBuf::from("/secrets/tls.key"));
+    let seeds: Vec<String> = config.mesh.seeds.iter().map(HostPort::to_string).collect();
+    assert_eq!(seeds, ["seed-a.example:7400", "10.0.0.9:7400", "[2001:db8::1]:7400"]);
+    let addresses: Vec<String> = config.services.iter().map(|one| one.address.to_string()).collect();
+    assert_eq!(addresses, ["[::1]:80", "unix:/run/app.sock", "localhost:5432"]);
+    let ids: Vec<&str> = config.services.iter().map(|one| one.id.as_str()).collect();
+    assert_eq!(ids, ["payments-2", "payments", "payments-3"], "given ids keep their names");
+    let probe = config.services[0].probe.as_ref().expect("a probe");
+    assert_eq!(probe.question, ProbeQuestion::Http { path: "/healthz".into() });
+    assert_eq!((probe.interval, probe.unhealthy_after), (Duration::from_secs(2), 4));
+    let track: BTreeMap<_, _> = [("track".parse().expect("ok"), "canary".parse().expect("ok"))].into();
+    assert_eq!(config.services[0].tags, track);
+    assert_eq!(config.services[1].protocol, Protocol::Tcp);
+    assert_eq!(config.outbounds[0].service.as_str(), "ledger.shop");
+    assert_eq!(config.access_log.expect("on").format, LogFormat::Json);
+    assert_eq!(config.admin.socket, Some(PathBuf::from("/etc/starling/run/admin.sock")));
+    assert_eq!(config.limits.attempts_max, 1);
+}
+
+/// Four mistakes of four kinds in one file are four messages.
+#[test]
+fn all_mistakes_are_reported_together_each_with_its_line() {
+    let text = "[nod]\nname = \"web-1\"\n[mesh]\nseeds = [\"seed-a\"]\n\
+                [[service]]\nname = \"my web\"\naddress = \"127.0.0.1:99999\"\n";
+    let mistakes = parse(text).expect_err("four mistakes");
+    let told: Vec<(Place, &str, &str)> =
+        mistakes.iter().map(|one| (one.place.clone(), one.key.as_str(), one.suggestion.as_str())).collect();
+    let line = |line, column| Place::Line { line, column };
+    assert_eq!(
+        told,
+        [
+            (line(1, 2), "nod", "did you mean \"node\"?"),
+            (line(4, 10), "mesh.seeds[0]", "write \"seed-a:7400\", with its port"),
+            (
+                line(6, 1),
+                "service[0].name",
+                "write \"my-web\" (a DNS label (a-z 0-9 -, at most 63), or name.namespace)"
+            ),
+            (line(7, 1), "service[0].address", "ports go from 1 to 65535"),
+        ]
+    );
+    assert!(mistakes.to_string().ends_with("4 mistakes in the configuration"), "{mistakes}");
+}
+
+#[test]
+fn programs_get_the_mistakes_as_json() {
+    let mistakes = parse_with("[nod]\n", &[("STARLING_NODE__LISTEN", "here")]).expect_err("two mistakes");
+    let json = mistakes.to_json();
+    assert_eq!(json["ok"], false);
+    assert_eq!(json["mistakes"][0]["file"], "/etc/starling/starling.toml");
+    assert_eq!(json["mistakes"][0]["line"], 1);
+    assert_eq!(json["mistakes"][0]["key"], "nod");
+    assert_eq!(json["mistakes"][1]["file"], "environment");
+    assert_eq!(json["mistakes"][1]["line"], serde_json::Value::Null);
+    assert_eq!(json["mistakes"][1]["variable"], "STARLING_NODE__LISTEN");
+}
+
+/// (text, key, part of the message): exactly one mistake each. A leading `service.` text is put
+/// into an otherwise right service, to keep rows short.
+const WRONG: &[(&str, &str, &str)] = &[
+    // Shape.
+    ("[node", "", "this is not TOML"),
+    ("a = 1\na = 2", "", "duplicate key"),
+    ("[bogus]", "bogus", "known here: node, mesh"),
+    ("node = 5", "node", "is a section, not a number"),
+    ("[node]\nnmae = \"x\"", "node.nmae", "did you mean \"name\"?"),
+    ("[node]\nname = 5", "node.name", "write it in quotes: \"5\""),
+    ("[service]\nname = \"web\"", "service", "write [[service]], with two brackets"),
+    ("[node]\ndata_dir = \"/x\"", "node.data_dir", "unknown key"),
+    // Names.
+    ("[node]\nname = \"\"", "node.name", "it is empty"),
+    ("[node]\nname = \"web 1\"", "node.name", "write \"web-1\""),
+    ("[node]\nlocality = { region = \"eu west\" }", "node.locality.region", "write \"eu-west\""),
+    ("[node]\nlocality = { city = \"x\" }", "node.locality.city", "known here: region, zone, site"),
+    ("service.name = \"Web\"", "service[0].name", "write \"web\""),
+    ("service.name = \"a.b.c\"", "service[0].name", "or name.namespace"),
+    ("service.version = \"v 2\"", "service[0].version", "not a label"),
+    ("service.tags = { track = 5 }", "service[0].tags.track", "not a number"),
+    ("service.tags = { \"a b\" = \"x\" }", "service[0].tags.a b", "not a label"),
+    // Addresses.
+    ("[node]\nlisten = \"7400\"", "node.listen", "has no port"),
+    ("[node]\nlisten = \":7400\"", "node.listen", "the host is missing"),
+    ("[node]\nlisten = \"localhost:7400\"", "node.listen", "needs an IP address"),
+    ("[node]\nadvertise = \"0.0.0.0:7400\"", "node.advertise", "cannot be connected to"),
+    ("[node]\nadvertise = \"10.0.0.5:0\"", "node.advertise", "port 0"),
+    ("[mesh]\nseeds = \"a:7400\"", "mesh.seeds", "write a list: seeds = [\"a:7400\"]"),
+    ("[mesh]\nseeds = [\"a:7400\",\n7]", "mesh.seeds[1]", "not a number"),
+    ("[mesh]\nseeds = [\"https://a:7400/\"]", "mesh.seeds[0]", "write \"a:7400\""),
+    ("[mesh]\nseeds = [\"a:http\"]", "mesh.seeds[0]", "\"http\" is not a port"),
+    ("[mesh]\nseeds = [\"2001:db8::1\"]", "mesh.seeds[0]", "write \"[2001:db8::1]:7400\""),
+    ("[mesh]\nseeds = [\"[10.0.0.9]:7400\"]", "mesh.seeds[0]", "not an IPv6 address"),
+    ("[mesh]\nseeds = [\"10.0.0.300:7400\"]", "mesh.seeds[0]", "neither an IP address nor"),
+    ("[mesh]\nseeds = [\"a_b..c:7400\"]", "mesh.seeds[0]", "neither an IP address nor"),
+    ("service.address = \"unix:app.sock\"", "service[0].address", "not an absolute path"),
+    (
+        "[admin]\nsocket = \"/0123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789/a.sock\"",
+        "admin.socket",
+        "at most 107 bytes",
+    ),
+    ("service.address = \"127.0.0.1:70000\"", "service[0].address", "port 70000 does not exist"),
+    // Numbers, words, durations.
+    ("service.weight = 1001", "service[0].weight", "from 0 to 1000"),
+    ("service.weight = -1", "service[0].weight", "-1 is out of range"),
+    ("service.weight = \"9\"", "service[0].weight", "should be a number, not a text"),
+    ("service.protocol = \"udp\"", "service[0].protocol", "write \"http\" or \"tcp\""),
+    ("[node]\ndrain_timeout = 30", "node.drain_timeout", "write \"30s\" or \"30ms\""),
+    ("[node]\ndrain_timeout = \"soon\"", "node.drain_timeout", "not a duration"),
+    ("[node]\ndrain_timeout = \"2h\"", "node.drain_timeout", "write 0s to 1h"),
+    ("[gossip]\nlease = \"99999999999999999d\"", "gossip.lease", "not a duration"),
+    ("[gossip]\nlease = \"10s\"", "gossip.lease", "make lease longer than 15s"),
+    ("[gossip]\ninterval = \"1ms\"", "gossip.interval", "out of range"),
+    ("[limits]\nattempts_max = 0", "limits.attempts_max", "from 1 to 10"),
+    ("[limits]\nconnection_max = 1", "limits.connection_max", "did you mean \"connections_max\"?"),
+    ("[log]\nlevel = \"inof\"", "log.level", "not a log level"),
+    ("[log]\nformat = \"xml\"", "log.format", "\"text\" or \"json\""),
+    ("[access_log]\npath = \"/x\"", "access_log.path", "without a format"),
+    // Missing things.
+    ("[[service]]\naddress = \"127.0.0.1:80\"", "service[0].name", "add name = \"payments\""),
+    ("[[service]]\nname = \"web\"", "service[0].address", "address is missing"),
+    (
+        "[[service]]\nname = \"web\"\nadress = \"127.0.0.1:80\"",
+        "service[0].adress",
+        "did you mean \"address\"?",
+    ),
+    ("[[outbound]]\nlisten = \"127.0.0.1:9001\"", "outbound[0].service", "service is missing"),
+    // Probes.
+    ("service.probe = {}", "service[0].probe", "asks nothing"),
+    ("service.probe = { tcp = false }", "service[0].probe", "asks nothing"),
+    ("service.probe = { http = \"/x\", tcp = true }", "service[0].probe.tcp", "one question"),
+    ("service.probe = { http = \"healthz\" }", "service[0].probe.http", "write \"/healthz\""),
+    ("service.probe = { tcp = \"yes\" }", "service[0].probe.tcp", "true or false"),
+    ("service.probe = { tcp = true, timeout = \"2s\" }", "service[0].probe.timeout", "at most interval"),
+    ("service.probe = { tcp = true, healthy_after = 0 }", "service[0].probe.healthy_after", "1 to 100"),
+    // Company.
+    ("[admin]\nlisten = \"0.0.0.0:7402\"", "admin.listen", "add token_file"),
+    ("[http_proxy]\n[admin]\nlisten = \"127.0.0.1:7401\"", "admin.listen", "taken by http_proxy.listen"),
+    ("[http_proxy]\nlisten = \"127.0.0.1:7402\"", "http_proxy.listen", "taken by admin.listen"),
+    (
+        "[[outbound]]\nlisten = \"127.0.0.1:7400\"\nservice = \"a\"",
+        "outbound[0].listen",
+        "taken by node.listen",
+    ),
+    ("[[outbound]]\nlisten = \"[::]:7402\"\nservice = \"a\"", "outbound[0].listen", "taken by admin.listen"),
+    ("service.address = \"localhost:7402\"", "service[0].address", "go in circles"),
+];
+
+#[test]
+fn every_mistake_has_its_own_message_at_its_key() {
+    for (text, key, message) in WRONG {
+        let text = match text.strip_prefix("service.") {
+            None => (*text).to_owned(),
+            Some(line) => {
+                let right = [("name", "\"web\""), ("address", "\"127.0.0.1:8080\"")];
+                let right = right.iter().filter(|(key, _)| !line.starts_with(key));
+                let right: String = right.map(|(key, value)| format!("{key} = {value}\n")).collect();
+                format!("[[service]]\n{right}{line}\n")
+            }
+        };
+        let mistakes = parse(&text).expect_err(&text);
+        let told: Vec<&Mistake> = mistakes.iter().collect();
+        let [mistake] = told[..] else { panic!("{text}\nshould be one mistake:\n{mistakes}") };
+        assert_eq!(&mistake.key, key, "{text}\n{mistake}");
+        assert!(mistake.to_string().contains(message), "{text}\n{mistake}\nshould say: {message}");
+        assert!(matches!(mistake.place, Place::Line { .. }), "{text}\n{mistake}");
+    }
+}
+
+/// Any kind of value at any key: no panic, and what is refused is refused where it stands.
+#[test]
+fn every_key_survives_every_kind_of_value() {
+    const FULL: &str = include_str!("tests/full.toml");
+    const VALUES: [&str; 11] = [
+        "0",
+        "-1",
+        "1.5",
+        "99999999999999999999",
+        "true",
+        "\"\"",
+        "\"é:]:\\u0000\"",
+        "[]",
+        "[[1]]",
+        "{}",
+        "1979-05-27",
+    ];
+    for (index, line) in FULL.lines().enumerate() {
+        let Some((key, _)) = line.split_once(" = ") else { continue };
+        for value in VALUES {
+            let mut lines: Vec<String> = FULL.lines().map(str::to_owned).collect();
+            lines[index] = format!("{key} = {value}");
+            let Err(mistakes) = parse(&lines.join("\n")) else { continue };
+            let is_here = |one: &Mistake| matches!(one.place, Place::Line { line, .. } if line == index + 1);
+            assert!(mistakes.iter().any(is_here), "line {}: {key} = {value}\n{mistakes}", index + 1);
+        }
+    }
+}
+
+#[test]
+fn ids_are_given_once() {
+    let service = "[[service]]\nname = \"web\"\naddress = \"127.0.0.1:80\"\nid = \"one\"\n";
+    let mistakes = parse(&service.repeat(2)).expect_err("one id twice");
+    let told: Vec<&Mistake> = mistakes.iter().collect();
+    assert_eq!((told.len(), told[0].key.as_str()), (1, "service[1].id"), "{mistakes}");
+    assert_eq!(told[0].place, Place::Line { line: 8, column: 1 });
+}
+
+#[test]
+fn a_mistaken_address_claims_no_port_and_hides_no_other_claim() {
+    let text = "[admin]\nlisten = \"here\"\n[http_proxy]\nlisten = \"127.0.0.1:7402\"\n\
+                [[outbound]]\nlisten = \"127.0.0.1:7402\"\nservice = \"Bad\"\n";
+    let mistakes = parse(text).expect_err("three mistakes");
+    let keys: Vec<&str> = mistakes.iter().map(|one| one.key.as_str()).collect();
+    assert_eq!(keys, ["admin.listen", "outbound[0].listen", "outbound[0].service"], "{mistakes}");
+}
+
+#[test]
+fn the_kernel_may_choose_several_ports() {
+    let text = "[node]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n\
+                [http_proxy]\nlisten = \"127.0.0.1:0\"\n";
+    let config = parse(text).expect("port 0 thrice");
+    assert_eq!(config.node.advertise, None, "the port is not known yet");
+    let config = parse("[node]\nlisten = \"127.0.0.1:7400\"").expect("an address");
+    assert_eq!(config.node.advertise, Some(address("127.0.0.1:7400")));
+}
+
+#[test]
+fn the_environment_overrides_the_file() {
+    let variables = [
+        ("STARLING_NODE__NAME", "web-7"),
+        ("STARLING_NODE__LOCALITY__ZONE", "b"),
+        ("STARLING_MESH__SEEDS", "a:7400, b:7400"),
+        ("STARLING_LIMITS__ATTEMPTS_MAX", "2"),
+        ("STARLING_IDENTITY__KEY", "other.key"),
+        ("STARLING_SERVICE_HOST", "injected by Kubernetes, and none of ours"),
+        ("HOME", "/root"),
+    ];
+    let config = parse_with(SMALLEST, &variables).expect("overridden");
+    assert_eq!(config.node.name.as_str(), "web-7");
+    assert_eq!(config.node.locality.zone.map(String::from).as_deref(), Some("b"));
+    assert_eq!(config.mesh.seeds.len(), 2);
+    assert_eq!(config.limits.attempts_max, 2);
+    assert_eq!(config.identity.key, PathBuf::from("/etc/starling/other.key"));
+}
+
+#[test]
+fn mistakes_in_the_environment_name_the_variable() {
+    for (variable, value, key, message) in [
+        ("STARLING_NODE__LISTEN", "1.2.3.4", "node.listen", "has no port"),
+        ("STARLING_NOD__NAME", "x", "nod", "did you mean \"node\"?"),
+        ("STARLING_NODE__NMAE", "x", "node.nmae", "did you mean \"name\"?"),
+        ("STARLING_LIMITS__ATTEMPTS_MAX", "many", "limits.attempts_max", "1 to 10"),
+        ("STARLING_MESH__SEEDS", "a:7400,b", "mesh.seeds[1]", "has no port"),
+        ("STARLING_SERVICE__NAME", "x", "service.name", "sections that occur once"),
+        ("STARLING_NODE__", "x", "node.", "sections that occur once"),
+    ] {
+        let mistakes = parse_with(SMALLEST, &[(variable, value)]).expect_err(variable);
+        let told: Vec<&Mistake> = mistakes.iter().collect();
+        assert_eq!((told.len(), told[0].key.as_str()), (1, key), "{mistakes}");
+        assert_eq!(told[0].place, Place::Environment(variable.into()), "{mistakes}");
+        assert!(mistakes.to_string().contains(message), "{mistakes}");
+    }
+}
+
+#[test]
+fn durations_read_back_as_they_are_shown() {
+    for text in ["0s", "1ms", "500ms", "90s", "2m", "24h", "36h", "3650d"] {
+        let duration = parse_duration(text).expect(text);
+        assert_eq!(parse_duration(&show_duration(duration)), Ok(duration), "{text}");
+    }
+    assert_eq!(show_duration(Duration::from_secs(7200)), "2h");
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_one_mistake() {
+    let mistakes = Config::load(Path::new("/nonexistent/starling.toml"), NONE).expect_err("no file");
+    assert!(mistakes.to_string().contains("--config"), "{mistakes}");
+}

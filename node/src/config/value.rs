@@ -1,0 +1,185 @@
+//! Readers of single values: text in, a type that cannot be wrong out.
+
+use std::fmt::Display;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use starling_gossip::identity::{NodeName, ServiceName};
+use starling_gossip::record::Label;
+use toml::Value;
+
+use super::address::{Host, HostPort};
+use super::mistake::{Wrong, wrong};
+use super::section::{Given, kind};
+
+/// A text that is not empty.
+pub(super) fn text(given: Given<'_>) -> Result<&str, Wrong> {
+    match given.value {
+        Value::String(text) if text.trim().is_empty() => {
+            wrong("it is empty", "give a value, or remove the key to use its default")
+        }
+        Value::String(text) => Ok(text),
+        other => wrong(
+            format!("it should be a text, not {}", kind(other)),
+            format!("write it in quotes: \"{other}\""),
+        ),
+    }
+}
+
+/// A service's name.
+pub(super) fn service_name(given: Given<'_>) -> Result<ServiceName, Wrong> {
+    name(text(given)?, &|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.')
+}
+
+/// A node's name.
+pub(super) fn node_name(given: Given<'_>) -> Result<NodeName, Wrong> {
+    name(text(given)?, &|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+}
+
+/// A label.
+pub(super) fn label(given: Given<'_>) -> Result<Label, Wrong> {
+    name(text(given)?, &|c| c.is_ascii_graphic())
+}
+
+/// Parses a name; when it is none, suggests the nearest text that is.
+fn name<T>(text: &str, good: &dyn Fn(char) -> bool) -> Result<T, Wrong>
+where
+    T: FromStr + Display,
+    T::Err: Display,
+{
+    text.parse().or_else(|error: T::Err| {
+        // The names' errors read `"x" is not a …: what one looks like`.
+        let error = error.to_string();
+        let (problem, rule) = error.rsplit_once(": ").unwrap_or((&error, "see the documentation"));
+        let repaired: String = text.to_lowercase().chars().map(|c| if good(c) { c } else { '-' }).collect();
+        match repaired.trim_matches('-').parse::<T>() {
+            Ok(name) => wrong(problem, format!("write {:?} ({rule})", name.to_string())),
+            Err(_) => wrong(problem, format!("write {rule}")),
+        }
+    })
+}
+
+/// `true` or `false`.
+pub(super) fn boolean(given: Given<'_>) -> Result<bool, Wrong> {
+    match given.value {
+        Value::Boolean(value) => Ok(*value),
+        Value::String(text) if given.textual && (text == "true" || text == "false") => Ok(text == "true"),
+        other => wrong(format!("it should be true or false, not {}", kind(other)), "write true or false"),
+    }
+}
+
+/// A whole number within `range`.
+pub(super) fn number<T: TryFrom<i64> + PartialOrd + Display>(
+    range: RangeInclusive<T>,
+) -> impl FnOnce(Given<'_>) -> Result<T, Wrong> {
+    move |given| {
+        let suggestion = format!("write a whole number from {} to {}", range.start(), range.end());
+        let number = match given.value {
+            Value::Integer(number) => Some(*number),
+            Value::String(text) if given.textual => text.parse().ok(),
+            _ => None,
+        };
+        let Some(number) = number else {
+            return wrong(format!("it should be a number, not {}", kind(given.value)), suggestion);
+        };
+        match T::try_from(number) {
+            Ok(fitting) if range.contains(&fitting) => Ok(fitting),
+            _ => wrong(format!("{number} is out of range"), suggestion),
+        }
+    }
+}
+
+/// A duration such as `"500ms"`, within `range`.
+pub(super) fn duration(range: RangeInclusive<Duration>) -> impl FnOnce(Given<'_>) -> Result<Duration, Wrong> {
+    move |given| {
+        let parsed = match given.value {
+            Value::Integer(number) => {
+                return wrong(
+                    format!("{number} has no unit"),
+                    format!("write \"{number}s\" or \"{number}ms\""),
+                );
+            }
+            _ => parse_duration(text(given)?)?,
+        };
+        if range.contains(&parsed) {
+            return Ok(parsed);
+        }
+        let (least, most) = (show_duration(*range.start()), show_duration(*range.end()));
+        wrong(format!("{} is out of range", show_duration(parsed)), format!("write {least} to {most}"))
+    }
+}
+
+/// A whole number with its unit: `ms`, `s`, `m`, `h` or `d`.
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, Wrong> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let millis_each: u64 = match unit.trim() {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => 0,
+    };
+    let millis = number.parse::<u64>().ok().and_then(|number| number.checked_mul(millis_each));
+    match millis {
+        Some(millis) if millis_each > 0 => Ok(Duration::from_millis(millis)),
+        _ => wrong(
+            format!("{text:?} is not a duration"),
+            "write a whole number and its unit, such as \"500ms\", \"1s\", \"2m\", \"24h\" or \"30d\"",
+        ),
+    }
+}
+
+/// The shortest form that reads back the same.
+pub(crate) fn show_duration(duration: Duration) -> String {
+    let millis = duration.as_millis();
+    if millis == 0 {
+        return "0s".to_owned();
+    }
+    for (unit, each) in [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)] {
+        if millis >= each && millis.is_multiple_of(each) {
+            return format!("{}{unit}", millis / each);
+        }
+    }
+    format!("{millis}ms")
+}
+
+/// An address to listen on: an IP address and a port. Port 0 lets the kernel choose.
+pub(super) fn listen_address(given: Given<'_>) -> Result<SocketAddr, Wrong> {
+    let address: HostPort = text(given)?.parse()?;
+    match address.host {
+        Host::Ip(ip) => Ok(SocketAddr::new(ip, address.port)),
+        Host::Name(name) => wrong(
+            format!("{name:?} is a name; this needs an IP address of this machine"),
+            format!("write for instance \"127.0.0.1:{}\"", address.port),
+        ),
+    }
+}
+
+/// An address that others connect to.
+pub(super) fn peer_address(given: Given<'_>) -> Result<HostPort, Wrong> {
+    let address: HostPort = text(given)?.parse()?;
+    address.check_dialable()?;
+    Ok(address)
+}
+
+/// A path, relative to `base`.
+pub(super) fn path(base: &Path) -> impl FnOnce(Given<'_>) -> Result<PathBuf, Wrong> {
+    move |given| Ok(base.join(text(given)?))
+}
+
+/// One of a few words.
+pub(super) fn one_of<T: Copy>(words: &[(&str, T)]) -> impl FnOnce(Given<'_>) -> Result<T, Wrong> {
+    move |given| {
+        let given = text(given)?;
+        if let Some((_, meaning)) = words.iter().find(|(word, _)| *word == given) {
+            return Ok(*meaning);
+        }
+        let known: Vec<String> = words.iter().map(|(word, _)| format!("{word:?}")).collect();
+        wrong(format!("{given:?} is not known here"), format!("write {}", known.join(" or ")))
+    }
+}
