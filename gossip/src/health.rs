@@ -10,9 +10,9 @@ use crate::record::Health;
 pub struct Thresholds {
     /// Good answers before an unhealthy instance is healthy again. The first good answer of all
     /// suffices: an instance that starts well should not wait.
-    pub healthy_after: u16,
+    pub healthy_after: u32,
     /// Bad answers before a healthy instance is unhealthy.
-    pub unhealthy_after: u16,
+    pub unhealthy_after: u32,
 }
 
 /// What one probe said.
@@ -30,7 +30,7 @@ pub struct HealthState {
     thresholds: Thresholds,
     health: Health,
     /// Answers in a row that speak against the present health.
-    against: u16,
+    against: u32,
     draining: bool,
 }
 

@@ -3,6 +3,7 @@
 //! Pure names and rules. How an identity is proved is [`crate::svid`]'s business; what a peer may
 //! do with it is the access policy's.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -98,6 +99,13 @@ impl SpiffeId {
 impl ServiceName {
     /// The name as users type it.
     pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Lets a map keyed by service name be asked with text, on the request path, without a copy.
+impl Borrow<str> for ServiceName {
+    fn borrow(&self) -> &str {
         &self.0
     }
 }

@@ -74,7 +74,7 @@ pub(crate) struct Replica {
     handle: ChitchatHandle,
     changes: mpsc::Receiver<Change>,
     overflowed: Arc<AtomicBool>,
-    terminated: Pin<Box<dyn Future<Output = ()> + Send>>,
+    terminated: Pin<Box<dyn Future<Output = ()> + Send + Sync>>,
     _listener: ListenerHandle,
 }
 

@@ -1,7 +1,21 @@
 //! Starling: a service mesh without a control plane. The sidecar, its command line, its library.
 
+pub mod admin;
+pub mod app;
+mod balance;
+mod breaker;
 pub mod ca;
 pub mod cli;
 pub mod config;
+pub mod drain;
+mod endpoint;
+mod live;
+mod local;
+mod probe;
+mod proxy;
+pub mod route;
+mod seeds;
+pub mod telemetry;
+mod upstream;
 
 pub use cli::run_cli;

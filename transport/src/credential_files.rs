@@ -161,8 +161,8 @@ fn read(path: &Path) -> Result<Vec<u8>, CredentialError> {
 }
 
 fn stamp(path: &Path) -> Result<Stamp, CredentialError> {
-    let metadata = std::fs::metadata(path)
-        .map_err(|why| CredentialError::Unreadable { path: path.to_owned(), why })?;
+    let metadata =
+        std::fs::metadata(path).map_err(|why| CredentialError::Unreadable { path: path.to_owned(), why })?;
     Ok(Stamp {
         modified_ns: i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec()),
         bytes: metadata.len(),

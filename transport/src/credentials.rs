@@ -31,8 +31,8 @@ struct Shared {
 /// One SVID and the bundle that goes with it.
 #[derive(Debug)]
 pub struct CurrentIdentity {
-    svid: Svid,
-    bundle: TrustBundle,
+    svid: Arc<Svid>,
+    bundle: Arc<TrustBundle>,
     certified_key: Arc<CertifiedKey>,
 }
 
@@ -43,7 +43,9 @@ pub enum RotationError {
     #[error("our own certificate is not accepted by our own trust bundle: {0}")]
     Unaccepted(#[from] ChainError),
     /// A node's records are its identity's; another identity is another node.
-    #[error("the SPIFFE ID changed from {old} to {new}; a node keeps its identity, restart it to give it another")]
+    #[error(
+        "the SPIFFE ID changed from {old} to {new}; a node keeps its identity, restart it to give it another"
+    )]
     IdentityChanged {
         /// Who we are.
         old: SpiffeId,
@@ -112,16 +114,16 @@ impl CurrentIdentity {
         let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(svid.private_key())
             .map_err(|error| RotationError::Key(error.to_string()))?;
         let certified_key = Arc::new(CertifiedKey::new(svid.chain().to_vec(), key));
-        Ok(Self { svid, bundle, certified_key })
+        Ok(Self { svid: Arc::new(svid), bundle: Arc::new(bundle), certified_key })
     }
 
     /// Our chain and key.
-    pub fn svid(&self) -> &Svid {
+    pub fn svid(&self) -> &Arc<Svid> {
         &self.svid
     }
 
     /// Whom we believe.
-    pub fn bundle(&self) -> &TrustBundle {
+    pub fn bundle(&self) -> &Arc<TrustBundle> {
         &self.bundle
     }
 

@@ -44,7 +44,9 @@ pub enum ConnectError {
         address: SocketAddr,
     },
     /// Dials failed a moment ago; no packet was sent.
-    #[error("{address} is not dialled for another {retry_in:?} after {failures} failed attempts; the last: {last}")]
+    #[error(
+        "{address} is not dialled for another {retry_in:?} after {failures} failed attempts; the last: {last}"
+    )]
     BackingOff {
         /// Which address.
         address: SocketAddr,
@@ -132,9 +134,7 @@ impl Dialler {
                 None => Ok(connection),
             }
         };
-        tokio::time::timeout(DIAL_TIMEOUT, handshake)
-            .await
-            .unwrap_or(Err(ConnectError::TimedOut { address }))
+        tokio::time::timeout(DIAL_TIMEOUT, handshake).await.unwrap_or(Err(ConnectError::TimedOut { address }))
     }
 }
 

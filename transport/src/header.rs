@@ -307,7 +307,8 @@ fn empty<T>(body: &[u8], value: T) -> Result<T, HeaderError> {
 }
 
 fn from_bytes<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, HeaderError> {
-    codec::decode::<T, HEADER_BODY_BYTES_MAX>(bytes).map_err(|error| HeaderError::Malformed(error.to_string()))
+    codec::decode::<T, HEADER_BODY_BYTES_MAX>(bytes)
+        .map_err(|error| HeaderError::Malformed(error.to_string()))
 }
 
 #[cfg(test)]

@@ -218,8 +218,7 @@ impl Pool {
     /// Owned by no caller: a dial goes on when whoever asked first stops waiting.
     async fn dial(self, credentials: Credentials, key: DialKey, settle: watch::Sender<DialOutcome>) {
         let attend = |connection: &Connection| self.attend(connection);
-        let result =
-            self.shared.dialler.dial(&credentials, key.address, key.expected.clone(), attend).await;
+        let result = self.shared.dialler.dial(&credentials, key.address, key.expected.clone(), attend).await;
         let outcome = match &result {
             Ok(_) => "ok",
             Err(error) => error.as_str(),
@@ -265,8 +264,7 @@ impl Pool {
     /// Starts what runs for as long as the connection is open.
     fn attend(&self, connection: &Connection) {
         tokio::spawn(serve(connection.clone(), self.shared.inbox.clone()));
-        let watched =
-            supervise(connection.clone(), self.clock().clone(), self.shared.changes.clone());
+        let watched = supervise(connection.clone(), self.clock().clone(), self.shared.changes.clone());
         let (pool, leaving) = (self.clone(), connection.clone());
         let see_out = async move {
             leaving.reached(LEAVING | PEER_LEFT | CLOSED).await;

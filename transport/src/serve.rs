@@ -12,7 +12,9 @@ use starling_gossip::limits::MESSAGE_BYTES_MAX;
 use starling_gossip::link::Received;
 
 use crate::connection::{Connection, PEER_LEFT, WELCOMED, WorkGuard};
-use crate::header::{HeaderError, PREAMBLE_BYTES, Preamble, Refusal, RefusalReason, StreamHeader, StreamKind};
+use crate::header::{
+    HeaderError, PREAMBLE_BYTES, Preamble, Refusal, RefusalReason, StreamHeader, StreamKind,
+};
 use crate::incoming::{IncomingStream, UnansweredStream};
 use crate::limits::{HEADER_TIMEOUT, MESSAGE_TIMEOUT};
 use crate::stream::stream_code;
@@ -62,7 +64,9 @@ async fn read_call(
         if header.kind.is_call() {
             Ok(header)
         } else {
-            Err(ReadHeaderError::Header(HeaderError::Malformed("this kind of stream has one direction".into())))
+            Err(ReadHeaderError::Header(HeaderError::Malformed(
+                "this kind of stream has one direction".into(),
+            )))
         }
     });
     let stream = UnansweredStream::new(send, recv, work);
@@ -91,7 +95,9 @@ async fn read_message(mut recv: RecvStream, connection: Connection, gossip: mpsc
     let kind = match read_header(&mut recv).await {
         Ok(header) => header.kind,
         Err(ReadHeaderError::Gone) => return,
-        Err(ReadHeaderError::Header(error)) => return reject_message(&mut recv, &connection, &error.refusal()),
+        Err(ReadHeaderError::Header(error)) => {
+            return reject_message(&mut recv, &connection, &error.refusal());
+        }
     };
     match kind {
         StreamKind::Gossip => read_gossip(recv, &connection, gossip).await,

@@ -60,10 +60,7 @@ impl MeshStream {
 
     fn new(send: SendStream, recv: RecvStream, work: WorkGuard, answer: Option<AnswerReader>) -> Self {
         let recv_work = work.connection().begin_work();
-        Self {
-            send: SendHalf::new(send, work),
-            recv: RecvHalf { stream: recv, answer, _work: recv_work },
-        }
+        Self { send: SendHalf::new(send, work), recv: RecvHalf { stream: recv, answer, _work: recv_work } }
     }
 
     /// Waits for the callee's answer. Waits as long as the callee does: bound it. Reading does

@@ -24,7 +24,8 @@ impl Direction {
 
 /// A handshake ended, or was not begun.
 pub(crate) fn handshake(direction: Direction, outcome: &'static str) {
-    counter!("starling_handshakes_total", "direction" => direction.as_str(), "outcome" => outcome).increment(1);
+    counter!("starling_handshakes_total", "direction" => direction.as_str(), "outcome" => outcome)
+        .increment(1);
 }
 
 /// A connection was opened.

@@ -2,10 +2,14 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
 
+mod ask;
 mod ca;
 mod check;
 mod files;
 mod output;
+mod run;
+mod show;
+mod table;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -38,6 +42,18 @@ enum Command {
         /// Which shell.
         shell: clap_complete::Shell,
     },
+    /// Run a node until SIGTERM or SIGINT; then drain, withdraw and exit.
+    Run(run::Arguments),
+    /// Who is in the mesh, as the local node sees it.
+    Members(ask::Asked),
+    /// What is served in the mesh, and by whom.
+    Services(ask::Asked),
+    /// Where calls of a service, or of all, may go from the local node.
+    Routes(show::RouteArguments),
+    /// Let the local node finish what is under way, withdraw, and stop.
+    Drain(ask::Asked),
+    /// Let the local node withdraw and stop at once.
+    Leave(ask::Asked),
     /// Print the version.
     Version,
 }
@@ -62,6 +78,12 @@ fn dispatch(command: Command, output: Output) -> Result<(), Failure> {
             let _ = io::stdout().write_all(&script);
             Ok(())
         }
+        Command::Run(arguments) => run::run(&arguments),
+        Command::Members(asked) => show::members(&asked, output),
+        Command::Services(asked) => show::services(&asked, output),
+        Command::Routes(arguments) => show::routes(&arguments, output),
+        Command::Drain(asked) => show::act(&asked, "drain", output),
+        Command::Leave(asked) => show::act(&asked, "leave", output),
         Command::Version => {
             let version = env!("CARGO_PKG_VERSION");
             output.print(&format!("starling {version}"), &json!({ "version": version }));

@@ -74,8 +74,7 @@ impl Ca {
 
     pub(super) fn judge(&self, issued: &Issued) -> (Svid, TrustBundle) {
         let svid = Svid::from_pem(issued.certificate.as_bytes(), issued.key.as_bytes()).expect("an SVID");
-        let bundle =
-            TrustBundle::from_pem(svid.id().trust_domain(), self.pem.as_bytes()).expect("a bundle");
+        let bundle = TrustBundle::from_pem(svid.id().trust_domain(), self.pem.as_bytes()).expect("a bundle");
         (svid, bundle)
     }
 

@@ -6,8 +6,8 @@ use starling_gossip::identity::SpiffeId;
 
 use super::harness::{Ca, eventually, tcp, within};
 use crate::dial::ConnectError;
-use crate::verify::Expected;
 use crate::pool::Target;
+use crate::verify::Expected;
 
 #[tokio::test]
 async fn lookups_join_one_dial() {

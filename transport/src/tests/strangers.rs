@@ -77,7 +77,8 @@ async fn two_identities_are_none() {
         .with_single_cert(chain, key)
         .expect("a server");
     config.alpn_protocols = vec![tls::ALPN.to_vec()];
-    let config = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(config).expect("QUIC")));
+    let config =
+        quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(config).expect("QUIC")));
     let server = quinn::Endpoint::server(config, "127.0.0.1:0".parse().expect("an address")).expect("bound");
     let address = server.local_addr().expect("an address");
     tokio::spawn(async move {

@@ -98,7 +98,10 @@ async fn an_unanswered_stream_is_reset() {
     let mut caller = connection.open(&tcp()).await.expect("a stream");
     drop(payments.incoming().await);
     let error = within("the reset", caller.accepted()).await.expect_err("not accepted");
-    assert!(matches!(error, AnswerError::Lost(ref lost) if lost.kind() == ErrorKind::ConnectionReset), "{error}");
+    assert!(
+        matches!(error, AnswerError::Lost(ref lost) if lost.kind() == ErrorKind::ConnectionReset),
+        "{error}"
+    );
 }
 
 #[tokio::test]

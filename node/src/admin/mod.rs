@@ -1,0 +1,208 @@
+//! The admin API: what a node shows, and the few things it can be told.
+//!
+//! Reading is open on loopback; actions need the Unix socket's owner or the token. Requests that a
+//! web page could have made are refused ([`guard`]). Field names are stable ([`view`]).
+
+mod guard;
+pub mod view;
+
+use std::convert::Infallible;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderValue, SERVER};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Serialize;
+use serde_json::json;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::task::JoinSet;
+use tracing::debug;
+
+use crate::app::Shown;
+use crate::config;
+use crate::drain::Shutdown;
+use crate::proxy::gate::Gate;
+use crate::proxy::listener;
+use guard::{Caller, Guard, Refused};
+
+/// Connections that ask at a time: people, a scraper, an orchestrator's probes.
+const CONNECTIONS_MAX: usize = 64;
+
+/// A client that is slower with its request head is cut off.
+const HEAD_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// The bound admin API.
+pub(crate) struct Admin {
+    port: TcpListener,
+    socket: Option<OwnedSocket>,
+    state: Arc<State>,
+}
+
+struct State {
+    shown: Shown,
+    guard: Guard,
+    connections: Gate,
+}
+
+/// A Unix socket that is removed with its listener.
+struct OwnedSocket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Admin {
+    /// Binds the port and the socket.
+    pub(crate) async fn bind(
+        config: &config::Admin,
+        token: Option<String>,
+        shown: Shown,
+    ) -> anyhow::Result<Self> {
+        let port = listener::bind(config.listen, "admin.listen").await?;
+        let socket = config.socket.as_deref().map(OwnedSocket::bind).transpose()?;
+        let state = State { shown, guard: Guard::new(token), connections: Gate::new(CONNECTIONS_MAX) };
+        Ok(Self { port, socket, state: Arc::new(state) })
+    }
+
+    /// Answers until it is dropped.
+    pub(crate) async fn run(self) {
+        let mut connections = JoinSet::new();
+        loop {
+            tokio::select! {
+                accepted = self.port.accept() => if let Ok((stream, from)) = accepted {
+                    let local = stream.local_addr().map_or(false, |local| local.ip().is_loopback());
+                    let caller = Caller::Port { loopback: local && from.ip().is_loopback() };
+                    connections.spawn(serve(stream, caller, self.state.clone()));
+                },
+                accepted = accept_unix(self.socket.as_ref()) => if let Ok((stream, uid)) = accepted {
+                    let caller = Caller::Socket { owner: guard::may_act(uid) };
+                    connections.spawn(serve(stream, caller, self.state.clone()));
+                },
+                Some(_) = connections.join_next() => {}
+            }
+        }
+    }
+}
+
+async fn accept_unix(socket: Option<&OwnedSocket>) -> io::Result<(tokio::net::UnixStream, u32)> {
+    let Some(socket) = socket else { return std::future::pending().await };
+    let (stream, _) = socket.listener.accept().await?;
+    let uid = stream.peer_cred()?.uid();
+    Ok((stream, uid))
+}
+
+async fn serve(io: impl AsyncRead + AsyncWrite + Unpin, caller: Caller, state: Arc<State>) {
+    let Some(_pass) = state.connections.enter() else { return };
+    let service = service_fn(move |request| {
+        let state = state.clone();
+        async move { Ok::<_, Infallible>(state.answer(caller, &request).await) }
+    });
+    let mut builder = hyper::server::conn::http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    if let Err(error) = builder.serve_connection(TokioIo::new(io), service).await {
+        debug!(%error, "admin connection ended");
+    }
+}
+
+impl State {
+    async fn answer(&self, caller: Caller, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        let path = request.uri().path().trim_end_matches('/');
+        let is_action = request.method() != Method::GET && request.method() != Method::HEAD;
+        if let Err(refused) = self.guard.check(caller, request.headers(), path, is_action) {
+            return refuse(&refused);
+        }
+        if is_action { self.act(request.method(), path) } else { self.show(path).await }
+    }
+
+    async fn show(&self, path: &str) -> Response<Full<Bytes>> {
+        let shown = &self.shown;
+        match path {
+            "/live" => text(StatusCode::OK, "live\n"),
+            "/ready" if shown.drain.is_draining() => text(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+            "/ready" => text(StatusCode::OK, "ready\n"),
+            "/metrics" => text(StatusCode::OK, shown.metrics.render()),
+            "/v1/node" => answer(&view::node(shown)),
+            "/v1/members" => answer(&view::members(shown).await),
+            "/v1/services" => answer(&view::services(shown)),
+            "/v1/routes" => answer(&view::routes(shown)),
+            _ => {
+                let of = |prefix: &str| path.strip_prefix(prefix);
+                let one = match (of("/v1/services/"), of("/v1/routes/")) {
+                    (Some(name), _) => view::service(shown, name).map(|view| answer(&view)),
+                    (_, Some(name)) => view::route(shown, name).map(|view| answer(&view)),
+                    _ => None,
+                };
+                one.unwrap_or_else(|| not_found(path))
+            }
+        }
+    }
+
+    fn act(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
+        let shutdown = match (method, path) {
+            (&Method::POST, "/v1/drain") => Shutdown::Drain,
+            (&Method::POST, "/v1/leave") => Shutdown::Leave,
+            _ => return not_found(path),
+        };
+        self.shown.drain.request(shutdown);
+        let mut response = answer(&json!({ "ok": true }));
+        *response.status_mut() = StatusCode::ACCEPTED;
+        response
+    }
+}
+
+impl OwnedSocket {
+    fn bind(path: &Path) -> anyhow::Result<Self> {
+        // A socket left behind by a killed node is in the way; one that answers is not ours.
+        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            anyhow::bail!("admin.socket: another node answers at {}; choose another path", path.display());
+        }
+        let _ = fs::remove_file(path);
+        let listener = UnixListener::bind(path).with_context(|| {
+            format!("admin.socket: cannot create {}; does its directory exist?", path.display())
+        })?;
+        Ok(Self { listener, path: path.to_owned() })
+    }
+}
+
+impl Drop for OwnedSocket {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn answer(value: &impl Serialize) -> Response<Full<Bytes>> {
+    let body = serde_json::to_vec(value).unwrap_or_default();
+    typed(StatusCode::OK, "application/json", body)
+}
+
+fn text(status: StatusCode, body: impl Into<String>) -> Response<Full<Bytes>> {
+    typed(status, "text/plain; version=0.0.4; charset=utf-8", body.into().into_bytes())
+}
+
+fn refuse(refused: &Refused) -> Response<Full<Bytes>> {
+    let mut response = answer(&json!({ "error": refused.to_string() }));
+    *response.status_mut() = refused.status();
+    response
+}
+
+fn not_found(path: &str) -> Response<Full<Bytes>> {
+    let mut response = answer(&json!({ "error": format!("nothing is known at {path}") }));
+    *response.status_mut() = StatusCode::NOT_FOUND;
+    response
+}
+
+fn typed(status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response.headers_mut().insert(SERVER, HeaderValue::from_static("starling"));
+    response
+}

@@ -1,0 +1,291 @@
+//! What the admin API shows, as plain data with stable field names.
+//!
+//! Every list is sorted, every age is in milliseconds on this node's own clock.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use starling_gossip::clock::Instant;
+use starling_gossip::identity::ServiceName;
+use starling_gossip::record::{Label, Locality};
+use starling_gossip::snapshot::{Presence, ServiceInstance, Snapshot};
+use starling_transport::pool::PeerStatus;
+
+use crate::app::Shown;
+use crate::live::LiveRoute;
+use crate::route::Target;
+
+/// `/v1/node`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NodeView {
+    /// Its name.
+    pub name: String,
+    /// Its SPIFFE ID.
+    pub identity: String,
+    /// Where others reach it.
+    pub address: String,
+    /// `running` or `draining`.
+    pub state: String,
+    /// The program's version.
+    pub version: String,
+    /// Since it started.
+    pub uptime_ms: u64,
+    /// When its certificate's validity ends, seconds since 1970.
+    pub certificate_not_after: u64,
+    /// Which snapshot of the catalogue the routes were computed from.
+    pub generation: u64,
+    /// Requests and connections under way.
+    pub under_way: usize,
+}
+
+/// One of `/v1/members`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MemberView {
+    /// Its node's name.
+    pub node: String,
+    /// Its SPIFFE ID.
+    pub identity: String,
+    /// Where it listens.
+    pub address: String,
+    /// `alive`, `suspect`, `left` or `expired`.
+    pub state: String,
+    /// Why it is suspect, in words.
+    pub reason: Option<String>,
+    /// Which life of the node.
+    pub incarnation: u64,
+    /// Since it last renewed its lease.
+    pub lease_age_ms: u64,
+    /// How long a renewal lasts.
+    pub lease_ms: u64,
+    /// Where it stands.
+    pub locality: Locality,
+    /// The program's version.
+    pub version: String,
+    /// The round trip to it, while this node is connected with it.
+    pub rtt_us: Option<u64>,
+}
+
+/// One of `/v1/services`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ServiceView {
+    /// The service.
+    pub name: String,
+    /// Who serves it.
+    pub instances: Vec<InstanceView>,
+}
+
+/// One instance of a service
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct InstanceView {
+    /// Its name among its node's.
+    pub id: String,
+    /// Its node.
+    pub node: String,
+    /// Who announces it.
+    pub identity: String,
+    /// `unknown`, `healthy`, `unhealthy` or `draining`.
+    pub health: String,
+    /// `http` or `tcp`.
+    pub protocol: String,
+    /// The workload's version.
+    pub version: Option<Label>,
+    /// For routing.
+    pub tags: BTreeMap<Label, Label>,
+    /// Its share.
+    pub weight: u16,
+    /// Where its node stands.
+    pub locality: Locality,
+    /// Since this node learned the newest about it.
+    pub age_ms: u64,
+}
+
+/// One of `/v1/routes`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RouteView {
+    /// The service.
+    pub service: String,
+    /// `http` or `tcp`.
+    pub protocol: String,
+    /// Which snapshot of the catalogue it was computed from.
+    pub generation: u64,
+    /// Who may take calls, best rank first.
+    pub candidates: Vec<CandidateView>,
+    /// Who may not, and why.
+    pub excluded: Vec<ExcludedView>,
+}
+
+/// One who may take calls
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CandidateView {
+    /// The instance.
+    pub id: String,
+    /// Its node.
+    pub node: String,
+    /// Who must answer there.
+    pub identity: String,
+    /// Where its node listens.
+    pub address: String,
+    /// Its share of new work at this moment, in percent.
+    pub share: f64,
+    /// How far its node stands: 0 near to 3 far.
+    pub distance: u8,
+    /// Why it gets no new work at present although it may.
+    pub trouble: Option<String>,
+    /// Work under way.
+    pub in_flight: u32,
+    /// Work begun since this node knows it.
+    pub requests: u64,
+    /// Since work was last begun with it.
+    pub last_attempt_age_ms: Option<u64>,
+    /// Since this node learned the newest about it.
+    pub age_ms: u64,
+}
+
+/// One who may not take calls
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ExcludedView {
+    /// The instance.
+    pub id: String,
+    /// Its node.
+    pub node: String,
+    /// Why not.
+    pub reason: String,
+}
+
+pub(super) fn node(shown: &Shown) -> NodeView {
+    let current = shown.credentials.current();
+    NodeView {
+        name: shown.gossip.owner().node.to_string(),
+        identity: current.svid().id().to_string(),
+        address: shown.address.to_string(),
+        state: if shown.drain.is_draining() { "draining" } else { "running" }.to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        uptime_ms: age(shown.clock.now(), shown.started),
+        certificate_not_after: current.svid().not_after().unix_seconds(),
+        generation: shown.table.load().generation,
+        under_way: shown.drain.under_way(),
+    }
+}
+
+pub(super) async fn members(shown: &Shown) -> Vec<MemberView> {
+    let peers = shown.transport.pool().peers();
+    let view = |view: starling_gossip::run::MemberView| {
+        let record = &view.member.record;
+        let address = record.addresses[0];
+        let peer = peers.iter().find(|peer| peer.address == address && peer.identity == view.owner.identity);
+        let (state, reason) = state_of(view.member.presence, peer);
+        MemberView {
+            node: view.owner.node.to_string(),
+            identity: view.owner.identity.to_string(),
+            address: address.to_string(),
+            state: state.as_str().to_owned(),
+            reason: reason.map(str::to_owned),
+            incarnation: record.version.incarnation,
+            lease_age_ms: view.heard.map_or(0, |heard| heard.lease_age.as_millis() as u64),
+            lease_ms: record.lease.length_millis.into(),
+            locality: record.locality.clone(),
+            version: record.program.to_string(),
+            rtt_us: peer.and_then(|peer| peer.rtt).map(|rtt| rtt.as_micros() as u64),
+        }
+    };
+    shown.gossip.members().await.into_iter().map(view).collect()
+}
+
+/// What the catalogue knows of a member, and what this node has seen for itself.
+fn state_of(presence: Presence, peer: Option<&PeerStatus>) -> (Presence, Option<&'static str>) {
+    match (presence, peer) {
+        (Presence::Alive, Some(peer)) if !peer.connected => {
+            (Presence::Suspect, Some("it could not be reached from here"))
+        }
+        (Presence::Alive, Some(peer)) if !peer.responsive => {
+            (Presence::Suspect, Some("it has fallen silent towards this node"))
+        }
+        (Presence::Suspect, _) => (Presence::Suspect, Some("it has missed several renewals of its lease")),
+        (presence, _) => (presence, None),
+    }
+}
+
+pub(super) fn services(shown: &Shown) -> Vec<ServiceView> {
+    let snapshot = snapshot(shown);
+    snapshot.services.keys().filter_map(|name| service_of(shown, &snapshot, name.as_str())).collect()
+}
+
+pub(super) fn service(shown: &Shown, name: &str) -> Option<ServiceView> {
+    service_of(shown, &snapshot(shown), name)
+}
+
+fn service_of(shown: &Shown, snapshot: &Snapshot, name: &str) -> Option<ServiceView> {
+    let now = shown.clock.now();
+    let instances = snapshot.services.get(name)?.iter().map(|offered| instance(offered, now)).collect();
+    Some(ServiceView { name: name.to_owned(), instances })
+}
+
+fn instance(offered: &ServiceInstance, now: Instant) -> InstanceView {
+    let instance = &offered.instance;
+    InstanceView {
+        id: offered.id.to_string(),
+        node: offered.owner.node.to_string(),
+        identity: offered.owner.identity.to_string(),
+        health: instance.health.as_str().to_owned(),
+        protocol: instance.protocol.as_str().to_owned(),
+        version: instance.version.clone(),
+        tags: instance.tags.clone(),
+        weight: instance.weight,
+        locality: offered.node.locality.clone(),
+        age_ms: age(now, offered.learned_at),
+    }
+}
+
+pub(super) fn routes(shown: &Shown) -> Vec<RouteView> {
+    let table = shown.table.load();
+    let now = shown.clock.now();
+    table.routes().map(|(service, route)| route_of(service, route, table.generation, now)).collect()
+}
+
+pub(super) fn route(shown: &Shown, name: &str) -> Option<RouteView> {
+    let table = shown.table.load();
+    let (service, route) = table.routes().find(|(service, _)| service.as_str() == name)?;
+    Some(route_of(service, route, table.generation, shown.clock.now()))
+}
+
+fn route_of(service: &ServiceName, live: &LiveRoute, generation: u64, now: Instant) -> RouteView {
+    let shares = live.shares(now);
+    let candidates = live.route.candidates.iter().zip(&live.endpoints).zip(shares);
+    let excluded = live.route.excluded.iter().map(|excluded| ExcludedView {
+        id: excluded.target.instance.to_string(),
+        node: excluded.target.owner.node.to_string(),
+        reason: excluded.reason.as_str().to_owned(),
+    });
+    RouteView {
+        service: service.to_string(),
+        protocol: live.route.protocol.as_str().to_owned(),
+        generation,
+        candidates: candidates
+            .map(|((candidate, endpoint), share)| {
+                let Target { owner, instance, address } = &candidate.target;
+                CandidateView {
+                    id: instance.to_string(),
+                    node: owner.node.to_string(),
+                    identity: owner.identity.to_string(),
+                    address: address.to_string(),
+                    share,
+                    distance: candidate.rank.distance,
+                    trouble: endpoint.trouble().map(str::to_owned),
+                    in_flight: endpoint.in_flight(),
+                    requests: endpoint.requests(),
+                    last_attempt_age_ms: endpoint.last_attempt_age(now).map(|age| age.as_millis() as u64),
+                    age_ms: age(now, candidate.learned_at),
+                }
+            })
+            .collect(),
+        excluded: excluded.collect(),
+    }
+}
+
+fn snapshot(shown: &Shown) -> std::sync::Arc<Snapshot> {
+    shown.gossip.snapshots().borrow().clone()
+}
+
+fn age(now: Instant, then: Instant) -> u64 {
+    now.saturating_duration_since(then).as_millis() as u64
+}

@@ -1,0 +1,311 @@
+//! The composition root: what is wired to what, and in which order it starts and stops.
+//!
+//! It decides nothing else. Everything it starts is bound before the first record is announced, so
+//! a node that cannot serve is never heard of.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use starling_gossip::clock::{Clock, Instant};
+use starling_gossip::publisher::NodeDescription;
+use starling_gossip::record::Label;
+use starling_gossip::run::{Gossip, GossipLoop, Setup};
+use starling_transport::credential_files::CredentialFiles;
+use starling_transport::credentials::Credentials;
+use starling_transport::endpoint::{Endpoint as Transport, Incoming};
+use starling_transport::gossip_link::GossipLink;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+use crate::admin::Admin;
+use crate::balance::Chance;
+use crate::config::Config;
+use crate::config::files::Files;
+use crate::drain::{Drain, Shutdown};
+use crate::endpoint::Endpoint;
+use crate::live::LiveTable;
+use crate::local::LocalInstances;
+use crate::proxy::gate::Gate;
+use crate::proxy::inbound::Inbound;
+use crate::proxy::listener::{self, Listener, Serves};
+use crate::proxy::outbound::Outbound;
+use crate::route;
+use crate::seeds;
+use crate::telemetry::Metrics;
+
+/// Changes of the catalogue that come within this are computed into one route table: a health
+/// flip waits no longer, and a flood of joins costs twenty tables a second.
+const ROUTES_SETTLE: Duration = Duration::from_millis(50);
+
+/// How long a stopping node waits for its last bytes to be acknowledged.
+const CLOSE_GRACE: Duration = Duration::from_secs(1);
+
+/// A node that is set up: every port bound, nothing announced yet.
+pub struct Node {
+    config: Config,
+    clock: Clock,
+    started: Instant,
+    credentials: Credentials,
+    transport: Transport,
+    gossip: Gossip,
+    gossip_loop: GossipLoop,
+    streams: tokio::sync::mpsc::Receiver<starling_transport::incoming::IncomingStream>,
+    listeners: Vec<Listener>,
+    admin: Admin,
+    outbound: Arc<Outbound>,
+    inbound: Arc<Inbound>,
+    local: LocalInstances,
+    seeds: watch::Sender<Vec<SocketAddr>>,
+    drain: Drain,
+    metrics: Metrics,
+}
+
+/// The state that parts of a node share to show it.
+#[derive(Clone)]
+pub(crate) struct Shown {
+    pub(crate) gossip: Gossip,
+    pub(crate) transport: Transport,
+    pub(crate) credentials: Credentials,
+    pub(crate) table: Arc<ArcSwap<LiveTable>>,
+    pub(crate) drain: Drain,
+    pub(crate) metrics: Metrics,
+    pub(crate) clock: Clock,
+    pub(crate) started: Instant,
+    pub(crate) address: SocketAddr,
+}
+
+impl Node {
+    /// Binds everything a node needs. Errors say what to do; nothing is left behind.
+    pub async fn bind(config: Config, files: Files, clock: Clock, metrics: Metrics) -> anyhow::Result<Self> {
+        // Everything random that need not be secret follows from this one seed.
+        let mut rng = StdRng::from_os_rng();
+        let started = clock.now();
+        let credentials = Credentials::new(files.svid, files.trust_bundle, clock.clone())?;
+        let (transport, incoming) =
+            Transport::bind(config.node.listen, credentials.clone(), StdRng::seed_from_u64(rng.random()))?;
+        let address = advertised(&config, transport.local_addr())?;
+        let Incoming { streams, gossip: messages } = incoming;
+        let link = Arc::new(GossipLink::new(transport.pool().clone(), messages));
+        let (seeds, seed_addresses) = watch::channel(Vec::new());
+        let current = credentials.current();
+        let (gossip, gossip_loop) = Gossip::start(Setup {
+            description: describe(&config, address),
+            interval: config.gossip.interval,
+            svid: current.svid().clone(),
+            bundle: current.bundle().clone(),
+            link,
+            clock: clock.clone(),
+            random_seed: rng.random(),
+            seeds: seed_addresses,
+        })
+        .await?;
+
+        let in_flight_max = config.limits.requests_in_flight_max as usize;
+        let outbound = Arc::new(Outbound {
+            table: Arc::default(),
+            gate: Gate::new(in_flight_max),
+            attempts_max: config.limits.attempts_max as usize,
+            chance: Chance::new(rng.random()),
+            clock: clock.clone(),
+            unknown: Outbound::unknown_meter(),
+        });
+        let local = LocalInstances::new(&config.services, gossip.clone(), clock.clone());
+        let inbound = Arc::new(Inbound {
+            workloads: local.workloads(config.limits.idle_streams_per_endpoint_max as usize),
+            gate: Gate::new(in_flight_max),
+            clock: clock.clone(),
+        });
+        let listeners = bind_listeners(&config, &outbound).await?;
+        let drain = Drain::new(inbound.gate.clone(), outbound.gate.clone());
+        let shown = Shown {
+            gossip: gossip.clone(),
+            transport: transport.clone(),
+            credentials: credentials.clone(),
+            table: outbound.table.clone(),
+            drain: drain.clone(),
+            metrics: metrics.clone(),
+            clock: clock.clone(),
+            started,
+            address,
+        };
+        let admin = Admin::bind(&config.admin, files.token, shown).await?;
+        Ok(Self {
+            config,
+            clock,
+            started,
+            credentials,
+            transport,
+            gossip,
+            gossip_loop,
+            streams,
+            listeners,
+            admin,
+            outbound,
+            inbound,
+            local,
+            seeds,
+            drain,
+            metrics,
+        })
+    }
+
+    /// Runs until `signal` or an action of the admin API asks for the end, then drains, withdraws
+    /// and closes.
+    pub async fn run(self, signal: impl Future<Output = Shutdown> + Send) {
+        let mut tasks = JoinSet::new();
+        let gossip_loop = tokio::spawn(self.gossip_loop.run());
+        tasks.spawn(seeds::follow(self.config.mesh.seeds.clone(), self.seeds));
+        tasks.spawn(keep_routes(
+            self.gossip.clone(),
+            self.outbound.table.clone(),
+            self.config.clone(),
+            self.transport.clone(),
+            self.clock.clone(),
+        ));
+        tasks.spawn(accept_streams(self.streams, self.inbound.clone()));
+        tasks.spawn(credential_files(&self.config).follow(self.credentials.clone()));
+        tasks.spawn(speak_as(self.credentials.clone(), self.gossip.clone()));
+        tasks.spawn(self.metrics.upkeep());
+        for listener in self.listeners {
+            tasks.spawn(listener.run());
+        }
+        let local = self.local.start();
+        tasks.spawn(self.admin.run());
+        let ready_after = self.clock.now() - self.started;
+        info!(
+            node = %self.config.node.name, identity = %self.credentials.id(),
+            listen = %self.transport.local_addr(), ?ready_after, "ready"
+        );
+
+        let shutdown = tokio::select! {
+            shutdown = signal => shutdown,
+            shutdown = self.drain.requested() => shutdown,
+        };
+        info!(?shutdown, "stopping");
+        local.drain().await;
+        self.drain.finish(shutdown, self.config.node.drain_timeout, &self.clock).await;
+        local.withdraw().await;
+        self.gossip.leave().await;
+        self.transport.close(CLOSE_GRACE).await;
+        tasks.shutdown().await;
+        let _ = gossip_loop.await;
+        info!("stopped");
+    }
+}
+
+fn credential_files(config: &Config) -> CredentialFiles {
+    let files = config.identity.clone();
+    CredentialFiles { certificate: files.certificate, key: files.key, trust_bundle: files.trust_bundle }
+}
+
+fn describe(config: &Config, address: SocketAddr) -> NodeDescription {
+    let program = concat!("starling/", env!("CARGO_PKG_VERSION"));
+    NodeDescription {
+        name: config.node.name.clone(),
+        addresses: vec![address],
+        locality: config.node.locality.clone(),
+        program: program.parse::<Label>().expect("a label"),
+        lease: config.gossip.lease,
+        renew: config.gossip.renew,
+    }
+}
+
+/// What others are told to dial: what the configuration says, else what is listened on, else the
+/// address the kernel would send from towards the first seed, or anywhere.
+fn advertised(config: &Config, bound: SocketAddr) -> io::Result<SocketAddr> {
+    if let Some(advertise) = config.node.advertise {
+        return Ok(advertise);
+    }
+    if !bound.ip().is_unspecified() {
+        return Ok(bound);
+    }
+    // Connecting a UDP socket sends nothing; it asks the kernel for a route. 192.0.2.1 stands for
+    // "anywhere" (RFC 5737), 2001:db8::1 likewise (RFC 3849).
+    let towards: &[&str] =
+        if bound.is_ipv6() { &["[2001:db8::1]:9", "192.0.2.1:9"] } else { &["192.0.2.1:9"] };
+    let towards =
+        config.mesh.seeds.iter().map(ToString::to_string).chain(towards.iter().map(|s| (*s).to_owned()));
+    let source = towards.filter_map(|to| source_towards(&to)).find(|ip| !ip.is_unspecified());
+    let ip = source.unwrap_or(IpAddr::from([127, 0, 0, 1]));
+    if source.is_none() {
+        warn!(%ip, "no route to anywhere: advertising loopback; set node.advertise");
+    }
+    Ok(SocketAddr::new(ip, bound.port()))
+}
+
+fn source_towards(to: &str) -> Option<IpAddr> {
+    let to: SocketAddr = to.parse().ok()?;
+    let any: SocketAddr = if to.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" }.parse().ok()?;
+    let socket = UdpSocket::bind(any).ok()?;
+    socket.connect(to).ok()?;
+    socket.local_addr().ok().map(|local| local.ip())
+}
+
+async fn bind_listeners(config: &Config, outbound: &Arc<Outbound>) -> io::Result<Vec<Listener>> {
+    let fixed = config.outbounds.iter().enumerate().map(|(index, fixed)| {
+        (fixed.listen, format!("outbound[{index}].listen"), Serves::Service(fixed.service.clone()))
+    });
+    let by_name =
+        config.http_proxy.iter().map(|proxy| (proxy.listen, "http_proxy.listen".to_owned(), Serves::ByName));
+    let connections = Gate::new(config.limits.connections_max as usize);
+    let mut listeners = Vec::new();
+    for (address, key, serves) in fixed.chain(by_name) {
+        listeners.push(Listener {
+            socket: listener::bind(address, &key).await?,
+            serves,
+            outbound: outbound.clone(),
+            connections: connections.clone(),
+        });
+    }
+    Ok(listeners)
+}
+
+/// Computes the next route table whenever the catalogue has changed, off the request path.
+async fn keep_routes(
+    gossip: Gossip,
+    table: Arc<ArcSwap<LiveTable>>,
+    config: Config,
+    transport: Transport,
+    clock: Clock,
+) {
+    let idle_max = config.limits.idle_streams_per_endpoint_max as usize;
+    let mut snapshots = gossip.snapshots();
+    loop {
+        let snapshot = snapshots.borrow_and_update().clone();
+        let routes = route::compute(&snapshot, &config.node.locality);
+        let pool = transport.pool();
+        let next = table.load().next(routes, &clock, |service, target| {
+            Endpoint::new(target.clone(), service.clone(), pool.clone(), idle_max, clock.clone())
+        });
+        table.store(Arc::new(next));
+        metrics::counter!("starling_route_tables_total").increment(1);
+        tokio::time::sleep(ROUTES_SETTLE).await;
+        if snapshots.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn accept_streams(
+    mut streams: tokio::sync::mpsc::Receiver<starling_transport::incoming::IncomingStream>,
+    inbound: Arc<Inbound>,
+) {
+    while let Some(incoming) = streams.recv().await {
+        tokio::spawn(inbound.clone().handle(incoming));
+    }
+}
+
+/// Signs with the rotated key, and believes the new bundle, as soon as they are there.
+async fn speak_as(credentials: Credentials, gossip: Gossip) {
+    let mut rotations = credentials.rotations();
+    while rotations.changed().await.is_ok() {
+        let current = credentials.current();
+        gossip.rotate(current.svid().clone(), current.bundle().clone()).await;
+    }
+}

@@ -1,0 +1,125 @@
+//! What the local node shows, as tables: members, services, routes; and its few actions.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use starling_gossip::record::Locality;
+
+use super::ask::Asked;
+use super::output::{Failure, Output};
+use super::table::{age, table};
+use crate::admin::view::{CandidateView, InstanceView, MemberView, RouteView, ServiceView};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct RouteArguments {
+    /// Only this service's.
+    service: Option<String>,
+    #[command(flatten)]
+    asked: Asked,
+}
+
+pub(super) fn members(asked: &Asked, output: Output) -> Result<(), Failure> {
+    let members: Vec<MemberView> = asked.get("/v1/members")?;
+    print(output, &members, members_table)
+}
+
+pub(super) fn services(asked: &Asked, output: Output) -> Result<(), Failure> {
+    let services: Vec<ServiceView> = asked.get("/v1/services")?;
+    print(output, &services, services_table)
+}
+
+pub(super) fn routes(arguments: &RouteArguments, output: Output) -> Result<(), Failure> {
+    let routes: Vec<RouteView> = match &arguments.service {
+        Some(service) => vec![arguments.asked.get(&format!("/v1/routes/{service}"))?],
+        None => arguments.asked.get("/v1/routes")?,
+    };
+    print(output, &routes, routes_table)
+}
+
+pub(super) fn act(asked: &Asked, action: &str, output: Output) -> Result<(), Failure> {
+    let answer: Value = asked.post(&format!("/v1/{action}"))?;
+    output.print(&format!("the node at {} begins to {action}", asked.admin), &answer);
+    Ok(())
+}
+
+fn print<T: Serialize + DeserializeOwned>(
+    output: Output,
+    rows: &[T],
+    shown: impl Fn(&[T]) -> String,
+) -> Result<(), Failure> {
+    let json = serde_json::to_value(rows).map_err(anyhow::Error::from)?;
+    output.print(&shown(rows), &json);
+    Ok(())
+}
+
+/// `/v1/members` for people.
+pub(crate) fn members_table(members: &[MemberView]) -> String {
+    let row = |member: &MemberView| {
+        [
+            member.node.clone(),
+            member.state.clone(),
+            member.address.clone(),
+            locality(&member.locality),
+            age(member.lease_age_ms),
+            member.rtt_us.map_or_else(|| "-".to_owned(), |micros| format!("{:.1}ms", micros as f64 / 1000.0)),
+            member.identity.clone(),
+            member.reason.clone().unwrap_or_default(),
+        ]
+    };
+    let rows: Vec<_> = members.iter().map(row).collect();
+    table(["node", "state", "address", "locality", "renewed", "rtt", "identity", ""], &rows)
+}
+
+/// `/v1/services` for people.
+pub(crate) fn services_table(services: &[ServiceView]) -> String {
+    let row = |service: &ServiceView, instance: &InstanceView| {
+        [
+            service.name.clone(),
+            instance.health.clone(),
+            instance.node.clone(),
+            instance.id.clone(),
+            instance.protocol.clone(),
+            instance.version.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string),
+            instance.weight.to_string(),
+            locality(&instance.locality),
+            age(instance.age_ms),
+        ]
+    };
+    let rows: Vec<_> = services
+        .iter()
+        .flat_map(|service| service.instances.iter().map(move |instance| row(service, instance)))
+        .collect();
+    table(["service", "health", "node", "id", "protocol", "version", "weight", "locality", "age"], &rows)
+}
+
+/// `/v1/routes` for people.
+pub(crate) fn routes_table(routes: &[RouteView]) -> String {
+    let used = |route: &RouteView, candidate: &CandidateView| {
+        [
+            route.service.clone(),
+            candidate.node.clone(),
+            candidate.id.clone(),
+            format!("{:.0}%", candidate.share),
+            candidate.in_flight.to_string(),
+            candidate.requests.to_string(),
+            candidate.address.clone(),
+            candidate.trouble.clone().unwrap_or_default(),
+        ]
+    };
+    let mut rows = Vec::new();
+    for route in routes {
+        rows.extend(route.candidates.iter().map(|candidate| used(route, candidate)));
+        for excluded in &route.excluded {
+            let (service, none) = (route.service.clone(), || "-".to_owned());
+            let (node, id, reason) = (excluded.node.clone(), excluded.id.clone(), excluded.reason.clone());
+            rows.push([service, node, id, "0%".to_owned(), none(), none(), none(), reason]);
+        }
+    }
+    table(["service", "node", "id", "share", "in flight", "requests", "address", ""], &rows)
+}
+
+fn locality(locality: &Locality) -> String {
+    let levels = [&locality.region, &locality.zone, &locality.site];
+    let named: Vec<_> = levels.into_iter().flatten().map(ToString::to_string).collect();
+    if named.is_empty() { "-".to_owned() } else { named.join("/") }
+}

@@ -1,0 +1,317 @@
+//! One instance as this node uses it: its connections, its load, and what went wrong with it.
+//!
+//! A route table says which instances may be used; an [`Endpoint`] knows how using one has gone.
+//! It outlives route tables: the next table takes over the endpoints it still names.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use http::Request;
+use starling_gossip::clock::{Clock, Instant};
+use starling_gossip::identity::ServiceName;
+use starling_transport::answer::AnswerError;
+use starling_transport::connection::Connection;
+use starling_transport::header::{RefusalReason, StreamHeader, StreamKind};
+use starling_transport::pool::{Pool, Target as Peer};
+use starling_transport::stream::MeshStream;
+use starling_transport::verify::Expected;
+
+use crate::breaker::{Breaker, Fault, Verdict};
+use crate::proxy::body::RequestBody;
+use crate::route::Target;
+use crate::telemetry::exchange::{Direction, Meter};
+use crate::upstream::{
+    Answered, Connect, ConnectFailure, HttpUpstream, HttpVersion, NextHop, SendError, SendFailure,
+};
+
+/// A request waits so long for a connection to a new peer (two round trips) before it looks
+/// elsewhere; the dial goes on behind it.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(1);
+
+/// A callee that accepts a stream connects to its workload first, which on one machine takes
+/// less than a millisecond.
+const ACCEPT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// One instance as this node uses it.
+pub(crate) struct Endpoint {
+    target: Target,
+    meter: Arc<Meter>,
+    upstream: HttpUpstream<MeshConnect>,
+    clock: Clock,
+    created: Instant,
+    in_flight: AtomicU32,
+    requests: AtomicU64,
+    /// Milliseconds after `created`, plus one; 0 is never.
+    last_attempt: AtomicU64,
+    breaker: Mutex<Breaker>,
+    /// Whether the breaker is open: read without its lock on every request.
+    troubled: AtomicBool,
+}
+
+/// Opens streams to an instance over the mesh.
+pub(crate) struct MeshConnect {
+    pool: Pool,
+    peer: Peer,
+    service: ServiceName,
+    instance: String,
+    connection: ArcSwapOption<Connection>,
+}
+
+/// Counts one piece of work as long as it lives.
+pub(crate) struct Flight(Arc<Endpoint>);
+
+/// What may be done with an endpoint that was picked.
+pub(crate) enum Claim {
+    /// Use it.
+    Granted,
+    /// Not now: whether it works again is tried in the background.
+    BeingTried,
+}
+
+impl Endpoint {
+    /// An endpoint that has not been used yet.
+    pub(crate) fn new(
+        target: Target,
+        service: ServiceName,
+        pool: Pool,
+        idle_max: usize,
+        clock: Clock,
+    ) -> Arc<Self> {
+        let meter = Meter::new(Direction::Outbound, Some(&service), target.owner.identity.as_str());
+        let connect = MeshConnect {
+            pool,
+            peer: Peer {
+                address: target.address,
+                expected: Expected::Exactly(target.owner.identity.clone()),
+            },
+            service,
+            instance: target.instance.to_string(),
+            connection: ArcSwapOption::empty(),
+        };
+        Arc::new(Self {
+            target,
+            meter,
+            upstream: HttpUpstream::new(connect, idle_max),
+            created: clock.now(),
+            clock,
+            in_flight: AtomicU32::new(0),
+            requests: AtomicU64::new(0),
+            last_attempt: AtomicU64::new(0),
+            breaker: Mutex::default(),
+            troubled: AtomicBool::new(false),
+        })
+    }
+
+    /// Which instance this is.
+    pub(crate) fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// Counts work with it.
+    pub(crate) fn meter(&self) -> &Arc<Meter> {
+        &self.meter
+    }
+
+    /// Work under way.
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Work begun since the endpoint is known.
+    pub(crate) fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    /// How long ago work was last begun.
+    pub(crate) fn last_attempt_age(&self, now: Instant) -> Option<Duration> {
+        let millis = self.last_attempt.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(now.saturating_duration_since(self.created + Duration::from_millis(millis)))
+    }
+
+    /// Why it gets no new work at present, for people.
+    pub(crate) fn trouble(&self) -> Option<&'static str> {
+        if self.is_silent() {
+            return Some("its node has fallen silent");
+        }
+        self.troubled.load(Ordering::Relaxed).then_some("it refused, or could not be reached")
+    }
+
+    /// Whether it may get new work. Cheap: asked for every candidate of every request.
+    pub(crate) fn may_be_tried(&self, now: Instant) -> bool {
+        if self.troubled.load(Ordering::Relaxed) {
+            return self.lock().verdict(now) != Verdict::Open;
+        }
+        !self.is_silent()
+    }
+
+    /// Takes the endpoint for one piece of work.
+    pub(crate) fn claim(self: &Arc<Self>, now: Instant) -> Claim {
+        if !self.troubled.load(Ordering::Relaxed) {
+            return Claim::Granted;
+        }
+        let mut breaker = self.lock();
+        match breaker.verdict(now) {
+            Verdict::Closed => Claim::Granted,
+            Verdict::Trial(Fault::Refused) => {
+                breaker.begin_trial(now);
+                Claim::Granted
+            }
+            Verdict::Open | Verdict::Trial(Fault::Unreachable) => {
+                breaker.begin_trial(now);
+                drop(breaker);
+                tokio::spawn(self.clone().try_to_reach());
+                Claim::BeingTried
+            }
+        }
+    }
+
+    /// Counts a piece of work that begins now.
+    pub(crate) fn begin(self: &Arc<Self>) -> Flight {
+        let millis = (self.clock.now() - self.created).as_millis() as u64;
+        self.last_attempt.store(millis + 1, Ordering::Relaxed);
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        Flight(self.clone())
+    }
+
+    /// Sends a request.
+    pub(crate) async fn send(
+        &self,
+        request: Request<RequestBody>,
+        version: HttpVersion,
+    ) -> Result<Answered, SendError> {
+        let sent = self.upstream.send(request, version).await;
+        match &sent {
+            Ok(_) => self.handle_success(),
+            Err(error) => self.handle_failure(&error.failure),
+        }
+        sent
+    }
+
+    /// Opens an opaque stream; the workload has been reached when it returns.
+    pub(crate) async fn open_tcp(&self) -> Result<MeshStream, ConnectFailure> {
+        let connect = self.upstream.connector();
+        let (service, instance) = (connect.service.clone(), connect.instance.clone());
+        match connect.open(StreamKind::Tcp { service, instance }).await {
+            Ok((stream, _)) => {
+                self.handle_success();
+                Ok(stream)
+            }
+            Err(failure) => {
+                self.handle_connect_failure(&failure);
+                Err(failure)
+            }
+        }
+    }
+
+    /// The callee answered that its workload took nothing.
+    pub(crate) fn handle_refusal(&self) {
+        self.fail(Fault::Refused);
+    }
+
+    fn handle_success(&self) {
+        if self.troubled.load(Ordering::Relaxed) {
+            self.lock().handle_success();
+            self.troubled.store(false, Ordering::Relaxed);
+        }
+    }
+
+    fn handle_failure(&self, failure: &SendFailure) {
+        match failure {
+            SendFailure::Connect(failure) => self.handle_connect_failure(failure),
+            SendFailure::Silent => self.fail(Fault::Unreachable),
+            // The request may have been the fault; the next one will tell.
+            SendFailure::Broken(_) => {}
+        }
+    }
+
+    fn handle_connect_failure(&self, failure: &ConnectFailure) {
+        match failure {
+            ConnectFailure::Unreachable(_) => self.fail(Fault::Unreachable),
+            // A denied caller is denied everywhere; the endpoint is fine.
+            ConnectFailure::Refused(RefusalReason::Denied, _) => {}
+            ConnectFailure::Refused(..) => self.fail(Fault::Refused),
+        }
+    }
+
+    fn fail(&self, fault: Fault) {
+        self.lock().handle_failure(fault, self.clock.now());
+        self.troubled.store(true, Ordering::Relaxed);
+    }
+
+    async fn try_to_reach(self: Arc<Self>) {
+        match self.upstream.connector().connection().await {
+            Ok(connection) if connection.is_usable() => self.handle_success(),
+            Ok(_) | Err(_) => self.fail(Fault::Unreachable),
+        }
+    }
+
+    fn is_silent(&self) -> bool {
+        let connection = self.upstream.connector().connection.load();
+        connection.as_ref().is_some_and(|connection| !connection.is_closed() && !connection.is_usable())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Breaker> {
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl MeshConnect {
+    async fn connection(&self) -> Result<Connection, ConnectFailure> {
+        let dial = tokio::time::timeout(CONNECT_PATIENCE, self.pool.connect(&self.peer));
+        match dial.await {
+            Ok(Ok(connection)) => {
+                self.connection.store(Some(Arc::new(connection.clone())));
+                Ok(connection)
+            }
+            Ok(Err(error)) => Err(ConnectFailure::Unreachable(error.to_string())),
+            Err(_elapsed) => Err(ConnectFailure::Unreachable(format!(
+                "no connection to {} within {CONNECT_PATIENCE:?}",
+                self.peer.address
+            ))),
+        }
+    }
+
+    async fn open(&self, kind: StreamKind) -> Result<(MeshStream, Connection), ConnectFailure> {
+        let connection = self.connection().await?;
+        let unreachable = |error: &dyn std::fmt::Display| ConnectFailure::Unreachable(error.to_string());
+        let mut stream =
+            connection.open(&StreamHeader::new(kind)).await.map_err(|error| unreachable(&error))?;
+        let answer = tokio::select! {
+            answer = tokio::time::timeout(ACCEPT_PATIENCE, stream.accepted()) => answer,
+            () = connection.unresponsive() => {
+                return Err(ConnectFailure::Unreachable("the peer has fallen silent".into()));
+            }
+        };
+        match answer {
+            Ok(Ok(())) => Ok((stream, connection)),
+            Ok(Err(AnswerError::Refused(refusal))) => {
+                Err(ConnectFailure::Refused(refusal.reason, refusal.detail))
+            }
+            Ok(Err(error)) => Err(unreachable(&error)),
+            Err(_elapsed) => Err(unreachable(&"the peer did not answer in time")),
+        }
+    }
+}
+
+impl Connect for MeshConnect {
+    type Io = MeshStream;
+
+    async fn connect(&self, version: HttpVersion) -> Result<(MeshStream, NextHop), ConnectFailure> {
+        let (service, instance) = (self.service.clone(), self.instance.clone());
+        let kind = match version {
+            HttpVersion::Http1 => StreamKind::Http1 { service, instance },
+            HttpVersion::Http2 => StreamKind::Http2 { service, instance },
+        };
+        let (stream, connection) = self.open(kind).await?;
+        Ok((stream, NextHop::Peer(connection)))
+    }
+}

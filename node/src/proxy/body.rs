@@ -1,0 +1,158 @@
+//! The bodies that pass through: the caller's on its way up, the answer's on its way down.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::Full;
+use hyper::body::Incoming;
+
+use crate::endpoint::Flight;
+use crate::proxy::gate::Pass;
+use crate::telemetry::exchange::Exchange;
+use crate::upstream::LentSender;
+
+/// A request's body on its way upstream.
+pub(crate) enum RequestBody {
+    /// As the caller sends it.
+    Streamed(Incoming),
+    /// None: such a request can be sent twice.
+    Empty,
+}
+
+/// An answer's body on its way downstream.
+pub(crate) struct AnswerBody {
+    source: Source,
+    guard: AnswerGuard,
+}
+
+enum Source {
+    Upstream(Incoming),
+    Own(Full<Bytes>),
+}
+
+/// What must last until an answer has ended or was given up: its parts act when dropped.
+#[derive(Default)]
+pub(crate) struct AnswerGuard {
+    /// The connection it comes by; given back only after a proper end.
+    pub(crate) sender: Option<LentSender>,
+    /// Counts the request among its endpoint's.
+    pub(crate) flight: Option<Flight>,
+    /// Counts the request among the node's.
+    pub(crate) pass: Option<Pass>,
+    /// Counts and logs the exchange.
+    pub(crate) exchange: Option<Exchange>,
+}
+
+impl AnswerBody {
+    /// The upstream's body. `guard` is told at once if there is nothing to carry (204, HEAD): such
+    /// a body is never polled.
+    pub(crate) fn upstream(body: Incoming, guard: AnswerGuard) -> Self {
+        let mut answer = Self { source: Source::Upstream(body), guard };
+        if answer.source.is_end_stream() {
+            answer.guard.handle_end();
+        }
+        answer
+    }
+
+    /// A text of our own.
+    pub(crate) fn own(text: String) -> Self {
+        Self { source: Source::Own(Full::new(Bytes::from(text))), guard: AnswerGuard::default() }
+    }
+
+    /// What lasts until the end.
+    pub(crate) fn guard_mut(&mut self) -> &mut AnswerGuard {
+        &mut self.guard
+    }
+}
+
+impl AnswerGuard {
+    fn handle_frame(&mut self, frame: &Frame<Bytes>) {
+        if let (Some(exchange), Some(data)) = (&mut self.exchange, frame.data_ref()) {
+            exchange.add_response_bytes(data.len());
+        }
+    }
+
+    fn handle_end(&mut self) {
+        if let Some(sender) = self.sender.take() {
+            sender.give_back();
+        }
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self.get_mut() {
+            Self::Streamed(body) => Pin::new(body).poll_frame(context),
+            Self::Empty => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Streamed(body) => body.is_end_stream(),
+            Self::Empty => true,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Streamed(body) => body.size_hint(),
+            Self::Empty => SizeHint::with_exact(0),
+        }
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = self.get_mut();
+        let polled = match &mut this.source {
+            Source::Upstream(body) => Pin::new(body).poll_frame(context),
+            Source::Own(body) => Pin::new(body).poll_frame(context).map_err(|never| match never {}),
+        };
+        match &polled {
+            Poll::Ready(None) => this.guard.handle_end(),
+            Poll::Ready(Some(Ok(frame))) => {
+                this.guard.handle_frame(frame);
+                if this.source.is_end_stream() {
+                    this.guard.handle_end();
+                }
+            }
+            Poll::Ready(Some(Err(_))) | Poll::Pending => {}
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.source.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Upstream(body) => body.size_hint(),
+            Source::Own(body) => body.size_hint(),
+        }
+    }
+}
+
+impl Source {
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Upstream(body) => body.is_end_stream(),
+            Self::Own(body) => body.is_end_stream(),
+        }
+    }
+}

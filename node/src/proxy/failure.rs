@@ -1,0 +1,108 @@
+//! The one place that turns failures of the mesh into answers.
+//!
+//! Every answer made by the mesh carries `server: starling`, a line saying what failed and whose
+//! fault it is, and the response flag that Envoy's access log would show. gRPC clients get the
+//! matching gRPC status instead of an HTTP one.
+
+use http::header::{CONTENT_TYPE, HeaderValue, SERVER};
+use http::{Response, StatusCode};
+
+use crate::proxy::body::AnswerBody;
+use crate::proxy::headers::FLAGS;
+
+/// What went wrong with one request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Failure {
+    /// Which kind.
+    pub(crate) flag: Flag,
+    /// One line for people: what failed, and whose fault it is.
+    pub(crate) detail: String,
+}
+
+/// The kinds of failure, by Envoy's names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Flag {
+    /// No route: nobody announces the service, or the request names none.
+    NR,
+    /// No healthy upstream: it is announced, and nobody can take work.
+    UH,
+    /// Upstream connect failure: a node or its workload refused.
+    UF,
+    /// Upstream connection ended before the answer.
+    UC,
+    /// Overflow: a limit of this node.
+    UO,
+    /// The callee does not let this caller in.
+    RBAC,
+    /// The caller's request cannot be understood or passed on.
+    DPE,
+}
+
+impl Flag {
+    /// As in the header, logs and metrics.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::NR => "NR",
+            Self::UH => "UH",
+            Self::UF => "UF",
+            Self::UC => "UC",
+            Self::UO => "UO",
+            Self::RBAC => "RBAC",
+            Self::DPE => "DPE",
+        }
+    }
+
+    /// The HTTP status, as Envoy answers.
+    pub(crate) fn status(self) -> StatusCode {
+        match self {
+            Self::NR => StatusCode::NOT_FOUND,
+            Self::UH | Self::UF | Self::UC | Self::UO => StatusCode::SERVICE_UNAVAILABLE,
+            Self::RBAC => StatusCode::FORBIDDEN,
+            Self::DPE => StatusCode::BAD_REQUEST,
+        }
+    }
+
+    /// The gRPC status code for the same (gRPC: "HTTP to gRPC status code mapping").
+    fn grpc_status(self) -> HeaderValue {
+        HeaderValue::from_static(match self {
+            Self::NR => "12",                                  // UNIMPLEMENTED
+            Self::UH | Self::UF | Self::UC | Self::UO => "14", // UNAVAILABLE
+            Self::RBAC => "7",                                 // PERMISSION_DENIED
+            Self::DPE => "13",                                 // INTERNAL
+        })
+    }
+}
+
+impl Failure {
+    /// A failure of kind `flag`.
+    pub(crate) fn new(flag: Flag, detail: impl Into<String>) -> Self {
+        Self { flag, detail: detail.into() }
+    }
+
+    /// The answer a client gets.
+    pub(crate) fn answer(&self, for_grpc: bool) -> Response<AnswerBody> {
+        let mut response = Response::new(AnswerBody::own(String::new()));
+        let headers = response.headers_mut();
+        headers.insert(SERVER, HeaderValue::from_static("starling"));
+        headers.insert(FLAGS, HeaderValue::from_static(self.flag.as_str()));
+        if for_grpc {
+            // A "trailers-only" answer: the status travels in the one header block there is.
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            headers.insert("grpc-status", self.flag.grpc_status());
+            headers.insert("grpc-message", self.grpc_message());
+        } else {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+            let line = format!("starling: {}: {}\n", self.flag.as_str(), self.detail);
+            *response.body_mut() = AnswerBody::own(line);
+            *response.status_mut() = self.flag.status();
+        }
+        response
+    }
+
+    /// gRPC messages are percent-encoded; our details are ASCII, anything else is replaced.
+    fn grpc_message(&self) -> HeaderValue {
+        let plain = |c: char| if c.is_ascii_graphic() && c != '%' || c == ' ' { c } else { '?' };
+        let text: String = self.detail.chars().map(plain).collect();
+        HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("failed"))
+    }
+}

@@ -1,0 +1,157 @@
+//! PURE: headers that end at this hop, and headers that begin here.
+
+use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, TE, UPGRADE};
+use http::{Method, Version};
+use starling_gossip::identity::SpiffeId;
+
+use crate::balance::Chance;
+
+/// Who called, for the workload; one sent by a client is removed.
+pub(crate) const PEER: HeaderName = HeaderName::from_static("x-starling-peer");
+
+/// Why an answer was made by the mesh: response flags as in Envoy's access log.
+pub(crate) const FLAGS: HeaderName = HeaderName::from_static("x-starling-flags");
+
+/// From one sidecar to another: nothing of this request reached the workload.
+pub(crate) const UNSENT: HeaderName = HeaderName::from_static("x-starling-unsent");
+
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// Removed at every hop, whether `Connection` names them or not (RFC 9110, section 7.6.1).
+const HOP_BY_HOP: [HeaderName; 3] = [
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    HeaderName::from_static("proxy-authorization"),
+];
+
+/// The protocol a request asks to switch to, if it does (RFC 9110, section 7.8).
+pub(crate) fn upgrade(headers: &HeaderMap, version: Version) -> Option<HeaderValue> {
+    if version != Version::HTTP_11 || !connection_names(headers, "upgrade") {
+        return None;
+    }
+    headers.get(UPGRADE).cloned()
+}
+
+/// Removes what ends at this hop. An upgrade passes, for the next hop must agree to it too.
+pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap, upgrade: Option<&HeaderValue>) {
+    if headers.contains_key(CONNECTION) {
+        let named: Vec<HeaderName> = headers
+            .get_all(CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .filter_map(|name| name.trim().parse().ok())
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+        headers.remove(CONNECTION);
+    }
+    for name in &HOP_BY_HOP {
+        headers.remove(name);
+    }
+    if headers.get(TE).is_some_and(|value| value != "trailers") {
+        headers.remove(TE);
+    }
+    headers.remove(UPGRADE);
+    if let Some(protocol) = upgrade {
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(UPGRADE, protocol.clone());
+    }
+}
+
+/// Removes what only a sidecar may say: a workload's answer cannot pass for one of the mesh.
+pub(crate) fn remove_own(headers: &mut HeaderMap) {
+    headers.remove(FLAGS);
+    headers.remove(UNSENT);
+}
+
+/// Tells the workload who called, on the word of the TLS handshake alone.
+pub(crate) fn set_peer(headers: &mut HeaderMap, peer: &SpiffeId) {
+    match HeaderValue::from_str(peer.as_str()) {
+        Ok(value) => headers.insert(PEER, value),
+        Err(_) => headers.remove(PEER),
+    };
+}
+
+/// Starts a trace if the caller has none (W3C Trace Context, section 3.2); one that is there goes
+/// on untouched.
+pub(crate) fn start_trace(headers: &mut HeaderMap, chance: &Chance) {
+    if headers.contains_key(TRACEPARENT) {
+        return;
+    }
+    // The lowest bit set keeps both ids from being all zero, which the standard forbids.
+    let (high, low, span) = (chance.bits(), chance.bits() | 1, chance.bits() | 1);
+    if let Ok(value) = HeaderValue::from_str(&format!("00-{high:016x}{low:016x}-{span:016x}-00")) {
+        headers.insert(TRACEPARENT, value);
+    }
+}
+
+/// Whether sending the request twice does no more than sending it once (RFC 9110, section 9.2.2).
+pub(crate) fn is_idempotent(method: &Method) -> bool {
+    matches!(
+        *method,
+        Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
+    )
+}
+
+/// Whether a gRPC client waits for the answer, who reads no HTTP status.
+pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
+    headers
+        .get(http::header::CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+fn connection_names(headers: &HeaderMap, wanted: &str) -> bool {
+    let values = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|name| name.trim().eq_ignore_ascii_case(wanted))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
+        let pair = |(name, value): &(&str, &str)| {
+            (name.parse::<HeaderName>().expect("name"), value.parse::<HeaderValue>().expect("value"))
+        };
+        pairs.iter().map(pair).collect()
+    }
+
+    #[test]
+    fn what_the_connection_header_names_ends_here() {
+        let mut map = headers(&[
+            ("connection", "close, X-Private"),
+            ("keep-alive", "timeout=5"),
+            ("x-private", "1"),
+            ("te", "gzip"),
+            ("x-public", "2"),
+        ]);
+        remove_hop_by_hop(&mut map, None);
+        assert_eq!(map, headers(&[("x-public", "2")]));
+    }
+
+    #[test]
+    fn an_upgrade_passes_and_trailers_stay_announced() {
+        let mut map =
+            headers(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket"), ("te", "trailers")]);
+        let protocol = upgrade(&map, Version::HTTP_11);
+        assert_eq!(protocol.as_ref().map(HeaderValue::as_bytes), Some(b"websocket".as_slice()));
+        assert_eq!(upgrade(&map, Version::HTTP_2), None);
+        remove_hop_by_hop(&mut map, protocol.as_ref());
+        assert_eq!(map, headers(&[("te", "trailers"), ("connection", "upgrade"), ("upgrade", "websocket")]));
+    }
+
+    #[test]
+    fn a_trace_is_started_once() {
+        let chance = Chance::new(1);
+        let mut map = HeaderMap::new();
+        start_trace(&mut map, &chance);
+        let first = map.clone();
+        start_trace(&mut map, &chance);
+        assert_eq!(map, first);
+        let value = first["traceparent"].to_str().expect("text");
+        let lengths: Vec<_> = value.split('-').map(str::len).collect();
+        assert_eq!(lengths, [2, 32, 16, 2]);
+    }
+}

@@ -1,0 +1,209 @@
+//! Inbound: streams from authenticated peers find the local workload.
+//!
+//! The workload is connected before the stream is accepted, so a refusal costs the caller nothing
+//! but a look elsewhere. HTTP is parsed, because the workload is told who calls; TCP is not.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use http::header::{CONNECTION, HeaderValue};
+use http::{Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use starling_gossip::clock::Clock;
+use starling_gossip::identity::{ServiceName, SpiffeId};
+use starling_transport::header::{RefusalReason, StreamKind};
+use starling_transport::incoming::{IncomingStream, UnansweredStream};
+use tracing::debug;
+
+use crate::proxy::body::{AnswerBody, AnswerGuard, RequestBody};
+use crate::proxy::failure::{Failure, Flag};
+use crate::proxy::gate::Gate;
+use crate::proxy::workload::Workload;
+use crate::proxy::{headers, tunnel};
+use crate::telemetry::exchange::Meter;
+use crate::upstream::{HttpVersion, SendError, SendFailure};
+
+use http_body::Body as _;
+
+/// Takes streams in for the local workloads.
+pub(crate) struct Inbound {
+    /// By instance id.
+    pub(crate) workloads: BTreeMap<String, Arc<Workload>>,
+    /// Requests and connections under way.
+    pub(crate) gate: Gate,
+    /// The node's time.
+    pub(crate) clock: Clock,
+}
+
+/// One peer's HTTP stream.
+#[derive(Clone)]
+struct Caller {
+    inbound: Arc<Inbound>,
+    workload: Arc<Workload>,
+    peer: Arc<SpiffeId>,
+    meter: Arc<Meter>,
+}
+
+impl Inbound {
+    /// Serves one stream to its end.
+    pub(crate) async fn handle(self: Arc<Self>, incoming: IncomingStream) {
+        let IncomingStream { peer, header, stream } = incoming;
+        let (version, service, instance) = match header.kind {
+            StreamKind::Tcp { service, instance } => (None, service, instance),
+            StreamKind::Http1 { service, instance } => (Some(HttpVersion::Http1), service, instance),
+            StreamKind::Http2 { service, instance } => (Some(HttpVersion::Http2), service, instance),
+            // The transport hands gossip to its own link, and nothing else has a bidirectional stream.
+            _ => return stream.refuse(RefusalReason::UnsupportedKind, "not a call").await,
+        };
+        let workload = match self.admit(&service, &instance) {
+            Ok(workload) => workload,
+            Err((reason, detail)) => return stream.refuse(reason, detail).await,
+        };
+        let meter = workload.meter(&peer.id);
+        match version {
+            None => self.carry(&workload, &meter, stream).await,
+            Some(version) => {
+                let caller = Caller { inbound: self, workload, peer: Arc::new(peer.id), meter };
+                caller.serve(version, stream).await;
+            }
+        }
+    }
+
+    fn admit(
+        &self,
+        service: &ServiceName,
+        instance: &str,
+    ) -> Result<Arc<Workload>, (RefusalReason, &'static str)> {
+        if self.gate.is_closed() {
+            return Err((RefusalReason::Draining, "this node is leaving"));
+        }
+        let workload = self.workloads.get(instance).filter(|workload| workload.service == *service);
+        workload.cloned().ok_or((RefusalReason::NoSuchInstance, "no such instance of this service here"))
+    }
+
+    async fn carry(&self, workload: &Workload, meter: &Arc<Meter>, stream: UnansweredStream) {
+        let mut exchange = meter.start(&self.clock);
+        let Some(_pass) = self.gate.enter() else {
+            exchange.set_flag(Flag::UO);
+            return stream
+                .refuse(RefusalReason::Overloaded, "this node carries as much work as it may")
+                .await;
+        };
+        let opened = workload.upstream.connector().open().await;
+        let mut io = match opened {
+            Ok(io) => io,
+            Err(failure) => {
+                exchange.set_flag(Flag::UF);
+                return stream.refuse(RefusalReason::WorkloadUnreachable, failure.to_string()).await;
+            }
+        };
+        let Ok(stream) = stream.accept().await else { return };
+        if let Err(error) = tunnel::carry(stream, &mut io, &mut exchange).await {
+            debug!(service = %workload.service, %error, "connection broken");
+            exchange.set_flag(Flag::UC);
+            if let tokio_util::either::Either::Left(tcp) = &io {
+                tunnel::reset(tcp);
+            }
+        }
+    }
+}
+
+impl Caller {
+    async fn serve(self, version: HttpVersion, stream: UnansweredStream) {
+        if let Err(failure) = self.workload.upstream.warm(version).await {
+            return stream.refuse(RefusalReason::WorkloadUnreachable, failure.to_string()).await;
+        }
+        let Ok(stream) = stream.accept().await else { return };
+        let service = service_fn(move |request| {
+            let caller = self.clone();
+            async move { Ok::<_, std::convert::Infallible>(caller.answer(request, version).await) }
+        });
+        let io = TokioIo::new(stream);
+        let ended = match version {
+            HttpVersion::Http1 => {
+                let builder = hyper::server::conn::http1::Builder::new();
+                builder.serve_connection(io, service).with_upgrades().await
+            }
+            HttpVersion::Http2 => {
+                let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                builder.serve_connection(io, service).await
+            }
+        };
+        if let Err(error) = ended {
+            debug!(%error, "HTTP stream ended");
+        }
+    }
+
+    async fn answer(&self, mut request: Request<Incoming>, version: HttpVersion) -> Response<AnswerBody> {
+        let mut guard = AnswerGuard::default();
+        let exchange = guard.exchange.insert(self.meter.start(&self.inbound.clock));
+        exchange.set_request(request.method(), request.uri().path());
+        let for_grpc = headers::is_grpc(request.headers());
+        guard.pass = self.inbound.gate.enter();
+        if guard.pass.is_none() {
+            let failure = Failure::new(Flag::UO, "the callee's node carries as much work as it may");
+            return fail(&failure, for_grpc, true, guard);
+        }
+        let upgrade = headers::upgrade(request.headers(), request.version());
+        let switched = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
+        headers::remove_hop_by_hop(request.headers_mut(), upgrade.as_ref());
+        headers::set_peer(request.headers_mut(), &self.peer);
+        let request = request.map(|body| match body.is_end_stream() {
+            true => RequestBody::Empty,
+            false => RequestBody::Streamed(body),
+        });
+        let mut response = match self.workload.upstream.send(request, version).await {
+            Ok(answered) => {
+                let mut response = answered.response;
+                if let Some(exchange) = &mut guard.exchange {
+                    exchange.set_status(response.status());
+                }
+                let protocol = response.headers().get(http::header::UPGRADE).cloned();
+                headers::remove_own(response.headers_mut());
+                match (response.status() == StatusCode::SWITCHING_PROTOCOLS, switched) {
+                    (true, Some(switched)) => {
+                        tunnel::join_upgrade(switched, &mut response, guard);
+                        headers::remove_hop_by_hop(response.headers_mut(), protocol.as_ref());
+                        return response.map(|_| tunnel::no_body());
+                    }
+                    _ => {
+                        headers::remove_hop_by_hop(response.headers_mut(), None);
+                        guard.sender = answered.sender;
+                        response.map(|body| AnswerBody::upstream(body, guard))
+                    }
+                }
+            }
+            Err(error) => return fail(&failure_of(&error), for_grpc, error.unsent.is_some(), guard),
+        };
+        if self.inbound.gate.is_draining() && response.version() < Version::HTTP_2 {
+            // The caller retires the stream with this answer instead of losing a race with our end.
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}
+
+fn failure_of(error: &SendError) -> Failure {
+    match &error.failure {
+        SendFailure::Connect(failure) => Failure::new(Flag::UF, failure.to_string()),
+        SendFailure::Broken(error) => {
+            Failure::new(Flag::UC, format!("the workload ended the connection before its answer: {error}"))
+        }
+        SendFailure::Silent => Failure::new(Flag::UC, "the workload fell silent before its answer"),
+    }
+}
+
+fn fail(failure: &Failure, for_grpc: bool, unsent: bool, mut guard: AnswerGuard) -> Response<AnswerBody> {
+    let mut response = failure.answer(for_grpc);
+    if unsent {
+        response.headers_mut().insert(headers::UNSENT, HeaderValue::from_static("1"));
+    }
+    if let Some(exchange) = &mut guard.exchange {
+        exchange.set_flag(failure.flag);
+        exchange.set_status(response.status());
+    }
+    *response.body_mut().guard_mut() = guard;
+    response
+}

@@ -1,0 +1,145 @@
+//! Local listeners: a fixed port for one service, and one port for HTTP by name.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Method, Request, Response};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use starling_gossip::identity::ServiceName;
+use starling_gossip::record::Protocol;
+use tokio::net::{TcpListener, TcpStream};
+use tracing::{debug, warn};
+
+use crate::proxy::body::AnswerBody;
+use crate::proxy::failure::Flag;
+use crate::proxy::gate::{Gate, Pass};
+use crate::proxy::outbound::Outbound;
+use crate::proxy::{headers, name, tunnel};
+
+/// After an accept failed for want of descriptors, others end meanwhile.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What a local listener serves.
+#[derive(Clone)]
+pub(crate) enum Serves {
+    /// One service, as HTTP or TCP by what its instances speak.
+    Service(ServiceName),
+    /// HTTP, by the name in each request; and tunnels by `CONNECT`.
+    ByName,
+}
+
+/// A bound local listener.
+pub(crate) struct Listener {
+    pub(crate) socket: TcpListener,
+    pub(crate) serves: Serves,
+    pub(crate) outbound: Arc<Outbound>,
+    /// Local connections.
+    pub(crate) connections: Gate,
+}
+
+impl Listener {
+    /// Accepts until it is dropped.
+    pub(crate) async fn run(self) {
+        loop {
+            let (client, from) = match self.socket.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    warn!(%error, "cannot accept a local connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            match self.connections.enter() {
+                Some(pass) => self.start(client, pass),
+                None => {
+                    debug!(%from, flag = Flag::UO.as_str(), "local connection refused: as many as allowed");
+                    tunnel::reset(&client);
+                }
+            }
+        }
+    }
+
+    fn start(&self, client: TcpStream, pass: Pass) {
+        let (serves, outbound) = (self.serves.clone(), self.outbound.clone());
+        // Requests are small and wait for answers; Nagle's algorithm would hold them back.
+        let _ = client.set_nodelay(true);
+        tokio::spawn(async move {
+            let _pass = pass;
+            match &serves {
+                Serves::Service(service) if outbound.speaks(service) == Some(Protocol::Tcp) => {
+                    outbound.carry(service.as_str(), client).await;
+                }
+                _ => serve_http(client, serves, outbound).await,
+            }
+        });
+    }
+}
+
+impl Outbound {
+    /// What a service's instances speak, if any are known.
+    fn speaks(&self, service: &ServiceName) -> Option<Protocol> {
+        self.table.load().route(service.as_str()).map(|route| route.route.protocol)
+    }
+}
+
+async fn serve_http(client: TcpStream, serves: Serves, outbound: Arc<Outbound>) {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (serves, outbound) = (serves.clone(), outbound.clone());
+        async move { Ok::<_, Infallible>(answer(&serves, &outbound, request).await) }
+    });
+    let builder = auto::Builder::new(TokioExecutor::new());
+    if let Err(error) = builder.serve_connection_with_upgrades(TokioIo::new(client), service).await {
+        debug!(%error, "local HTTP connection ended");
+    }
+}
+
+async fn answer(
+    serves: &Serves,
+    outbound: &Arc<Outbound>,
+    request: Request<Incoming>,
+) -> Response<AnswerBody> {
+    let service = match serves {
+        Serves::Service(service) => return outbound.handle(service.as_str(), request).await,
+        Serves::ByName => name::service_of(&request).map(str::to_owned),
+    };
+    match service {
+        Ok(service) if request.method() == Method::CONNECT => connect(outbound, &service, request).await,
+        Ok(service) => outbound.handle(&service, request).await,
+        Err(failure) => failure.answer(headers::is_grpc(request.headers())),
+    }
+}
+
+/// `CONNECT service.mesh:port` opens a tunnel (RFC 9110, section 9.3.6); the port is ignored, for
+/// a service has no other than its instances'.
+async fn connect(
+    outbound: &Arc<Outbound>,
+    service: &str,
+    request: Request<Incoming>,
+) -> Response<AnswerBody> {
+    match outbound.reach(service).await {
+        Ok(mut reached) => {
+            tokio::spawn(async move {
+                let Ok(client) = hyper::upgrade::on(request).await else { return };
+                let carried =
+                    tunnel::carry(TokioIo::new(client), reached.stream, &mut reached.exchange).await;
+                debug!(?carried, "tunnel ended");
+            });
+            Response::new(tunnel::no_body())
+        }
+        Err(failure) => failure.answer(false),
+    }
+}
+
+/// Binds a local listener, or says which key of the configuration is in the way.
+pub(crate) async fn bind(address: SocketAddr, key: &str) -> io::Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let hint = "choose a free port, or stop the program that holds it";
+        io::Error::new(error.kind(), format!("{key}: cannot listen on {address}: {error}; {hint}"))
+    })
+}

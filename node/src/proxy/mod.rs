@@ -1,0 +1,17 @@
+//! Carries traffic: outbound from local programs into the mesh, inbound from the mesh to the
+//! local workload.
+//!
+//! It decides nothing about routes; it asks [`crate::live`]. Failures become answers in
+//! [`failure`] alone.
+
+pub(crate) mod body;
+pub(crate) mod failure;
+pub(crate) mod gate;
+pub(crate) mod headers;
+pub(crate) mod inbound;
+pub(crate) mod listener;
+pub(crate) mod name;
+pub(crate) mod outbound;
+pub(crate) mod outbound_tcp;
+pub(crate) mod tunnel;
+pub(crate) mod workload;

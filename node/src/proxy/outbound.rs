@@ -1,0 +1,281 @@
+//! Outbound HTTP: a local program's request finds its way to an instance of a service.
+//!
+//! An endpoint that took nothing of a request is passed over for another; one that may have taken
+//! it is not, unless the request may be sent twice.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use http::header::{HOST, HeaderValue};
+use http::uri::{PathAndQuery, Scheme, Uri};
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use starling_gossip::clock::Clock;
+
+use crate::balance::Chance;
+use crate::endpoint::Endpoint;
+use crate::live::{HOLD_STEP, LiveRoute, LiveTable};
+use crate::proxy::body::{AnswerBody, AnswerGuard, RequestBody};
+use crate::proxy::failure::{Failure, Flag};
+use crate::proxy::gate::{Gate, Pass};
+use crate::proxy::{headers, tunnel};
+use crate::route::Target;
+use crate::telemetry::exchange::{Direction, Exchange, Meter};
+use crate::upstream::{Answered, ConnectFailure, HttpVersion, SendFailure};
+
+use http_body::Body as _;
+use starling_transport::header::RefusalReason;
+
+/// Carries local programs' calls into the mesh.
+pub(crate) struct Outbound {
+    /// The routes in use.
+    pub(crate) table: Arc<ArcSwap<LiveTable>>,
+    /// Requests and connections under way.
+    pub(crate) gate: Gate,
+    /// Endpoints that one request tries at most.
+    pub(crate) attempts_max: usize,
+    /// Draws endpoints and trace ids.
+    pub(crate) chance: Chance,
+    /// The node's time.
+    pub(crate) clock: Clock,
+    /// Counts work for services that nobody announces.
+    pub(crate) unknown: Arc<Meter>,
+}
+
+/// A request on its way: what is left of it, and what has been tried.
+struct Journey<'a> {
+    outbound: &'a Outbound,
+    service: &'a str,
+    version: HttpVersion,
+    exchange: Exchange,
+    tried: Vec<Target>,
+    /// The request's head, kept if the request may be sent twice.
+    spare: Option<http::request::Parts>,
+}
+
+impl Outbound {
+    /// Counts work for unannounced services.
+    pub(crate) fn unknown_meter() -> Arc<Meter> {
+        Meter::new(Direction::Outbound, None, "")
+    }
+
+    /// Answers one request for `service`, by the mesh if nobody else can.
+    pub(crate) async fn handle(&self, service: &str, mut request: Request<Incoming>) -> Response<AnswerBody> {
+        let mut exchange = self.unknown.start(&self.clock);
+        exchange.set_request(request.method(), request.uri().path());
+        let for_grpc = headers::is_grpc(request.headers());
+        let journey = Journey {
+            outbound: self,
+            service,
+            version: HttpVersion::of(request.version()),
+            exchange,
+            tried: Vec::new(),
+            spare: None,
+        };
+        let pass = match self.enter() {
+            Ok(pass) => pass,
+            Err(failure) => return journey.fail(&failure, for_grpc),
+        };
+        let upgrade = headers::upgrade(request.headers(), request.version());
+        let switched = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
+        headers::remove_hop_by_hop(request.headers_mut(), upgrade.as_ref());
+        headers::start_trace(request.headers_mut(), &self.chance);
+        match address_for_hop(request, journey.version) {
+            Ok(request) => journey.run(request, switched, for_grpc, pass).await,
+            Err(failure) => journey.fail(&failure, for_grpc),
+        }
+    }
+
+    /// Room for one more piece of work.
+    pub(crate) fn enter(&self) -> Result<Pass, Failure> {
+        let full = || Failure::new(Flag::UO, "this node carries as much work as it may; try again later");
+        self.gate.enter().ok_or_else(full)
+    }
+
+    /// The next endpoint for work that `tried` some already. If all have just failed, the first
+    /// attempt waits a little for one to come back.
+    pub(crate) async fn choose(
+        &self,
+        service: &str,
+        tried: &[Target],
+        exchange: &mut Exchange,
+    ) -> Result<Arc<Endpoint>, Failure> {
+        if tried.len() >= self.attempts_max {
+            return Err(Failure::new(Flag::UH, "every endpoint that was tried failed"));
+        }
+        loop {
+            let table = self.table.load();
+            let Some(route) = table.route(service) else {
+                let detail = format!("nobody in the mesh announces the service {service:?}");
+                return Err(Failure::new(Flag::NR, detail));
+            };
+            if tried.is_empty() {
+                exchange.set_meter(route.meter());
+            }
+            let now = self.clock.now();
+            if let Some(endpoint) = route.pick(tried, now, &self.chance) {
+                return Ok(endpoint);
+            }
+            if !tried.is_empty() || !route.may_hold(now) {
+                return Err(no_healthy_upstream(service, route));
+            }
+            drop(table);
+            tokio::time::sleep(HOLD_STEP).await;
+        }
+    }
+}
+
+impl Journey<'_> {
+    async fn run(
+        mut self,
+        request: Request<RequestBody>,
+        switched: Option<OnUpgrade>,
+        for_grpc: bool,
+        pass: Pass,
+    ) -> Response<AnswerBody> {
+        self.spare = spare(&request);
+        let mut request = Some(request);
+        let mut last = None;
+        while let Some(sendable) = request.take() {
+            let next = self.outbound.choose(self.service, &self.tried, &mut self.exchange).await;
+            let endpoint = match next {
+                Ok(endpoint) => endpoint,
+                Err(failure) => return self.fail(last.as_ref().unwrap_or(&failure), for_grpc),
+            };
+            let flight = endpoint.begin();
+            self.exchange.set_attempt(endpoint.meter(), endpoint.target().owner.node.as_str());
+            self.tried.push(endpoint.target().clone());
+            match endpoint.send(sendable, self.version).await {
+                Ok(answered) if self.is_unsent(&answered) => {
+                    endpoint.handle_refusal();
+                    last = Some(Failure::new(Flag::UF, "the workload does not accept connections"));
+                    request = self.again();
+                }
+                Ok(answered) => {
+                    let guard = AnswerGuard {
+                        sender: None,
+                        flight: Some(flight),
+                        pass: Some(pass),
+                        exchange: Some(self.exchange),
+                    };
+                    return answer(answered, switched, guard);
+                }
+                Err(error) => {
+                    last = Some(failure_of(&error.failure, &endpoint));
+                    request = error.unsent.or_else(|| self.again());
+                }
+            }
+        }
+        let failure = last.unwrap_or_else(|| Failure::new(Flag::UH, "no attempt was made"));
+        self.fail(&failure, for_grpc)
+    }
+
+    /// Whether the callee's sidecar says that its workload took nothing, and we can go elsewhere.
+    fn is_unsent(&self, answered: &Answered) -> bool {
+        self.spare.is_some() && answered.response.headers().contains_key(headers::UNSENT)
+    }
+
+    fn again(&self) -> Option<Request<RequestBody>> {
+        self.spare.clone().map(|parts| Request::from_parts(parts, RequestBody::Empty))
+    }
+
+    fn fail(mut self, failure: &Failure, for_grpc: bool) -> Response<AnswerBody> {
+        let mut response = failure.answer(for_grpc);
+        self.exchange.set_flag(failure.flag);
+        self.exchange.set_status(response.status());
+        response.body_mut().guard_mut().exchange = Some(self.exchange);
+        response
+    }
+}
+
+fn answer(answered: Answered, switched: Option<OnUpgrade>, mut guard: AnswerGuard) -> Response<AnswerBody> {
+    let Answered { mut response, sender } = answered;
+    if let Some(exchange) = &mut guard.exchange {
+        exchange.set_status(response.status());
+    }
+    response.headers_mut().remove(headers::UNSENT);
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS
+        && let Some(switched) = switched
+    {
+        let upgrade = response.headers().get(http::header::UPGRADE).cloned();
+        tunnel::join_upgrade(switched, &mut response, guard);
+        headers::remove_hop_by_hop(response.headers_mut(), upgrade.as_ref());
+        return response.map(|_| tunnel::no_body());
+    }
+    headers::remove_hop_by_hop(response.headers_mut(), None);
+    guard.sender = sender;
+    response.map(|body| AnswerBody::upstream(body, guard))
+}
+
+/// Addresses a request for the next hop: HTTP/1.1 in origin form with a `Host` (RFC 9112, section
+/// 3.2.1), HTTP/2 with scheme and authority (RFC 9113, section 8.3.1).
+fn address_for_hop(
+    request: Request<Incoming>,
+    version: HttpVersion,
+) -> Result<Request<RequestBody>, Failure> {
+    let (mut parts, body) = request.into_parts();
+    let path = parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
+    let wrong = |_| Failure::new(Flag::DPE, "the request's target cannot be passed on");
+    if let (HttpVersion::Http1, Some(authority)) = (version, parts.uri.authority()) {
+        let host = HeaderValue::from_str(authority.as_str())
+            .map_err(|_| Failure::new(Flag::DPE, "the request's authority cannot be passed on"))?;
+        parts.headers.insert(HOST, host);
+    }
+    let builder = match (version, parts.uri.authority()) {
+        (HttpVersion::Http2, Some(authority)) => {
+            Uri::builder().scheme(Scheme::HTTP).authority(authority.clone()).path_and_query(path)
+        }
+        _ => Uri::builder().path_and_query(path),
+    };
+    parts.uri = builder.build().map_err(wrong)?;
+    let body = if body.is_end_stream() { RequestBody::Empty } else { RequestBody::Streamed(body) };
+    Ok(Request::from_parts(parts, body))
+}
+
+/// The head of a request that may be sent twice: idempotent, and without a body.
+fn spare(request: &Request<RequestBody>) -> Option<http::request::Parts> {
+    if !request.body().is_end_stream() || !headers::is_idempotent(request.method()) {
+        return None;
+    }
+    let mut copy = Request::new(());
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.version_mut() = request.version();
+    *copy.headers_mut() = request.headers().clone();
+    Some(copy.into_parts().0)
+}
+
+fn failure_of(failure: &SendFailure, endpoint: &Endpoint) -> Failure {
+    let node = &endpoint.target().owner.node;
+    match failure {
+        SendFailure::Connect(failure) => failure_of_connect(failure, endpoint),
+        SendFailure::Broken(error) => {
+            Failure::new(Flag::UC, format!("node {node} ended the connection before its answer: {error}"))
+        }
+        SendFailure::Silent => Failure::new(Flag::UC, format!("node {node} fell silent before its answer")),
+    }
+}
+
+/// What a client is told of an endpoint that took nothing.
+pub(crate) fn failure_of_connect(failure: &ConnectFailure, endpoint: &Endpoint) -> Failure {
+    let node = &endpoint.target().owner.node;
+    let (flag, what) = match failure {
+        ConnectFailure::Unreachable(_) => (Flag::UF, "cannot be reached"),
+        ConnectFailure::Refused(RefusalReason::Denied, _) => (Flag::RBAC, "does not let this caller in"),
+        ConnectFailure::Refused(RefusalReason::Overloaded, _) => (Flag::UO, "has as much work as it may"),
+        ConnectFailure::Refused(..) => (Flag::UF, "refused"),
+    };
+    Failure::new(flag, format!("node {node} {what}: {failure}"))
+}
+
+fn no_healthy_upstream(service: &str, route: &LiveRoute) -> Failure {
+    let (usable, excluded) = (route.endpoints.len(), route.route.excluded.len());
+    Failure::new(
+        Flag::UH,
+        format!(
+            "{service:?} is announced and nobody can take work: {usable} healthy by their word but failing here, \
+             {excluded} excluded; see `starling routes {service}`"
+        ),
+    )
+}

@@ -1,0 +1,80 @@
+//! Outbound TCP: a local program's connection becomes a stream to an instance.
+//!
+//! No byte of the client is read before an instance's workload has accepted, so until then another
+//! instance can be tried, and a server that speaks first is heard first.
+
+use starling_transport::stream::MeshStream;
+use tokio::net::TcpStream;
+use tracing::debug;
+
+use crate::endpoint::Flight;
+use crate::proxy::failure::{Failure, Flag};
+use crate::proxy::gate::Pass;
+use crate::proxy::outbound::{Outbound, failure_of_connect};
+use crate::proxy::tunnel;
+use crate::telemetry::exchange::Exchange;
+
+/// A stream to an instance whose workload has accepted, and what counts it.
+pub(crate) struct Reached {
+    pub(crate) stream: MeshStream,
+    pub(crate) exchange: Exchange,
+    _flight: Flight,
+    _pass: Pass,
+}
+
+impl Outbound {
+    /// Carries one connection to `service`; resets it if nobody takes it, or it breaks on the way,
+    /// so that the client never mistakes a failure for an end.
+    pub(crate) async fn carry(&self, service: &str, mut client: TcpStream) {
+        match self.reach(service).await {
+            Ok(mut reached) => {
+                let carried = tunnel::carry(&mut client, reached.stream, &mut reached.exchange).await;
+                if let Err(error) = carried {
+                    debug!(service, %error, "connection broken");
+                    reached.exchange.set_flag(Flag::UC);
+                    tunnel::reset(&client);
+                }
+            }
+            Err(failure) => {
+                debug!(service, flag = failure.flag.as_str(), detail = failure.detail, "connection refused");
+                tunnel::reset(&client);
+            }
+        }
+    }
+
+    /// Finds an instance of `service` that takes a connection.
+    pub(crate) async fn reach(&self, service: &str) -> Result<Reached, Failure> {
+        let mut exchange = self.unknown.start(&self.clock);
+        let reached = self.try_endpoints(service, &mut exchange).await;
+        match reached {
+            Ok((stream, _flight, _pass)) => Ok(Reached { stream, exchange, _flight, _pass }),
+            Err(failure) => {
+                exchange.set_flag(failure.flag);
+                Err(failure)
+            }
+        }
+    }
+
+    async fn try_endpoints(
+        &self,
+        service: &str,
+        exchange: &mut Exchange,
+    ) -> Result<(MeshStream, Flight, Pass), Failure> {
+        let pass = self.enter()?;
+        let mut tried = Vec::new();
+        let mut last = None;
+        loop {
+            let endpoint = match self.choose(service, &tried, exchange).await {
+                Ok(endpoint) => endpoint,
+                Err(failure) => return Err(last.unwrap_or(failure)),
+            };
+            let flight = endpoint.begin();
+            exchange.set_attempt(endpoint.meter(), endpoint.target().owner.node.as_str());
+            tried.push(endpoint.target().clone());
+            match endpoint.open_tcp().await {
+                Ok(stream) => return Ok((stream, flight, pass)),
+                Err(failure) => last = Some(failure_of_connect(&failure, &endpoint)),
+            }
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! PURE: what a request for a service may use.
+//!
+//! [`compute`] turns a snapshot of the catalogue into a [`RouteTable`], off the request path. It
+//! is total: what it leaves out is listed in the table with the reason, for people to ask. It
+//! knows no connection and no failure of this node's own; those are `endpoint`'s.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use starling_gossip::clock::Instant;
+use starling_gossip::identity::ServiceName;
+use starling_gossip::record::{Health, Instance, Label, Locality, Owner, Protocol};
+use starling_gossip::snapshot::{Presence, ServiceInstance, Snapshot};
+
+/// Every service's route, computed from one snapshot.
+#[derive(Clone, Debug, Default)]
+pub struct RouteTable {
+    /// Which snapshot it came from.
+    pub generation: u64,
+    /// By service.
+    pub routes: BTreeMap<ServiceName, Route>,
+}
+
+/// Where calls of one service may go.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// How the service speaks.
+    pub protocol: Protocol,
+    /// Usable instances, best rank first.
+    pub candidates: Vec<Candidate>,
+    /// The others, and why.
+    pub excluded: Vec<Excluded>,
+}
+
+/// One instance that may take calls.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// Which instance.
+    pub target: Target,
+    /// What its owner says of it.
+    pub instance: Arc<Instance>,
+    /// Where its node stands.
+    pub locality: Locality,
+    /// Lower ranks are used first; a higher one only when no lower one works.
+    pub rank: Rank,
+    /// When this node learned the newest about it.
+    pub learned_at: Instant,
+}
+
+/// Names an instance and where to reach it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Target {
+    /// Whose instance, and so who must answer.
+    pub owner: Owner,
+    /// Which of its owner's.
+    pub instance: Label,
+    /// Where the owner's node listens.
+    pub address: SocketAddr,
+}
+
+/// How much a candidate is preferred.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Rank {
+    /// Its node is suspect, or nobody has probed it yet.
+    pub doubtful: bool,
+    /// How far away its node stands (see [`Locality::distance`]).
+    pub distance: u8,
+}
+
+/// One instance that may not take calls.
+#[derive(Clone, Debug)]
+pub struct Excluded {
+    /// Which instance.
+    pub target: Target,
+    /// Why not.
+    pub reason: Exclusion,
+}
+
+/// Why an instance may not take calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exclusion {
+    /// Its node's probes fail.
+    Unhealthy,
+    /// It finishes what it has.
+    Draining,
+    /// Its weight is 0.
+    NoWeight,
+    /// It speaks another protocol than most instances of its service.
+    OtherProtocol,
+}
+
+impl Exclusion {
+    /// A sentence for people.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unhealthy => "its node's probes fail",
+            Self::Draining => "it is draining",
+            Self::NoWeight => "its weight is 0",
+            Self::OtherProtocol => "it speaks another protocol than most instances of the service",
+        }
+    }
+}
+
+/// Computes all routes as seen from `here`.
+pub fn compute(snapshot: &Snapshot, here: &Locality) -> RouteTable {
+    let route = |(service, instances): (&ServiceName, &Vec<ServiceInstance>)| {
+        (service.clone(), route_of(instances, here))
+    };
+    RouteTable { generation: snapshot.generation, routes: snapshot.services.iter().map(route).collect() }
+}
+
+fn route_of(instances: &[ServiceInstance], here: &Locality) -> Route {
+    let protocol = common_protocol(instances);
+    let mut route = Route { protocol, candidates: Vec::new(), excluded: Vec::new() };
+    for offered in instances {
+        let target = Target {
+            owner: offered.owner.clone(),
+            instance: offered.id.clone(),
+            address: offered.node.addresses[0],
+        };
+        match exclusion(offered, protocol) {
+            Some(reason) => route.excluded.push(Excluded { target, reason }),
+            None => route.candidates.push(Candidate {
+                target,
+                instance: offered.instance.clone(),
+                locality: offered.node.locality.clone(),
+                rank: Rank {
+                    doubtful: offered.presence == Presence::Suspect
+                        || offered.instance.health == Health::Unknown,
+                    distance: here.distance(&offered.node.locality),
+                },
+                learned_at: offered.learned_at,
+            }),
+        }
+    }
+    route.candidates.sort_by(|a, b| (a.rank, &a.target).cmp(&(b.rank, &b.target)));
+    route
+}
+
+/// What most instances speak; HTTP if as many speak either.
+fn common_protocol(instances: &[ServiceInstance]) -> Protocol {
+    let tcp = instances.iter().filter(|offered| offered.instance.protocol == Protocol::Tcp).count();
+    if tcp * 2 > instances.len() { Protocol::Tcp } else { Protocol::Http }
+}
+
+fn exclusion(offered: &ServiceInstance, protocol: Protocol) -> Option<Exclusion> {
+    let instance = &offered.instance;
+    match instance.health {
+        Health::Unhealthy => Some(Exclusion::Unhealthy),
+        Health::Draining => Some(Exclusion::Draining),
+        Health::Healthy | Health::Unknown if instance.weight == 0 => Some(Exclusion::NoWeight),
+        Health::Healthy | Health::Unknown if instance.protocol != protocol => Some(Exclusion::OtherProtocol),
+        Health::Healthy | Health::Unknown => None,
+    }
+}

@@ -1,0 +1,120 @@
+//! What a node says about itself: metrics and logs.
+//!
+//! Metrics go through the `metrics` facade and are rendered for Prometheus; logs go through
+//! `tracing`. Both are set up once per process.
+
+pub(crate) mod exchange;
+
+use std::fs::OpenOptions;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tracing::Metadata;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer, Registry, filter};
+
+use crate::config::{AccessLog, Log, LogFormat};
+
+/// The access log's events carry this target.
+const ACCESS_TARGET: &str = "access";
+
+/// Upper bounds of latency buckets, seconds: from a loopback hop to a slow query.
+const LATENCY_BUCKETS: [f64; 14] =
+    [0.000_5, 0.001, 0.002, 0.004, 0.008, 0.015, 0.03, 0.06, 0.125, 0.25, 0.5, 1.0, 4.0, 16.0];
+
+/// How often recorded samples are folded into their buckets.
+const UPKEEP_PERIOD: Duration = Duration::from_secs(5);
+
+/// The process's metrics.
+#[derive(Clone)]
+pub struct Metrics(PrometheusHandle);
+
+impl Metrics {
+    /// Installs the process's recorder. Once per process.
+    pub fn install() -> anyhow::Result<Self> {
+        let handle = PrometheusBuilder::new()
+            .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &LATENCY_BUCKETS)
+            .context("latency buckets")?
+            .install_recorder()
+            .context("metrics can be set up once per process")?;
+        describe();
+        metrics::gauge!("starling_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+        Ok(Self(handle))
+    }
+
+    /// All metrics in Prometheus' text format.
+    pub(crate) fn render(&self) -> String {
+        self.0.render()
+    }
+
+    /// Keeps the memory of histograms bounded for as long as it is polled.
+    pub(crate) async fn upkeep(self) {
+        loop {
+            tokio::time::sleep(UPKEEP_PERIOD).await;
+            self.0.run_upkeep();
+        }
+    }
+}
+
+fn describe() {
+    use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+    describe_counter!("starling_requests_total", "Requests and connections, by outcome");
+    describe_histogram!(
+        "starling_request_duration_seconds",
+        Unit::Seconds,
+        "From a request's head to its answer's end; from a connection's start to its end"
+    );
+    describe_counter!(
+        "starling_request_bytes_total",
+        Unit::Bytes,
+        "Bytes of connections, towards the service"
+    );
+    describe_counter!("starling_response_bytes_total", Unit::Bytes, "Bytes of answers and connections");
+    describe_counter!("starling_gossip_records_total", "Records and renewals taken in");
+    describe_counter!("starling_gossip_rejected_total", "Records and renewals refused, by reason");
+    describe_counter!("starling_gossip_overwritten_total", "Own records that somebody altered, said again");
+    describe_counter!("starling_gossip_restarts_total", "Times the repair path had to be started again");
+    describe_gauge!("starling_catalogue_members", "Members whose lease runs");
+    describe_gauge!("starling_catalogue_services", "Services that somebody announces");
+    describe_counter!("starling_route_tables_total", "Route tables computed");
+    describe_gauge!("starling_build_info", "1, labelled with the program's version");
+}
+
+/// Sets the process's logs up: the node's own on standard error, the access log where it is
+/// wanted.
+pub fn init_logs(log: &Log, access_log: Option<&AccessLog>) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&log.level).context("log.level")?;
+    let own = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let own: Box<dyn Layer<Registry> + Send + Sync> = match log.format {
+        LogFormat::Text => own.with_filter(filter).boxed(),
+        LogFormat::Json => own.json().flatten_event(true).with_filter(filter).boxed(),
+    };
+    let own =
+        own.with_filter(filter::filter_fn(|metadata: &Metadata<'_>| metadata.target() != ACCESS_TARGET));
+    let mut layers = vec![own.boxed()];
+    if let Some(access_log) = access_log {
+        layers.push(access_layer(access_log)?);
+    }
+    tracing_subscriber::registry().with(layers).try_init().context("logs can be set up once per process")
+}
+
+fn access_layer(access_log: &AccessLog) -> anyhow::Result<Box<dyn Layer<Registry> + Send + Sync>> {
+    let writer = match &access_log.path {
+        None => BoxMakeWriter::new(std::io::stdout),
+        Some(path) => {
+            let file = OpenOptions::new().create(true).append(true).open(path);
+            let file = file.with_context(|| format!("access_log.path: cannot write {}", path.display()))?;
+            BoxMakeWriter::new(std::sync::Mutex::new(file))
+        }
+    };
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer).with_target(false);
+    let layer: Box<dyn Layer<Registry> + Send + Sync> = match access_log.format {
+        LogFormat::Text => layer.with_ansi(false).boxed(),
+        LogFormat::Json => layer.json().flatten_event(true).boxed(),
+    };
+    let only = filter::filter_fn(|metadata: &Metadata<'_>| metadata.target() == ACCESS_TARGET);
+    Ok(layer.with_filter(only).boxed())
+}

@@ -1,0 +1,127 @@
+//! HTTP/1.1 connections kept alive, each lent to one request at a time.
+//!
+//! Last in, first out: a connection used a moment ago is the least likely to be closed by its
+//! other end meanwhile.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use http::Request;
+use hyper::client::conn::http1::{Builder, SendRequest};
+use hyper_util::rt::TokioIo;
+use tracing::debug;
+
+use super::{Answered, Connect, ConnectFailure, HttpVersion, NextHop, SendError, SendFailure};
+use crate::proxy::body::RequestBody;
+
+/// A message head larger than this is refused; nginx and Envoy stop at 32 and 60 KiB.
+const HEAD_BYTES_MAX: usize = 64 * 1024;
+
+pub(super) struct Http1Pool {
+    idle: Mutex<Vec<Kept>>,
+    idle_max: usize,
+}
+
+struct Kept {
+    sender: SendRequest<RequestBody>,
+    next_hop: NextHop,
+}
+
+/// A connection on loan until its answer's body has ended.
+pub(crate) struct LentSender {
+    kept: Kept,
+    pool: Arc<Http1Pool>,
+}
+
+impl Http1Pool {
+    pub(super) fn new(idle_max: usize) -> Arc<Self> {
+        Arc::new(Self { idle: Mutex::default(), idle_max })
+    }
+
+    pub(super) async fn send<C: Connect>(
+        self: &Arc<Self>,
+        connect: &C,
+        mut request: Request<RequestBody>,
+    ) -> Result<Answered, SendError> {
+        // Each turn uses up one idle connection or ends, so there are at most `idle_max` + 1.
+        loop {
+            let (mut kept, was_idle) = match self.take().await {
+                Some(kept) => (kept, true),
+                None => match open(connect).await {
+                    Ok(kept) => (kept, false),
+                    Err(failure) => return Err(SendError { failure: failure.into(), unsent: Some(request) }),
+                },
+            };
+            let sent = tokio::select! {
+                biased;
+                sent = kept.sender.try_send_request(request) => sent,
+                () = kept.next_hop.silent() => {
+                    return Err(SendError { failure: SendFailure::Silent, unsent: None });
+                }
+            };
+            match sent {
+                Ok(response) => {
+                    let sender = Some(LentSender { kept, pool: self.clone() });
+                    return Ok(Answered { response, sender });
+                }
+                Err(mut error) => match error.take_message() {
+                    // It had been closed while idle; that says nothing about the next hop.
+                    Some(unsent) if was_idle => request = unsent,
+                    unsent => return Err(SendError { failure: error.into_error().into(), unsent }),
+                },
+            }
+        }
+    }
+
+    pub(super) async fn warm<C: Connect>(&self, connect: &C) -> Result<(), ConnectFailure> {
+        let kept = match self.take().await {
+            Some(kept) => kept,
+            None => open(connect).await?,
+        };
+        self.put(kept);
+        Ok(())
+    }
+
+    /// An idle connection that still stands.
+    async fn take(&self) -> Option<Kept> {
+        loop {
+            let mut kept = self.lock().pop()?;
+            if kept.next_hop.is_usable() && kept.sender.ready().await.is_ok() {
+                return Some(kept);
+            }
+        }
+    }
+
+    fn put(&self, kept: Kept) {
+        let mut idle = self.lock();
+        if idle.len() < self.idle_max && !kept.sender.is_closed() {
+            idle.push(kept);
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Kept>> {
+        // Nothing panics while it is held; a poisoned list is still a list of connections.
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl LentSender {
+    /// The answer came to its proper end: the next request may use the connection.
+    pub(crate) fn give_back(self) {
+        self.pool.put(self.kept);
+    }
+}
+
+async fn open<C: Connect>(connect: &C) -> Result<Kept, ConnectFailure> {
+    let (io, next_hop) = connect.connect(HttpVersion::Http1).await?;
+    let (sender, connection) = Builder::new()
+        .max_buf_size(HEAD_BYTES_MAX)
+        .handshake(TokioIo::new(io))
+        .await
+        .map_err(|error| ConnectFailure::Unreachable(error.to_string()))?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            debug!(%error, "HTTP/1.1 connection ended");
+        }
+    });
+    Ok(Kept { sender, next_hop })
+}

@@ -1,0 +1,153 @@
+//! HTTP to the next hop: to a peer's sidecar over the mesh, or to the local workload.
+//!
+//! Both hops need the same things: HTTP/1.1 connections kept alive and lent to one request at a
+//! time, one HTTP/2 connection shared by many, and an honest word on whether a failed request was
+//! sent. How bytes reach the next hop is [`Connect`]'s; which hop it is, the caller's.
+
+mod http1;
+mod http2;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use starling_transport::connection::Connection;
+use starling_transport::header::RefusalReason;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::proxy::body::RequestBody;
+
+pub(crate) use http1::LentSender;
+
+/// How an HTTP message is framed on a hop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HttpVersion {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2 without TLS of its own, with prior knowledge (RFC 9113, section 3.3).
+    Http2,
+}
+
+impl HttpVersion {
+    /// What a received message came by.
+    pub(crate) fn of(version: http::Version) -> Self {
+        if version == http::Version::HTTP_2 { Self::Http2 } else { Self::Http1 }
+    }
+}
+
+/// Opens byte streams to the next hop.
+pub(crate) trait Connect: Send + Sync + 'static {
+    /// A byte stream.
+    type Io: AsyncRead + AsyncWrite + Send + Unpin + 'static;
+
+    /// Opens one on which `version` will be spoken.
+    fn connect(
+        &self,
+        version: HttpVersion,
+    ) -> impl Future<Output = Result<(Self::Io, NextHop), ConnectFailure>> + Send;
+}
+
+/// The other end of a hop, as far as its liveness goes.
+#[derive(Clone)]
+pub(crate) enum NextHop {
+    /// A peer across the network, which may fall silent.
+    Peer(Connection),
+    /// The workload on this machine: the kernel says when it is gone.
+    Workload,
+}
+
+/// Why no byte stream could be opened. Nothing was sent.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ConnectFailure {
+    /// Nobody answers there.
+    #[error("{0}")]
+    Unreachable(String),
+    /// A peer answers and refuses.
+    #[error("{1}")]
+    Refused(RefusalReason, String),
+}
+
+/// A request that got no answer.
+pub(crate) struct SendError {
+    /// Why.
+    pub(crate) failure: SendFailure,
+    /// The request, if nothing of it was sent.
+    pub(crate) unsent: Option<Request<RequestBody>>,
+}
+
+/// Why a request got no answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SendFailure {
+    /// No connection.
+    #[error(transparent)]
+    Connect(#[from] ConnectFailure),
+    /// The connection ended before the answer.
+    #[error("the connection ended before the answer: {0}")]
+    Broken(#[from] hyper::Error),
+    /// The peer has fallen silent with the request outstanding.
+    #[error("the peer has fallen silent")]
+    Silent,
+}
+
+/// An answer's head and body, and the connection that carries it.
+pub(crate) struct Answered {
+    pub(crate) response: Response<Incoming>,
+    /// To be given back when the body has ended; `None` where connections are shared.
+    pub(crate) sender: Option<LentSender>,
+}
+
+/// HTTP connections to one place.
+pub(crate) struct HttpUpstream<C> {
+    connect: C,
+    http1: std::sync::Arc<http1::Http1Pool>,
+    http2: http2::Http2Shared,
+}
+
+impl<C: Connect> HttpUpstream<C> {
+    /// Keeps at most `idle_max` idle HTTP/1.1 connections.
+    pub(crate) fn new(connect: C, idle_max: usize) -> Self {
+        Self { connect, http1: http1::Http1Pool::new(idle_max), http2: http2::Http2Shared::default() }
+    }
+
+    /// Opens byte streams to the same place, for other protocols.
+    pub(crate) fn connector(&self) -> &C {
+        &self.connect
+    }
+
+    /// Sends `request`, on a kept connection if there is one.
+    pub(crate) async fn send(
+        &self,
+        request: Request<RequestBody>,
+        version: HttpVersion,
+    ) -> Result<Answered, SendError> {
+        match version {
+            HttpVersion::Http1 => self.http1.send(&self.connect, request).await,
+            HttpVersion::Http2 => self.http2.send(&self.connect, request).await,
+        }
+    }
+
+    /// Makes sure that a connection for `version` stands, so that a refusal is known before
+    /// anything is sent.
+    pub(crate) async fn warm(&self, version: HttpVersion) -> Result<(), ConnectFailure> {
+        match version {
+            HttpVersion::Http1 => self.http1.warm(&self.connect).await,
+            HttpVersion::Http2 => self.http2.sender(&self.connect).await.map(drop),
+        }
+    }
+}
+
+impl NextHop {
+    /// Whether it may get new work.
+    pub(crate) fn is_usable(&self) -> bool {
+        match self {
+            Self::Peer(connection) => connection.is_usable(),
+            Self::Workload => true,
+        }
+    }
+
+    /// Resolves when work that is outstanding there will not be answered soon.
+    pub(crate) async fn silent(&self) {
+        match self {
+            Self::Peer(connection) => connection.unresponsive().await,
+            Self::Workload => std::future::pending().await,
+        }
+    }
+}
