@@ -1,7 +1,7 @@
 //! One dial: from an address to an authenticated connection whose peer accepted us, or to the
 //! reason why not.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -155,7 +155,10 @@ pub(crate) fn authenticated(
 
 /// A dual-stack socket shows IPv4 peers as IPv6 addresses (RFC 4291, section 2.5.5.2).
 pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
+    match (address.ip().to_canonical(), address) {
+        (IpAddr::V6(ip), SocketAddr::V6(v6)) => SocketAddrV6::new(ip, v6.port(), 0, v6.scope_id()).into(),
+        (ip, address) => SocketAddr::new(ip, address.port()),
+    }
 }
 
 fn explain(address: SocketAddr, verdict: &Verdict, error: ConnectionError) -> ConnectError {

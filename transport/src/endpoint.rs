@@ -31,7 +31,8 @@ use crate::serve::Inbox;
 use crate::supervise::close_code;
 use crate::tls::{self, ResetKeys};
 
-/// A bound port and the connections over it. Cheap to clone.
+/// A bound port and the connections over it. Cheap to clone. It lives until it is closed, not until
+/// handles drop: the tasks behind it hold it too.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
     quinn: quinn::Endpoint,

@@ -17,7 +17,7 @@ use starling_gossip::clock::Clock;
 use starling_gossip::identity::SpiffeId;
 
 use crate::backoff::Backoff;
-use crate::connection::{CLOSED, Connection, LEAVING, PEER_LEFT};
+use crate::connection::{CLOSED, Connection, LEAVING, PEER_LEFT, PeerIdentity};
 use crate::credentials::Credentials;
 use crate::dial::{ConnectError, Dialler, canonical};
 use crate::limits::{BACKOFFS_MAX, CONNECTIONS_MAX, DIALS_MAX};
@@ -245,7 +245,7 @@ impl Pool {
 
     fn enter(&self, table: &mut Table, connection: Connection) {
         let peer = connection.peer().clone();
-        for other in table.registry.iter().filter(|other| *other.peer() == peer) {
+        for other in table.registry.iter().filter(|other| same_peer(other, &peer)) {
             // Perhaps the peer was restarted and this one is dead: asking is how to find out.
             let _ = other.quinn().send_datagram(Bytes::new());
             other.touch();
@@ -288,6 +288,10 @@ impl Pool {
     fn table(&self) -> MutexGuard<'_, Table> {
         self.shared.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn same_peer(connection: &Connection, peer: &PeerIdentity) -> bool {
+    connection.peer().id == peer.id && connection.peer().address == peer.address
 }
 
 impl Table {

@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use starling_gossip::identity::SpiffeId;
 
-use crate::connection::{CLOSED, Connection, LEAVING, PEER_LEFT, SUPERSEDED};
+use crate::connection::{Connection, SUPERSEDED};
 use crate::verify::Expected;
 
 /// All open connections.
@@ -81,7 +81,7 @@ impl Registry {
             let superseded = list.iter().any(|other| {
                 other.local() == one.local()
                     && other.peer().id == one.peer().id
-                    && other.flags_now() & (CLOSED | LEAVING | PEER_LEFT) == 0
+                    && other.is_usable()
                     && other.precedence() < one.precedence()
             });
             one.mark(SUPERSEDED, superseded);

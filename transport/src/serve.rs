@@ -60,22 +60,19 @@ async fn read_call(
     streams: mpsc::Sender<IncomingStream>,
 ) {
     let peer = work.connection().peer().clone();
-    let header = read_header(&mut recv).await.and_then(|header| {
-        if header.kind.is_call() {
-            Ok(header)
-        } else {
-            Err(ReadHeaderError::Header(HeaderError::Malformed(
-                "this kind of stream has one direction".into(),
-            )))
-        }
-    });
+    let header = read_header(&mut recv).await;
     let stream = UnansweredStream::new(send, recv, work);
     let header = match header {
-        Ok(header) => header,
+        Ok(header) if header.kind.is_call() => Ok(header),
+        Ok(_) => Err(Refusal::new(RefusalReason::UnsupportedKind, "this kind of stream has one direction")),
+        Err(ReadHeaderError::Header(error)) => Err(error.refusal()),
         Err(ReadHeaderError::Gone) => return,
-        Err(ReadHeaderError::Header(error)) => {
-            tracing::debug!(peer = %peer.id, %error, "refused a stream");
-            return stream.answer(error.refusal()).await;
+    };
+    let header = match header {
+        Ok(header) => header,
+        Err(refusal) => {
+            tracing::debug!(peer = %peer.id, %refusal, "refused a stream");
+            return stream.answer(refusal).await;
         }
     };
     if let Err(error) = streams.try_send(IncomingStream { peer, header, stream }) {

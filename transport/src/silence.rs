@@ -130,11 +130,11 @@ impl Silence {
         if !self.responsive {
             return Some(now + PROBE_WHILE_SILENT);
         }
-        if !sample.busy {
-            return None;
+        // An idle connection that was asked something is watched until it answers.
+        if sent || sample.touched || self.unanswered_since.is_some() {
+            return Some(now + SILENCE_TICK);
         }
-        let closely = sent || sample.touched || self.unanswered_since.is_some();
-        Some(if closely { now + SILENCE_TICK } else { self.probe_at(now).max(now + SILENCE_TICK) })
+        sample.busy.then(|| self.probe_at(now).max(now + SILENCE_TICK))
     }
 }
 
@@ -241,6 +241,20 @@ mod tests {
         idle.look();
         assert_eq!(idle.silence.poll_timeout(), None);
         assert_eq!(idle.probes, 0);
+    }
+
+    #[test]
+    fn an_idle_connection_that_was_asked_is_watched_until_it_answers() {
+        for answers in [true, false] {
+            let mut bench = bench(false);
+            bench.sample.touched = true;
+            bench.look();
+            bench.sample.touched = false;
+            bench.sample.eliciting_frames_sent += 1;
+            bench.sample.datagrams_received += u64::from(answers);
+            assert_eq!(bench.run(1_000, Some(false)).is_none(), answers);
+            assert_eq!(bench.silence.poll_timeout().is_none(), answers);
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use starling_gossip::limits::MESSAGE_BYTES_MAX;
 use starling_gossip::link::{Destination, Link as _};
 
+use super::counters::Counters;
 use super::harness::{Ca, Relay, eventually, within};
 use crate::gossip_link::GossipLink;
 use crate::limits::GOSSIP_QUEUED_PER_PEER_MAX;
@@ -35,11 +36,12 @@ async fn an_answer_to_nobody_does_not_dial() {
     let ca = Ca::new();
     let (mut a, b) = (ca.node("a"), ca.node("b"));
     let link_a = link(&mut a);
+    let metrics = Counters::here();
     link_a.send(Destination::Connected(b.address()), b"hello".to_vec());
     link_a.send(Destination::Connected(b.address()), vec![0; MESSAGE_BYTES_MAX + 1]);
-    let other = ca.node("c");
-    a.dial(&other).await.expect("connected");
-    assert_eq!((a.connections(), b.connections()), (1, 0));
+    let dropped = |reason| metrics.total("starling_gossip_dropped_total", reason);
+    eventually("both are dropped", || dropped("not_connected") == 1 && dropped("oversized") == 1).await;
+    assert_eq!((a.connections(), b.connections()), (0, 0));
 }
 
 #[tokio::test]
@@ -48,6 +50,7 @@ async fn a_full_queue_drops_the_newest() {
     let (mut a, mut b) = (ca.node("a"), ca.node("b"));
     let (link_a, link_b) = (link(&mut a), link(&mut b));
     let to_b = Destination::Seed(b.address());
+    let metrics = Counters::here();
     // One runtime thread: nothing is sent before this task waits.
     for number in 0..GOSSIP_QUEUED_PER_PEER_MAX + 50 {
         link_a.send(to_b.clone(), number.to_string().into_bytes());
@@ -58,6 +61,9 @@ async fn a_full_queue_drops_the_newest() {
         numbers.push(String::from_utf8(received.message).expect("text").parse::<usize>().expect("a number"));
     }
     numbers.sort_unstable();
+    assert_eq!(metrics.total("starling_gossip_dropped_total", "send_queue_full"), 50);
+    let sent = || metrics.total("starling_gossip_messages_total", "outbound");
+    eventually("all are counted", || sent() == GOSSIP_QUEUED_PER_PEER_MAX as u64).await;
     assert!(numbers.iter().copied().eq(0..GOSSIP_QUEUED_PER_PEER_MAX), "the oldest are kept: {numbers:?}");
 }
 

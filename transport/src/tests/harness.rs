@@ -1,6 +1,7 @@
 //! A certificate authority, nodes on loopback, and a network that can be cut.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -188,12 +189,15 @@ async fn forward(front: Arc<UdpSocket>, target: SocketAddr, cut: Arc<AtomicBool>
         if cut.load(Ordering::SeqCst) {
             continue;
         }
-        if !backs.contains_key(&client) {
-            let back = Arc::new(UdpSocket::bind("127.0.0.1:0").await.expect("a port"));
-            tokio::spawn(send_back(back.clone(), front.clone(), client, cut.clone()));
-            backs.insert(client, back);
-        }
-        let _ = backs[&client].send_to(&packet[..bytes], target).await;
+        let back = match backs.entry(client) {
+            Entry::Occupied(back) => back.into_mut(),
+            Entry::Vacant(empty) => {
+                let back = Arc::new(UdpSocket::bind("127.0.0.1:0").await.expect("a port"));
+                tokio::spawn(send_back(back.clone(), front.clone(), client, cut.clone()));
+                empty.insert(back)
+            }
+        };
+        let _ = back.send_to(&packet[..bytes], target).await;
     }
 }
 

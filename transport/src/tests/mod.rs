@@ -2,6 +2,7 @@
 //!
 //! Tests wait for conditions, never for a guess at how long something takes.
 
+mod counters;
 mod gossip;
 mod harness;
 mod identity;

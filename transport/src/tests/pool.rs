@@ -1,11 +1,15 @@
 //! One connection per peer, whoever dialled.
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use starling_gossip::identity::SpiffeId;
 
-use super::harness::{Ca, eventually, tcp, within};
+use super::harness::{Ca, Node, eventually, tcp, within};
 use crate::dial::ConnectError;
+use crate::limits::LOSER_LINGER;
 use crate::pool::Target;
 use crate::verify::Expected;
 
@@ -38,32 +42,44 @@ async fn a_peer_that_dialled_us_is_not_dialled_again() {
     assert!(payments.endpoint.pool().connected("127.0.0.1:9".parse().expect("an address")).is_none());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_who_dial_at_once_end_with_one_connection() {
-    let ca = Ca::new();
-    let mut doubles = 0;
-    for _ in 0..20 {
-        let (a, b) = (ca.node("a"), ca.node("b"));
-        let (to_b, to_a) = tokio::join!(a.dial(&b), b.dial(&a));
-        let (to_b, to_a) = (to_b.expect("connected"), to_a.expect("connected"));
-        // Streams on either, even the loser, live on.
-        let mut from_a = to_b.open(&tcp()).await.expect("a stream");
-        let mut from_b = to_a.open(&tcp()).await.expect("a stream");
-        let at_b = b.incoming().await.stream.accept().await.expect("there");
-        let at_a = a.incoming().await.stream.accept().await.expect("there");
-        within("answers", from_a.accepted()).await.expect("accepted");
-        within("answers", from_b.accepted()).await.expect("accepted");
-        let winner = |node: &super::harness::Node, peer: &super::harness::Node| {
-            let connection = node.endpoint.pool().connected(peer.address()).expect("one at least");
-            connection.precedence()
-        };
-        eventually("both use the same one", || winner(&a, &b) == winner(&b, &a)).await;
-        doubles += usize::from(a.connections() == 2);
-        drop((from_a, from_b, at_a, at_b));
-        eventually("one is left", || a.connections() == 1 && b.connections() == 1).await;
-        assert_eq!(winner(&a, &b), winner(&b, &a));
+    let ca = Arc::new(Ca::new());
+    let mut rounds = tokio::task::JoinSet::new();
+    for _ in 0..30 {
+        let ca = ca.clone();
+        rounds.spawn(async move { dial_at_once(&ca.node("a"), &ca.node("b")).await });
     }
+    let doubles = rounds.join_all().await.into_iter().filter(|double| *double).count();
     assert!(doubles > 0, "the test never produced what it is about");
+}
+
+/// Says whether there were two connections for a while.
+async fn dial_at_once(a: &Node, b: &Node) -> bool {
+    let (to_b, to_a) = tokio::join!(a.dial(b), b.dial(a));
+    let (to_b, to_a) = (to_b.expect("connected"), to_a.expect("connected"));
+    // Streams on either, even the loser, live on.
+    let mut from_a = to_b.open(&tcp()).await.expect("a stream");
+    let mut from_b = to_a.open(&tcp()).await.expect("a stream");
+    let mut at_b = b.incoming().await.stream.accept().await.expect("there");
+    let mut at_a = a.incoming().await.stream.accept().await.expect("there");
+    within("answers", from_a.accepted()).await.expect("accepted");
+    within("answers", from_b.accepted()).await.expect("accepted");
+    let winner = |node: &Node, peer: &Node| {
+        node.endpoint.pool().connected(peer.address()).expect("one at least").precedence()
+    };
+    eventually("both use the same one", || winner(a, b) == winner(b, a)).await;
+    let double = a.connections() == 2;
+
+    tokio::time::sleep(LOSER_LINGER + Duration::from_millis(500)).await;
+    for (near, far) in [(&mut from_a, &mut at_b), (&mut from_b, &mut at_a)] {
+        near.write_all(b"x").await.expect("not cut");
+        within("the byte", far.read_exact(&mut [0; 1])).await.expect("not cut");
+    }
+    drop((from_a, from_b, at_a, at_b));
+    eventually("one is left", || a.connections() == 1 && b.connections() == 1).await;
+    assert_eq!(winner(a, b), winner(b, a));
+    double
 }
 
 #[tokio::test]

@@ -9,9 +9,11 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use starling_gossip::svid::ChainError;
 
+use super::counters::Counters;
 use super::harness::{Ca, Issued, eventually, within};
 use crate::dial::ConnectError;
 use crate::header::{Answer, PREAMBLE_BYTES, Preamble, RefusalReason};
+use crate::limits::HALF_OPEN_UNPROVED_MAX;
 use crate::tls;
 use crate::verify::{Expected, IdentityRefusal, PeerVerifier};
 
@@ -101,13 +103,14 @@ async fn strange_headers_are_answered_and_the_connection_lives() {
     let ca = Ca::new();
     let web = ca.node("web");
     let stranger = client(&ca, Some(&ca.issue(&["spiffe://acme/svc/new"], (2000, 2100))));
+    let metrics = Counters::here();
     let connection = connect(&stranger, web.address()).await;
     let cases: [(&[u8], RefusalReason); 5] = [
         (&[9, 16, 0, 0], RefusalReason::UnsupportedVersion),
         (&[1, 99, 0, 0], RefusalReason::UnsupportedKind),
         (&[1, 16, 255, 255], RefusalReason::Malformed),
         (&[1, 16, 0, 2, 200, 200], RefusalReason::Malformed),
-        (&[1, 1, 0, 0], RefusalReason::Malformed),
+        (&[1, 1, 0, 0], RefusalReason::UnsupportedKind),
     ];
     for (bytes, reason) in cases {
         let (mut send, mut recv) = connection.open_bi().await.expect("a stream");
@@ -126,7 +129,29 @@ async fn strange_headers_are_answered_and_the_connection_lives() {
         assert!(stopped.is_some(), "{bytes:?}");
     }
     assert_eq!(connection.close_reason(), None);
+    assert_eq!(metrics.total("starling_streams_refused_total", "unsupported_version"), 2);
+    assert_eq!(metrics.total("starling_streams_refused_total", "unsupported_kind"), 3);
+    assert_eq!(metrics.total("starling_streams_refused_total", "malformed"), 3);
     assert_eq!(web.connections(), 1);
+}
+
+/// More at once than we answer unproved: the rest prove their address, and all get in.
+#[tokio::test]
+async fn a_crowd_gets_in() {
+    let ca = Ca::new();
+    let web = ca.node("web");
+    let stranger = client(&ca, Some(&ca.issue(&["spiffe://acme/svc/many"], (2000, 2100))));
+    let metrics = Counters::here();
+    let crowd = HALF_OPEN_UNPROVED_MAX + 40;
+    let mut dials = tokio::task::JoinSet::new();
+    for _ in 0..crowd {
+        dials.spawn(stranger.connect(web.address(), "starling.invalid").expect("dialled"));
+    }
+    let connections = within("the crowd", dials.join_all()).await;
+    assert!(connections.iter().all(|one| one.is_ok()));
+    eventually("all are entered", || web.connections() == crowd).await;
+    assert!(metrics.total("starling_handshakes_total", "retry") > 0);
+    assert_eq!(metrics.total("starling_handshakes_total", "ok"), crowd as u64);
 }
 
 #[tokio::test]

@@ -7,8 +7,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::harness::{Ca, Node, eventually, tcp, within};
 use crate::answer::AnswerError;
+use crate::connection::OpenError;
 use crate::header::RefusalReason;
-use crate::limits::INCOMING_STREAMS_MAX;
+use crate::limits::{CALLS_PER_CONNECTION_MAX, INCOMING_STREAMS_MAX};
 use crate::stream::MeshStream;
 
 async fn pair(web: &Node, payments: &Node) -> (MeshStream, MeshStream) {
@@ -146,4 +147,19 @@ async fn more_than_fits_is_refused_and_nothing_else_suffers() {
     .await;
     payments.incoming().await.stream.accept().await.expect("those that wait are served");
     assert!(connection.is_usable());
+}
+
+#[tokio::test]
+async fn more_streams_than_the_peer_permits_is_an_error() {
+    let ca = Ca::new();
+    let (web, payments) = (ca.node("web"), ca.node("payments"));
+    let connection = web.dial(&payments).await.expect("connected");
+    let mut open = Vec::new();
+    for _ in 0..CALLS_PER_CONNECTION_MAX {
+        open.push(connection.open(&tcp()).await.expect("a stream"));
+    }
+    let error = connection.open(&tcp()).await.err().expect("one too many");
+    assert!(matches!(error, OpenError::TooManyStreams { .. }), "{error}");
+    drop(open);
+    within("room again", async { while connection.open(&tcp()).await.is_err() {} }).await;
 }
