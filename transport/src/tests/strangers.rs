@@ -168,3 +168,25 @@ async fn a_message_of_any_length_is_no_way_into_memory() {
     assert!(web.gossip.as_ref().is_some_and(|gossip| gossip.is_empty()));
     eventually("the connection lives", || web.connections() == 1).await;
 }
+
+#[tokio::test]
+async fn who_says_goodbye_is_let_go_once_nothing_is_under_way() {
+    let ca = Ca::new();
+    let web = ca.node("web");
+    let stranger = client(&ca, Some(&ca.issue(&["spiffe://acme/svc/leaver"], (2000, 2100))));
+    let connection = connect(&stranger, web.address()).await;
+    let (mut call, mut answer) = connection.open_bi().await.expect("a stream");
+    call.write_all(&super::harness::tcp().encode().expect("a header")).await.expect("written");
+    let callee = web.incoming().await.stream.accept().await.expect("there");
+    let mut goodbye = connection.open_uni().await.expect("a stream");
+    goodbye.write_all(&[1, 3, 0, 0]).await.expect("written");
+    goodbye.finish().expect("ended");
+    let address = stranger.local_addr().expect("an address");
+    let gone = || web.endpoint.pool().connected(format!("127.0.0.1:{}", address.port()).parse().expect("one"));
+    eventually("nothing new goes there", || gone().is_none()).await;
+    within("the answer", answer.read_exact(&mut [0; 4])).await.expect("the call lives");
+    assert_eq!(connection.close_reason(), None);
+    drop(callee);
+    let why = within("the close", connection.closed()).await;
+    assert!(matches!(&why, quinn::ConnectionError::ApplicationClosed(close) if close.error_code == 0u32.into()));
+}
