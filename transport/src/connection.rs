@@ -1,8 +1,8 @@
 //! A handle to one authenticated connection, and what is known of it without asking the network.
 //!
 //! State is one atomic word, so that a balancer may ask `is_usable` for every call. Who changes it:
-//! [`crate::supervise`] watches the peer, [`crate::serve`] hears welcome and goodbye,
-//! [`crate::registry`] says which of two connections is the better one.
+//! `supervise` watches the peer, `serve` hears welcome and goodbye,
+//! `registry` says which of two connections is the better one.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

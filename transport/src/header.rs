@@ -5,7 +5,7 @@
 //! accepted or refused, before any other byte. What follows belongs to the stream's kind.
 //!
 //! A peer's bytes never panic here, and never cost more than [`HEADER_BODY_BYTES_MAX`]. Reading
-//! them from the network is [`crate::serve`]'s and [`crate::stream`]'s work.
+//! them from the network is `serve`'s and [`crate::stream`]'s work.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};

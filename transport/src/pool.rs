@@ -2,7 +2,7 @@
 //!
 //! There is one connection per local identity, peer identity and address, whoever dialled it.
 //! Lookups join a dial under way; failed dials are followed by a pause. The pool decides by
-//! [`crate::registry`] and [`crate::backoff`]; it neither encrypts nor reads streams.
+//! `registry` and [`crate::backoff`]; it neither encrypts nor reads streams.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
