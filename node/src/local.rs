@@ -39,8 +39,8 @@ impl LocalInstances {
     /// How each is reached.
     pub(crate) fn workloads(&self, idle_max: usize) -> BTreeMap<String, Arc<Workload>> {
         let workload = |service: &Service| {
-            let (id, name, address) = (service.id.clone(), service.name.clone(), service.address.clone());
-            (service.id.to_string(), Arc::new(Workload::new(id, name, address, idle_max)))
+            let (name, address) = (service.name.clone(), service.address.clone());
+            (service.id.to_string(), Arc::new(Workload::new(name, address, idle_max)))
         };
         self.services.iter().map(workload).collect()
     }

@@ -78,7 +78,7 @@ impl Admin {
         loop {
             tokio::select! {
                 accepted = self.port.accept() => if let Ok((stream, from)) = accepted {
-                    let local = stream.local_addr().map_or(false, |local| local.ip().is_loopback());
+                    let local = stream.local_addr().is_ok_and(|local| local.ip().is_loopback());
                     let caller = Caller::Port { loopback: local && from.ip().is_loopback() };
                     connections.spawn(serve(stream, caller, self.state.clone()));
                 },

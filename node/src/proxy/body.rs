@@ -38,6 +38,7 @@ pub(crate) struct AnswerGuard {
     /// The connection it comes by; given back only after a proper end.
     pub(crate) sender: Option<LentSender>,
     /// Counts the request among its endpoint's.
+    #[expect(dead_code, reason = "it acts when dropped")]
     pub(crate) flight: Option<Flight>,
     /// Counts the request among the node's.
     pub(crate) pass: Option<Pass>,

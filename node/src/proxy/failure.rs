@@ -19,56 +19,58 @@ pub(crate) struct Failure {
     pub(crate) detail: String,
 }
 
-/// The kinds of failure, by Envoy's names.
+/// The kinds of failure; shown by the names of Envoy's response flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Flag {
-    /// No route: nobody announces the service, or the request names none.
-    NR,
-    /// No healthy upstream: it is announced, and nobody can take work.
-    UH,
-    /// Upstream connect failure: a node or its workload refused.
-    UF,
-    /// Upstream connection ended before the answer.
-    UC,
-    /// Overflow: a limit of this node.
-    UO,
-    /// The callee does not let this caller in.
-    RBAC,
-    /// The caller's request cannot be understood or passed on.
-    DPE,
+    /// NR: nobody announces the service, or the request names none.
+    NoRoute,
+    /// UH: it is announced, and nobody can take work.
+    NoHealthyUpstream,
+    /// UF: a node or its workload refused, or cannot be reached.
+    ConnectFailure,
+    /// UC: the upstream connection ended before the answer.
+    ConnectionEnded,
+    /// UO: a limit of a node.
+    Overflow,
+    /// RBAC: the callee does not let this caller in.
+    Denied,
+    /// DPE: the caller's request cannot be understood or passed on.
+    Malformed,
 }
 
 impl Flag {
     /// As in the header, logs and metrics.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
-            Self::NR => "NR",
-            Self::UH => "UH",
-            Self::UF => "UF",
-            Self::UC => "UC",
-            Self::UO => "UO",
-            Self::RBAC => "RBAC",
-            Self::DPE => "DPE",
+            Self::NoRoute => "NR",
+            Self::NoHealthyUpstream => "UH",
+            Self::ConnectFailure => "UF",
+            Self::ConnectionEnded => "UC",
+            Self::Overflow => "UO",
+            Self::Denied => "RBAC",
+            Self::Malformed => "DPE",
         }
     }
 
     /// The HTTP status, as Envoy answers.
     pub(crate) fn status(self) -> StatusCode {
         match self {
-            Self::NR => StatusCode::NOT_FOUND,
-            Self::UH | Self::UF | Self::UC | Self::UO => StatusCode::SERVICE_UNAVAILABLE,
-            Self::RBAC => StatusCode::FORBIDDEN,
-            Self::DPE => StatusCode::BAD_REQUEST,
+            Self::NoRoute => StatusCode::NOT_FOUND,
+            Self::NoHealthyUpstream | Self::ConnectFailure | Self::ConnectionEnded | Self::Overflow => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::Denied => StatusCode::FORBIDDEN,
+            Self::Malformed => StatusCode::BAD_REQUEST,
         }
     }
 
     /// The gRPC status code for the same (gRPC: "HTTP to gRPC status code mapping").
     fn grpc_status(self) -> HeaderValue {
         HeaderValue::from_static(match self {
-            Self::NR => "12",                                  // UNIMPLEMENTED
-            Self::UH | Self::UF | Self::UC | Self::UO => "14", // UNAVAILABLE
-            Self::RBAC => "7",                                 // PERMISSION_DENIED
-            Self::DPE => "13",                                 // INTERNAL
+            Self::NoRoute => "12", // UNIMPLEMENTED
+            Self::NoHealthyUpstream | Self::ConnectFailure | Self::ConnectionEnded | Self::Overflow => "14", // UNAVAILABLE
+            Self::Denied => "7",     // PERMISSION_DENIED
+            Self::Malformed => "13", // INTERNAL
         })
     }
 }

@@ -86,7 +86,7 @@ impl Inbound {
     async fn carry(&self, workload: &Workload, meter: &Arc<Meter>, stream: UnansweredStream) {
         let mut exchange = meter.start(&self.clock);
         let Some(_pass) = self.gate.enter() else {
-            exchange.set_flag(Flag::UO);
+            exchange.set_flag(Flag::Overflow);
             return stream
                 .refuse(RefusalReason::Overloaded, "this node carries as much work as it may")
                 .await;
@@ -95,14 +95,14 @@ impl Inbound {
         let mut io = match opened {
             Ok(io) => io,
             Err(failure) => {
-                exchange.set_flag(Flag::UF);
+                exchange.set_flag(Flag::ConnectFailure);
                 return stream.refuse(RefusalReason::WorkloadUnreachable, failure.to_string()).await;
             }
         };
         let Ok(stream) = stream.accept().await else { return };
         if let Err(error) = tunnel::carry(stream, &mut io, &mut exchange).await {
             debug!(service = %workload.service, %error, "connection broken");
-            exchange.set_flag(Flag::UC);
+            exchange.set_flag(Flag::ConnectionEnded);
             if let tokio_util::either::Either::Left(tcp) = &io {
                 tunnel::reset(tcp);
             }
@@ -143,7 +143,7 @@ impl Caller {
         let for_grpc = headers::is_grpc(request.headers());
         guard.pass = self.inbound.gate.enter();
         if guard.pass.is_none() {
-            let failure = Failure::new(Flag::UO, "the callee's node carries as much work as it may");
+            let failure = Failure::new(Flag::Overflow, "the callee's node carries as much work as it may");
             return fail(&failure, for_grpc, true, guard);
         }
         let upgrade = headers::upgrade(request.headers(), request.version());
@@ -187,11 +187,14 @@ impl Caller {
 
 fn failure_of(error: &SendError) -> Failure {
     match &error.failure {
-        SendFailure::Connect(failure) => Failure::new(Flag::UF, failure.to_string()),
-        SendFailure::Broken(error) => {
-            Failure::new(Flag::UC, format!("the workload ended the connection before its answer: {error}"))
+        SendFailure::Connect(failure) => Failure::new(Flag::ConnectFailure, failure.to_string()),
+        SendFailure::Broken(error) => Failure::new(
+            Flag::ConnectionEnded,
+            format!("the workload ended the connection before its answer: {error}"),
+        ),
+        SendFailure::Silent => {
+            Failure::new(Flag::ConnectionEnded, "the workload fell silent before its answer")
         }
-        SendFailure::Silent => Failure::new(Flag::UC, "the workload fell silent before its answer"),
     }
 }
 

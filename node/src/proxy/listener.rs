@@ -58,7 +58,7 @@ impl Listener {
             match self.connections.enter() {
                 Some(pass) => self.start(client, pass),
                 None => {
-                    debug!(%from, flag = Flag::UO.as_str(), "local connection refused: as many as allowed");
+                    debug!(%from, flag = Flag::Overflow.as_str(), "local connection refused: as many as allowed");
                     tunnel::reset(&client);
                 }
             }

@@ -16,14 +16,14 @@ pub(crate) fn service_of<B>(request: &Request<B>) -> Result<&str, Failure> {
         None => {
             let header = request.headers().get(HOST).and_then(|value| value.to_str().ok());
             let authority = header.ok_or_else(|| {
-                Failure::new(Flag::NR, "the request names no host; ask for http://SERVICE.mesh/")
+                Failure::new(Flag::NoRoute, "the request names no host; ask for http://SERVICE.mesh/")
             })?;
             without_port(authority)
         }
     };
     host.strip_suffix(SUFFIX).filter(|service| !service.is_empty()).ok_or_else(|| {
         Failure::new(
-            Flag::NR,
+            Flag::NoRoute,
             format!("{host:?} is no name of this mesh; services are called SERVICE{SUFFIX}"),
         )
     })
@@ -50,8 +50,8 @@ mod tests {
         assert_eq!(named("/", "payments.mesh:7401").as_deref(), Ok("payments"));
         assert_eq!(named("/", "cart.shop.mesh").as_deref(), Ok("cart.shop"));
         assert_eq!(named("http://payments.mesh/x", "other.mesh").as_deref(), Ok("payments"));
-        assert_eq!(named("/", "payments"), Err(Flag::NR));
-        assert_eq!(named("/", ".mesh"), Err(Flag::NR));
-        assert_eq!(named("/", "127.0.0.1:7401"), Err(Flag::NR));
+        assert_eq!(named("/", "payments"), Err(Flag::NoRoute));
+        assert_eq!(named("/", ".mesh"), Err(Flag::NoRoute));
+        assert_eq!(named("/", "127.0.0.1:7401"), Err(Flag::NoRoute));
     }
 }

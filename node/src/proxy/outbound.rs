@@ -89,7 +89,8 @@ impl Outbound {
 
     /// Room for one more piece of work.
     pub(crate) fn enter(&self) -> Result<Pass, Failure> {
-        let full = || Failure::new(Flag::UO, "this node carries as much work as it may; try again later");
+        let full =
+            || Failure::new(Flag::Overflow, "this node carries as much work as it may; try again later");
         self.gate.enter().ok_or_else(full)
     }
 
@@ -102,13 +103,13 @@ impl Outbound {
         exchange: &mut Exchange,
     ) -> Result<Arc<Endpoint>, Failure> {
         if tried.len() >= self.attempts_max {
-            return Err(Failure::new(Flag::UH, "every endpoint that was tried failed"));
+            return Err(Failure::new(Flag::NoHealthyUpstream, "every endpoint that was tried failed"));
         }
         loop {
             let table = self.table.load();
             let Some(route) = table.route(service) else {
                 let detail = format!("nobody in the mesh announces the service {service:?}");
-                return Err(Failure::new(Flag::NR, detail));
+                return Err(Failure::new(Flag::NoRoute, detail));
             };
             if tried.is_empty() {
                 exchange.set_meter(route.meter());
@@ -149,7 +150,8 @@ impl Journey<'_> {
             match endpoint.send(sendable, self.version).await {
                 Ok(answered) if self.is_unsent(&answered) => {
                     endpoint.handle_refusal();
-                    last = Some(Failure::new(Flag::UF, "the workload does not accept connections"));
+                    last =
+                        Some(Failure::new(Flag::ConnectFailure, "the workload does not accept connections"));
                     request = self.again();
                 }
                 Ok(answered) => {
@@ -167,7 +169,7 @@ impl Journey<'_> {
                 }
             }
         }
-        let failure = last.unwrap_or_else(|| Failure::new(Flag::UH, "no attempt was made"));
+        let failure = last.unwrap_or_else(|| Failure::new(Flag::NoHealthyUpstream, "no attempt was made"));
         self.fail(&failure, for_grpc)
     }
 
@@ -216,10 +218,10 @@ fn address_for_hop(
 ) -> Result<Request<RequestBody>, Failure> {
     let (mut parts, body) = request.into_parts();
     let path = parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
-    let wrong = |_| Failure::new(Flag::DPE, "the request's target cannot be passed on");
+    let wrong = |_| Failure::new(Flag::Malformed, "the request's target cannot be passed on");
     if let (HttpVersion::Http1, Some(authority)) = (version, parts.uri.authority()) {
         let host = HeaderValue::from_str(authority.as_str())
-            .map_err(|_| Failure::new(Flag::DPE, "the request's authority cannot be passed on"))?;
+            .map_err(|_| Failure::new(Flag::Malformed, "the request's authority cannot be passed on"))?;
         parts.headers.insert(HOST, host);
     }
     let builder = match (version, parts.uri.authority()) {
@@ -250,10 +252,13 @@ fn failure_of(failure: &SendFailure, endpoint: &Endpoint) -> Failure {
     let node = &endpoint.target().owner.node;
     match failure {
         SendFailure::Connect(failure) => failure_of_connect(failure, endpoint),
-        SendFailure::Broken(error) => {
-            Failure::new(Flag::UC, format!("node {node} ended the connection before its answer: {error}"))
+        SendFailure::Broken(error) => Failure::new(
+            Flag::ConnectionEnded,
+            format!("node {node} ended the connection before its answer: {error}"),
+        ),
+        SendFailure::Silent => {
+            Failure::new(Flag::ConnectionEnded, format!("node {node} fell silent before its answer"))
         }
-        SendFailure::Silent => Failure::new(Flag::UC, format!("node {node} fell silent before its answer")),
     }
 }
 
@@ -261,10 +266,12 @@ fn failure_of(failure: &SendFailure, endpoint: &Endpoint) -> Failure {
 pub(crate) fn failure_of_connect(failure: &ConnectFailure, endpoint: &Endpoint) -> Failure {
     let node = &endpoint.target().owner.node;
     let (flag, what) = match failure {
-        ConnectFailure::Unreachable(_) => (Flag::UF, "cannot be reached"),
-        ConnectFailure::Refused(RefusalReason::Denied, _) => (Flag::RBAC, "does not let this caller in"),
-        ConnectFailure::Refused(RefusalReason::Overloaded, _) => (Flag::UO, "has as much work as it may"),
-        ConnectFailure::Refused(..) => (Flag::UF, "refused"),
+        ConnectFailure::Unreachable(_) => (Flag::ConnectFailure, "cannot be reached"),
+        ConnectFailure::Refused(RefusalReason::Denied, _) => (Flag::Denied, "does not let this caller in"),
+        ConnectFailure::Refused(RefusalReason::Overloaded, _) => {
+            (Flag::Overflow, "has as much work as it may")
+        }
+        ConnectFailure::Refused(..) => (Flag::ConnectFailure, "refused"),
     };
     Failure::new(flag, format!("node {node} {what}: {failure}"))
 }
@@ -272,7 +279,7 @@ pub(crate) fn failure_of_connect(failure: &ConnectFailure, endpoint: &Endpoint) 
 fn no_healthy_upstream(service: &str, route: &LiveRoute) -> Failure {
     let (usable, excluded) = (route.endpoints.len(), route.route.excluded.len());
     Failure::new(
-        Flag::UH,
+        Flag::NoHealthyUpstream,
         format!(
             "{service:?} is announced and nobody can take work: {usable} healthy by their word but failing here, \
              {excluded} excluded; see `starling routes {service}`"

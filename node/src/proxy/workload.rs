@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use starling_gossip::identity::{ServiceName, SpiffeId};
-use starling_gossip::record::Label;
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::either::Either;
 
@@ -22,8 +21,6 @@ const PEERS_METERED_MAX: usize = 256;
 
 /// One local instance.
 pub(crate) struct Workload {
-    /// Its id among this node's instances.
-    pub(crate) id: Label,
     /// What it serves.
     pub(crate) service: ServiceName,
     /// How it is reached.
@@ -39,12 +36,11 @@ pub(crate) struct WorkloadConnect {
 
 impl Workload {
     /// A workload at `address`.
-    pub(crate) fn new(id: Label, service: ServiceName, address: WorkloadAddress, idle_max: usize) -> Self {
+    pub(crate) fn new(service: ServiceName, address: WorkloadAddress, idle_max: usize) -> Self {
         Self {
             rest: Meter::new(Direction::Inbound, Some(&service), "other"),
             upstream: HttpUpstream::new(WorkloadConnect::new(address), idle_max),
             meters: Mutex::default(),
-            id,
             service,
         }
     }

@@ -6,6 +6,7 @@
 pub(crate) mod exchange;
 
 use std::fs::OpenOptions;
+use std::io::IsTerminal as _;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -87,7 +88,8 @@ fn describe() {
 /// wanted.
 pub fn init_logs(log: &Log, access_log: Option<&AccessLog>) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&log.level).context("log.level")?;
-    let own = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let stderr_is_terminal = std::io::stderr().is_terminal();
+    let own = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(stderr_is_terminal);
     let own: Box<dyn Layer<Registry> + Send + Sync> = match log.format {
         LogFormat::Text => own.with_filter(filter).boxed(),
         LogFormat::Json => own.json().flatten_event(true).with_filter(filter).boxed(),
