@@ -339,7 +339,8 @@ impl Catalogue {
     }
 
     fn snapshot(&self) -> Snapshot {
-        let mut snapshot = Snapshot { generation: self.generation, ..Snapshot::default() };
+        let mut snapshot =
+            Snapshot { generation: self.generation, digest: self.digest(), ..Snapshot::default() };
         for (owner, known) in self.owners.iter().filter(|(_, known)| known.is_shown) {
             let member = Member { record: known.node.clone(), presence: known.presence };
             snapshot.members.insert(owner.clone(), member);
@@ -347,7 +348,7 @@ impl Catalogue {
                 continue;
             }
             for address in &known.node.addresses {
-                snapshot.addresses.insert(*address, owner.identity.clone());
+                snapshot.addresses.entry(*address).or_default().insert(owner.identity.clone());
             }
             for (id, held) in &known.instances {
                 let Some(instance) = &held.instance else { continue };

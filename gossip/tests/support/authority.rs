@@ -29,7 +29,7 @@ pub(crate) enum KeyKind {
 /// A root that signs leaves.
 pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    pem: String,
+    pub(crate) pem: String,
 }
 
 impl Authority {
@@ -45,8 +45,7 @@ impl Authority {
 
     /// A bundle that believes this root about `acme`.
     pub(crate) fn bundle(&self) -> Arc<TrustBundle> {
-        let domain = "acme".parse().expect("a trust domain");
-        Arc::new(TrustBundle::from_pem(domain, self.pem.as_bytes()).expect("a bundle"))
+        bundle(&self.pem)
     }
 
     /// An SVID that is valid for [`VALIDITY`].
@@ -74,6 +73,12 @@ impl Authority {
         params.not_after = wall() + end;
         params.signed_by(key, &self.issuer).expect("a leaf").der().clone()
     }
+}
+
+/// A bundle that believes the roots in `pem` about `acme`.
+pub(crate) fn bundle(pem: &str) -> Arc<TrustBundle> {
+    let domain = "acme".parse().expect("a trust domain");
+    Arc::new(TrustBundle::from_pem(domain, pem.as_bytes()).expect("a bundle"))
 }
 
 /// A new leaf key.
