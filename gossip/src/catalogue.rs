@@ -317,19 +317,20 @@ impl Catalogue {
         Ok(Applied::Accepted)
     }
 
-    /// Makes room for a new owner, or refuses it. The longest departed go first.
+    /// Makes room for a new owner, or refuses it. The longest departed go first; where the identity
+    /// has its share already, its own, for pods come and go under new names.
     fn check_room(&mut self, owner: &Owner) -> Result<(), Rejected> {
         if self.owners.contains_key(owner) {
             return Ok(());
         }
         let of_identity = self.owners.keys().filter(|held| held.identity == owner.identity).count();
-        if of_identity >= OWNERS_PER_IDENTITY_MAX {
-            return Err(Rejected::Full);
-        }
-        if self.owners.len() < OWNERS_MAX {
+        let has_its_share = of_identity >= OWNERS_PER_IDENTITY_MAX;
+        if !has_its_share && self.owners.len() < OWNERS_MAX {
             return Ok(());
         }
-        let departed = self.owners.iter().filter(|(_, known)| !known.presence.is_present());
+        let departed = self.owners.iter().filter(|(held, known)| {
+            !known.presence.is_present() && (!has_its_share || held.identity == owner.identity)
+        });
         let longest = departed.min_by_key(|(_, known)| known.since).map(|(owner, _)| owner.clone());
         let evicted = longest.ok_or(Rejected::Full)?;
         self.by_short_name.remove(&evicted.short_name());
@@ -338,7 +339,8 @@ impl Catalogue {
     }
 
     fn snapshot(&self) -> Snapshot {
-        let mut snapshot = Snapshot { generation: self.generation, ..Snapshot::default() };
+        let mut snapshot =
+            Snapshot { generation: self.generation, digest: self.digest(), ..Snapshot::default() };
         for (owner, known) in self.owners.iter().filter(|(_, known)| known.is_shown) {
             let member = Member { record: known.node.clone(), presence: known.presence };
             snapshot.members.insert(owner.clone(), member);
@@ -346,7 +348,7 @@ impl Catalogue {
                 continue;
             }
             for address in &known.node.addresses {
-                snapshot.addresses.insert(*address, owner.identity.clone());
+                snapshot.addresses.entry(*address).or_default().insert(owner.identity.clone());
             }
             for (id, held) in &known.instances {
                 let Some(instance) = &held.instance else { continue };

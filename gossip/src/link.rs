@@ -20,7 +20,8 @@ pub enum Destination {
         /// Who must answer there.
         identity: SpiffeId,
     },
-    /// A configured seed: dial if need be; anybody of the trust domain may answer.
+    /// A configured seed, or an address that several members claim: dial if need be; anybody of
+    /// the trust domain may answer.
     Seed(SocketAddr),
     /// The sender of an earlier message: use the connection it came by, and never dial.
     Connected(SocketAddr),

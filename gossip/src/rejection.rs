@@ -40,6 +40,12 @@ pub enum Rejected {
 }
 
 impl Rejected {
+    /// Whether the same bytes may be welcome later: when the bundle or the calendar is another, room
+    /// was made, or the owner has introduced itself.
+    pub(crate) fn may_heal(&self) -> bool {
+        matches!(self, Self::Chain(_) | Self::Full | Self::UnknownOwner)
+    }
+
     /// A word for metrics; there are as many as there are variants.
     pub fn reason(&self) -> &'static str {
         match self {

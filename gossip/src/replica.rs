@@ -6,6 +6,7 @@
 //! *candidate* for the catalogue, and an address it names is dialled only if a verified node
 //! record or the configuration names it too.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
 use chitchat::transport::{Socket, Transport};
 use chitchat::{
     Chitchat, ChitchatConfig, ChitchatHandle, ChitchatId, ChitchatMessage, Deserializable as _,
-    FailureDetectorConfig, ListenerHandle, Serializable as _,
+    FailureDetectorConfig, ListenerHandle, NodeState, Serializable as _,
 };
 use tokio::sync::{mpsc, watch};
 use tracing::debug;
@@ -33,6 +34,10 @@ const PHI_THRESHOLD: f64 = 8.0;
 
 /// Heartbeats its failure detector remembers per node; the mean settles long before.
 const SAMPLING_WINDOW: usize = 200;
+
+/// chitchat counts a map's changes in 64 bits and panics beyond them. Any member's message can
+/// bring our map there in one leap; honest counting never comes near.
+const MAP_VERSION_MAX: u64 = 1 << 62;
 
 /// What a replica needs to start.
 #[derive(Clone)]
@@ -124,9 +129,10 @@ impl Replica {
         Ok(Self { handle, changes, overflowed, terminated, _listener: listener })
     }
 
-    /// Sets a value of this node's own map.
-    pub(crate) async fn set(&self, key: &str, value: &str) {
-        self.handle.with_chitchat(|state| state.self_node_state().set(key, value)).await;
+    /// Makes `spoken` all that this node's own map holds, whatever others made of it. Returns how
+    /// many values that changed.
+    pub(crate) async fn hold(&self, spoken: &BTreeMap<String, String>) -> Result<usize, MapExhausted> {
+        self.handle.with_chitchat(|state| hold(state.self_node_state(), spoken)).await
     }
 
     /// Reconciles with `address` now.
@@ -149,11 +155,13 @@ impl Replica {
         self.changes.try_recv().ok()
     }
 
-    /// Everything, if changes were lost because their queue was full.
-    pub(crate) async fn rescan_if_overflowed(&self) -> Vec<Change> {
-        if !self.overflowed.swap(false, Ordering::Relaxed) {
-            return Vec::new();
-        }
+    /// Whether changes were lost since the last call, because their queue was full.
+    pub(crate) fn take_overflowed(&self) -> bool {
+        self.overflowed.swap(false, Ordering::Relaxed)
+    }
+
+    /// Everything that everybody's maps hold.
+    pub(crate) async fn all_values(&self) -> Vec<Change> {
         self.handle.with_chitchat(|state| all_values(state)).await
     }
 
@@ -161,6 +169,22 @@ impl Replica {
     pub(crate) fn stop(&self) {
         let _ = self.handle.initiate_shutdown();
     }
+}
+
+fn hold(own: &mut NodeState, spoken: &BTreeMap<String, String>) -> Result<usize, MapExhausted> {
+    if own.max_version() >= MAP_VERSION_MAX {
+        return Err(MapExhausted);
+    }
+    let before = own.max_version();
+    let foreign = own.key_values().map(|(key, _)| key).filter(|key| !spoken.contains_key(*key));
+    for key in foreign.map(str::to_owned).collect::<Vec<_>>() {
+        own.delete(&key);
+    }
+    for (key, value) in spoken {
+        // A value that is there already is not set again.
+        own.set(key, value);
+    }
+    Ok((own.max_version() - before) as usize)
 }
 
 fn all_values(state: &Chitchat) -> Vec<Change> {
@@ -180,6 +204,10 @@ impl Change {
         }
     }
 }
+
+/// This node's map can take no more changes in this life.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MapExhausted;
 
 /// chitchat did not start.
 #[derive(Debug, thiserror::Error)]
@@ -214,15 +242,19 @@ struct LinkSocket {
 }
 
 impl AddressBook {
-    /// Whom a message to `address` may be for.
+    /// Whom a message to `address` may be for. A member may claim another's address; that must not
+    /// keep messages from the other, so a seed, and whatever several claim, is anybody's to answer.
     fn destination(&self, address: SocketAddr) -> Destination {
-        if let Some(identity) = self.snapshots.borrow().addresses.get(&address) {
-            return Destination::Member { address, identity: identity.clone() };
-        }
         if self.seeds.borrow().contains(&address) {
             return Destination::Seed(address);
         }
-        Destination::Connected(address)
+        let snapshot = self.snapshots.borrow();
+        let mut claims = snapshot.addresses.get(&address).into_iter().flatten();
+        match (claims.next(), claims.next()) {
+            (None, _) => Destination::Connected(address),
+            (Some(identity), None) => Destination::Member { address, identity: identity.clone() },
+            (Some(_), Some(_)) => Destination::Seed(address),
+        }
     }
 }
 

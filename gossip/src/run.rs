@@ -17,7 +17,7 @@ use rand::{Rng as _, SeedableRng as _};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
-use crate::catalogue::{Catalogue, Heard, Rejected};
+use crate::catalogue::{Applied, Catalogue, Heard, Rejected};
 use crate::clock::{Clock, Instant};
 use crate::codec;
 use crate::limits::COMMANDS_QUEUED_MAX;
@@ -47,6 +47,9 @@ const LEAVE_PERIOD: Duration = Duration::from_millis(150);
 
 /// Two nodes that share an identity and a name would outlive each other forever; this often.
 const OUTLIVE_PERIOD: Duration = Duration::from_secs(10);
+
+/// How often records that could not be used, but may be later, are tried again.
+const RETRY_PERIOD: Duration = Duration::from_secs(30);
 
 const NODE_KEY: &str = "n";
 const LEASE_KEY: &str = "l";
@@ -161,6 +164,11 @@ pub struct GossipLoop {
     spoken: BTreeMap<String, String>,
     next_seed: Instant,
     next_outlive: Instant,
+    /// Something was refused or set aside that may be welcome later.
+    missed: bool,
+    next_retry: Instant,
+    /// Somebody used up the versions of this node's map.
+    map_exhausted: bool,
 }
 
 impl GossipLoop {
@@ -197,6 +205,9 @@ impl GossipLoop {
             spoken: BTreeMap::new(),
             next_seed: now,
             next_outlive: now,
+            missed: false,
+            next_retry: now + RETRY_PERIOD,
+            map_exhausted: false,
             clock,
         })
     }
@@ -205,6 +216,9 @@ impl GossipLoop {
     pub async fn run(mut self) {
         loop {
             self.spread().await;
+            if self.map_exhausted {
+                self.restart_replica().await;
+            }
             self.publish();
             let timeout = self.next_timeout();
             tokio::select! {
@@ -214,14 +228,14 @@ impl GossipLoop {
                         let _ = reply.send(());
                         break;
                     }
-                    Some(command) => self.handle_command(command),
+                    Some(command) => self.handle_command(command).await,
                     None => break,
                 },
                 change = self.replica.changed() => match change {
                     Some(change) => self.handle_changes(change).await,
                     None => self.restart_replica().await,
                 },
-                () = tokio::time::sleep_until(timeout) => self.handle_timeout(),
+                () = tokio::time::sleep_until(timeout) => self.handle_timeout().await,
             }
         }
         self.replica.stop();
@@ -233,13 +247,14 @@ impl GossipLoop {
         catalogue.map_or(next, |at| at.min(next))
     }
 
-    fn handle_command(&mut self, command: Command) {
+    async fn handle_command(&mut self, command: Command) {
         match command {
             Command::SetInstance { id, instance } => self.publisher.set_instance(id, instance),
             Command::Rotate(svid, bundle) => {
                 let wall = self.clock.wall();
                 self.catalogue.set_bundle(bundle, wall);
                 self.publisher.rotate(svid, wall.unix_millis, self.rng.random());
+                self.retry_all().await;
             }
             Command::Members(reply) => {
                 let _ = reply.send(self.members());
@@ -248,13 +263,19 @@ impl GossipLoop {
         }
     }
 
-    fn handle_timeout(&mut self) {
+    async fn handle_timeout(&mut self) {
         let now = self.clock.now();
         self.catalogue.handle_timeout(now, self.clock.wall());
         let rng = &mut self.rng;
         self.publisher.handle_timeout(now, || rng.random());
         if now >= self.next_seed {
             self.gossip_with_a_seed(now);
+        }
+        if now >= self.next_retry {
+            self.next_retry = now + RETRY_PERIOD;
+            if std::mem::take(&mut self.missed) {
+                self.retry_all().await;
+            }
         }
     }
 
@@ -278,8 +299,8 @@ impl GossipLoop {
                 None => break,
             }
         }
-        for change in self.replica.rescan_if_overflowed().await {
-            self.handle_change(change).await;
+        if self.replica.take_overflowed() {
+            self.retry_all().await;
         }
         tokio::task::yield_now().await;
     }
@@ -290,9 +311,8 @@ impl GossipLoop {
             self.defend_own_map(&change).await;
             return;
         }
-        let taken_in = self.take_in(&change);
-        match &taken_in {
-            Ok(()) => counter!("starling_gossip_records_total").increment(1),
+        match self.take_in(&change) {
+            Ok(_) => counter!("starling_gossip_records_total").increment(1),
             Err(rejected) => {
                 counter!("starling_gossip_rejected_total", "reason" => rejected.reason()).increment(1);
                 debug!(name = change.name, key = change.key, reason = %rejected, "record refused");
@@ -301,24 +321,50 @@ impl GossipLoop {
         self.outlive_if_succeeded();
     }
 
-    /// Any member's message can alter our own map; what we said stands, so it is said again.
-    async fn defend_own_map(&mut self, change: &Change) {
-        let Some(spoken) = self.spoken.get(&change.key).filter(|spoken| **spoken != change.value) else {
-            return;
-        };
-        counter!("starling_gossip_overwritten_total").increment(1);
-        self.replica.set(&change.key, spoken).await;
+    /// Offers the catalogue everything that the maps hold: chitchat tells of changes only, once.
+    async fn retry_all(&mut self) {
+        for change in self.replica.all_values().await {
+            let _ = self.take_in(&change);
+        }
+        self.hold_own_map().await;
+        self.outlive_if_succeeded();
     }
 
-    fn take_in(&mut self, change: &Change) -> Result<(), Rejected> {
+    /// Any member's message can alter our own map; what we said stands, so it is said again.
+    async fn defend_own_map(&mut self, change: &Change) {
+        if self.spoken.get(&change.key) == Some(&change.value) {
+            return;
+        }
+        if self.hold_own_map().await > 0 {
+            counter!("starling_gossip_overwritten_total").increment(1);
+        }
+    }
+
+    /// Returns how many values were not as they should be.
+    async fn hold_own_map(&mut self) -> usize {
+        let held = self.replica.hold(&self.spoken).await;
+        self.map_exhausted |= held.is_err();
+        held.unwrap_or_default()
+    }
+
+    fn take_in(&mut self, change: &Change) -> Result<Applied, Rejected> {
+        let taken_in = self.offer(change);
+        self.missed |= match &taken_in {
+            Ok(applied) => *applied == Applied::Waiting,
+            Err(rejected) => rejected.may_heal(),
+        };
+        taken_in
+    }
+
+    fn offer(&mut self, change: &Change) -> Result<Applied, Rejected> {
         let bytes = from_text(&change.value).unwrap_or_default();
         let now = self.clock.now();
         if change.key == LEASE_KEY {
             let renewal =
                 codec::decode::<Renewal, 64>(&bytes).map_err(|error| Rejected::Unreadable(error.into()))?;
-            return self.catalogue.apply_renewal(&change.name, &renewal, now);
+            return self.catalogue.apply_renewal(&change.name, &renewal, now).map(|()| Applied::Accepted);
         }
-        self.catalogue.apply_filed(&change.name, &bytes, now, self.clock.wall()).map(drop)
+        self.catalogue.apply_filed(&change.name, &bytes, now, self.clock.wall())
     }
 
     fn outlive_if_succeeded(&mut self) {
@@ -339,8 +385,9 @@ impl GossipLoop {
 
     /// Carries what the publisher said into the catalogue and the map, and tells a few peers.
     async fn spread(&mut self) {
-        let mut news = false;
+        let (mut news, mut any) = (false, false);
         while let Some(said) = self.publisher.poll_said() {
+            any = true;
             news |= !matches!(said, Said::Renewal(_));
             let (key, bytes) = match &said {
                 Said::Node(record) => (NODE_KEY.to_owned(), record.to_bytes()),
@@ -356,8 +403,11 @@ impl GossipLoop {
             if let Err(rejected) = self.take_in(&change) {
                 error!(key = change.key, reason = %rejected, "this node's own record is refused; nobody will accept it");
             }
-            self.replica.set(&change.key, &change.value).await;
             self.spoken.insert(change.key, change.value);
+        }
+        if any {
+            // With every renewal, so that also what somebody removed without a trace comes back.
+            self.hold_own_map().await;
         }
         if news {
             self.tell_some();
@@ -426,8 +476,7 @@ impl GossipLoop {
                 Err(reason) => error!(%reason, "the repair path does not start; trying again"),
             }
         };
-        for (key, value) in &self.spoken {
-            self.replica.set(key, value).await;
-        }
+        self.map_exhausted = false;
+        self.hold_own_map().await;
     }
 }

@@ -3,7 +3,7 @@
 //! Readers (routes, admin, the gossip link's address book) hold an `Arc` of it; gossip publishes
 //! the next one. It holds verified records only.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -34,8 +34,11 @@ pub struct Snapshot {
     pub members: BTreeMap<Owner, Member>,
     /// What present owners serve.
     pub services: BTreeMap<ServiceName, Vec<ServiceInstance>>,
-    /// Where present owners listen, and who must answer there.
-    pub addresses: BTreeMap<SocketAddr, SpiffeId>,
+    /// Where present owners listen, and who may answer there: one identity, unless somebody claims
+    /// another's address.
+    pub addresses: BTreeMap<SocketAddr, BTreeSet<SpiffeId>>,
+    /// The digest of all verified records; equal on nodes that know the same.
+    pub digest: [u8; 32],
 }
 
 /// One verified owner.

@@ -1,0 +1,10 @@
+//! The catalogue against the records of real publishers: order, refusals, leases, bounds.
+
+#[path = "../support/authority.rs"]
+mod authority;
+mod bounds;
+mod bytes;
+mod leases;
+mod orders;
+mod refusals;
+mod watched;
