@@ -154,3 +154,6 @@ fn exclusion(offered: &ServiceInstance, protocol: Protocol) -> Option<Exclusion>
         Health::Healthy | Health::Unknown => None,
     }
 }
+
+#[cfg(test)]
+mod tests;
