@@ -323,8 +323,11 @@ impl GossipLoop {
 
     /// Offers the catalogue everything that the maps hold: chitchat tells of changes only, once.
     async fn retry_all(&mut self) {
-        for change in self.replica.all_values().await {
-            let _ = self.take_in(&change);
+        for changes in self.replica.all_values().await.chunks(CHANGES_PER_TURN_MAX) {
+            for change in changes {
+                let _ = self.take_in(change);
+            }
+            tokio::task::yield_now().await;
         }
         self.hold_own_map().await;
         self.outlive_if_succeeded();

@@ -44,7 +44,7 @@ impl Http1Pool {
     ) -> Result<Answered, SendError> {
         // Each turn uses up one idle connection or ends, so there are at most `idle_max` + 1.
         loop {
-            let (mut kept, was_idle) = match self.take().await {
+            let (mut kept, was_idle) = match self.take() {
                 Some(kept) => (kept, true),
                 None => match open(connect).await {
                     Ok(kept) => (kept, false),
@@ -73,7 +73,7 @@ impl Http1Pool {
     }
 
     pub(super) async fn warm<C: Connect>(&self, connect: &C) -> Result<(), ConnectFailure> {
-        let kept = match self.take().await {
+        let kept = match self.take() {
             Some(kept) => kept,
             None => open(connect).await?,
         };
@@ -81,12 +81,16 @@ impl Http1Pool {
         Ok(())
     }
 
-    /// An idle connection that still stands.
-    async fn take(&self) -> Option<Kept> {
-        loop {
-            let mut kept = self.lock().pop()?;
-            if kept.next_hop.is_usable() && kept.sender.ready().await.is_ok() {
-                return Some(kept);
+    /// The idle connection used last that can take a request now. One whose earlier request is
+    /// still being uploaded, although its answer has ended, is passed over.
+    fn take(&self) -> Option<Kept> {
+        let mut idle = self.lock();
+        let can_send = |kept: &Kept| kept.sender.is_ready() && kept.next_hop.is_usable();
+        match idle.iter().rposition(can_send) {
+            Some(index) => Some(idle.remove(index)),
+            None => {
+                idle.retain(|kept| !kept.sender.is_closed());
+                None
             }
         }
     }
