@@ -117,7 +117,7 @@ impl Socket for LiarSocket {
 
 /// All nodes stay alive in all eyes, the victim's news still spreads, and a latecomer learns it.
 async fn unharmed(world: &mut World) {
-    let deadline = LEASE * 2;
+    let deadline = LEASE + SPREAD;
     let start = Instant::now();
     while start.elapsed() < deadline {
         assert!(world.snapshots().iter().all(|it| alive(it) == NODES), "nobody loses anybody");

@@ -18,13 +18,13 @@ use tokio::time::sleep;
 use crate::authority::{Authority, KeyKind, WALL};
 use crate::link::Network;
 
-pub(crate) const INTERVAL: Duration = Duration::from_millis(250);
+pub(crate) const INTERVAL: Duration = Duration::from_millis(500);
 pub(crate) const RENEW: Duration = Duration::from_secs(1);
 pub(crate) const SUSPECT_AFTER: Duration = Duration::from_secs(4);
 pub(crate) const LEASE: Duration = Duration::from_secs(10);
 
 /// How long news may take to reach ten nodes: many rounds, whatever peers chance chooses.
-pub(crate) const SPREAD: Duration = Duration::from_secs(4);
+pub(crate) const SPREAD: Duration = Duration::from_secs(6);
 
 /// A mesh in one process.
 pub(crate) struct World {
