@@ -7,6 +7,7 @@ mod breaker;
 pub mod ca;
 pub mod cli;
 pub mod config;
+mod demo;
 pub mod drain;
 mod endpoint;
 mod live;

@@ -2,13 +2,14 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
 
-mod ask;
+pub(crate) mod ask;
 mod ca;
 mod check;
+mod demo;
 mod files;
 mod output;
 mod run;
-mod show;
+pub(crate) mod show;
 mod table;
 
 use std::io::{self, Write as _};
@@ -44,6 +45,10 @@ enum Command {
     },
     /// Run a node until SIGTERM or SIGINT; then drain, withdraw and exit.
     Run(run::Arguments),
+    /// A whole mesh on this machine: it forms, carries traffic, and loses a node.
+    Demo(demo::Arguments),
+    #[command(hide = true)]
+    DemoWorkload(demo::WorkloadArguments),
     /// Who is in the mesh, as the local node sees it.
     Members(ask::Asked),
     /// What is served in the mesh, and by whom.
@@ -79,6 +84,8 @@ fn dispatch(command: Command, output: Output) -> Result<(), Failure> {
             Ok(())
         }
         Command::Run(arguments) => run::run(&arguments),
+        Command::Demo(arguments) => demo::run(&arguments, output),
+        Command::DemoWorkload(arguments) => demo::run_workload(arguments),
         Command::Members(asked) => show::members(&asked, output),
         Command::Services(asked) => show::services(&asked, output),
         Command::Routes(arguments) => show::routes(&arguments, output),

@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use starling_gossip::clock::Clock;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::demo::Parent;
 use super::environment;
 use super::output::Failure;
 use crate::app::Node;
@@ -19,9 +20,12 @@ pub(super) struct Arguments {
     /// The configuration file.
     #[arg(short, long, value_name = "FILE")]
     config: PathBuf,
+    #[command(flatten)]
+    parent: Parent,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    arguments.parent.follow()?;
     let clock = Clock::System;
     let config = Config::load(&arguments.config, environment())?;
     let files = Files::load(&config, clock.wall())?;
