@@ -176,13 +176,15 @@ impl Endpoint {
         Flight(self.clone())
     }
 
-    /// Sends a request.
+    /// Sends a request. When the node has fallen silent and `give_up` says so, its answer is waited
+    /// for no longer.
     pub(crate) async fn send(
         &self,
         request: Request<RequestBody>,
         version: HttpVersion,
+        give_up: impl Fn() -> bool + Send + Sync,
     ) -> Result<Answered, SendError> {
-        let sent = self.upstream.send(request, version).await;
+        let sent = self.upstream.send(request, version, give_up).await;
         match &sent {
             Ok(_) => self.handle_success(),
             Err(error) => self.handle_failure(&error.failure),

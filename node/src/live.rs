@@ -141,6 +141,13 @@ impl LiveRoute {
         None
     }
 
+    /// Whether there is a usable endpoint that is not among `tried`.
+    pub(crate) fn has_other(&self, tried: &[Target], now: Instant) -> bool {
+        let usable =
+            |endpoint: &Arc<Endpoint>| endpoint.may_be_tried(now) && !tried.contains(endpoint.target());
+        self.endpoints.iter().any(usable)
+    }
+
     /// Whether work for which [`Self::pick`] found nothing should wait a little and ask again.
     pub(crate) fn may_hold(&self, now: Instant) -> bool {
         !self.endpoints.is_empty() && self.hold.since(now) < HOLD

@@ -154,7 +154,7 @@ impl Caller {
             true => RequestBody::Empty,
             false => RequestBody::Streamed(body),
         });
-        let mut response = match self.workload.upstream.send(request, version).await {
+        let mut response = match self.workload.upstream.send(request, version, || false).await {
             Ok(answered) => {
                 let mut response = answered.response;
                 if let Some(exchange) = &mut guard.exchange {

@@ -147,7 +147,8 @@ impl Journey<'_> {
             let flight = endpoint.begin();
             self.exchange.set_attempt(endpoint.meter(), endpoint.target().owner.node.as_str());
             self.tried.push(endpoint.target().clone());
-            match endpoint.send(sendable, self.version).await {
+            let give_up = || self.spare.is_some() && self.could_go_elsewhere();
+            match endpoint.send(sendable, self.version, give_up).await {
                 Ok(answered) if self.is_unsent(&answered) => {
                     endpoint.handle_refusal();
                     last =
@@ -176,6 +177,14 @@ impl Journey<'_> {
     /// Whether the callee's sidecar says that its workload took nothing, and we can go elsewhere.
     fn is_unsent(&self, answered: &Answered) -> bool {
         self.spare.is_some() && answered.response.headers().contains_key(headers::UNSENT)
+    }
+
+    /// Whether somebody else could take the request now.
+    fn could_go_elsewhere(&self) -> bool {
+        let now = self.outbound.clock.now();
+        let table = self.outbound.table.load();
+        self.tried.len() < self.outbound.attempts_max
+            && table.route(self.service).is_some_and(|route| route.has_other(&self.tried, now))
     }
 
     fn again(&self) -> Option<Request<RequestBody>> {

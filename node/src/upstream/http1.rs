@@ -41,6 +41,7 @@ impl Http1Pool {
         self: &Arc<Self>,
         connect: &C,
         mut request: Request<RequestBody>,
+        give_up: impl Fn() -> bool + Send + Sync,
     ) -> Result<Answered, SendError> {
         // Each turn uses up one idle connection or ends, so there are at most `idle_max` + 1.
         loop {
@@ -54,7 +55,7 @@ impl Http1Pool {
             let sent = tokio::select! {
                 biased;
                 sent = kept.sender.try_send_request(request) => sent,
-                () = kept.next_hop.silent() => {
+                () = kept.next_hop.given_up(&give_up) => {
                     return Err(SendError { failure: SendFailure::Silent, unsent: None });
                 }
             };

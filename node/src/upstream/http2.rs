@@ -38,6 +38,7 @@ impl Http2Shared {
         &self,
         connect: &C,
         request: Request<RequestBody>,
+        give_up: impl Fn() -> bool + Send + Sync,
     ) -> Result<Answered, SendError> {
         let mut shared = match self.sender(connect).await {
             Ok(shared) => shared,
@@ -52,7 +53,9 @@ impl Http2Shared {
                     Err(SendError { failure: error.into_error().into(), unsent })
                 }
             },
-            () = shared.next_hop.silent() => Err(SendError { failure: SendFailure::Silent, unsent: None }),
+            () = shared.next_hop.given_up(&give_up) => {
+                Err(SendError { failure: SendFailure::Silent, unsent: None })
+            }
         }
     }
 

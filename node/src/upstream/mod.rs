@@ -7,6 +7,8 @@
 mod http1;
 mod http2;
 
+use std::time::Duration;
+
 use http::{Request, Response};
 use hyper::body::Incoming;
 use starling_transport::connection::Connection;
@@ -16,6 +18,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use crate::proxy::body::RequestBody;
 
 pub(crate) use http1::LentSender;
+
+/// How often a request that waits for a silent peer asks whether it should go elsewhere.
+const GIVE_UP_STEP: Duration = Duration::from_millis(50);
 
 /// How an HTTP message is framed on a hop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,15 +117,17 @@ impl<C: Connect> HttpUpstream<C> {
         &self.connect
     }
 
-    /// Sends `request`, on a kept connection if there is one.
+    /// Sends `request`, on a kept connection if there is one. When the next hop has fallen silent
+    /// and `give_up` says so, the answer is waited for no longer.
     pub(crate) async fn send(
         &self,
         request: Request<RequestBody>,
         version: HttpVersion,
+        give_up: impl Fn() -> bool + Send + Sync,
     ) -> Result<Answered, SendError> {
         match version {
-            HttpVersion::Http1 => self.http1.send(&self.connect, request).await,
-            HttpVersion::Http2 => self.http2.send(&self.connect, request).await,
+            HttpVersion::Http1 => self.http1.send(&self.connect, request, give_up).await,
+            HttpVersion::Http2 => self.http2.send(&self.connect, request, give_up).await,
         }
     }
 
@@ -143,11 +150,18 @@ impl NextHop {
         }
     }
 
-    /// Resolves when work that is outstanding there will not be answered soon.
-    pub(crate) async fn silent(&self) {
-        match self {
-            Self::Peer(connection) => connection.unresponsive().await,
-            Self::Workload => std::future::pending().await,
+    /// Resolves when work that is outstanding there will not be answered soon, and `give_up` agrees
+    /// not to wait for it.
+    async fn given_up(&self, give_up: &impl Fn() -> bool) {
+        loop {
+            match self {
+                Self::Peer(connection) => connection.unresponsive().await,
+                Self::Workload => std::future::pending().await,
+            }
+            if give_up() {
+                return;
+            }
+            tokio::time::sleep(GIVE_UP_STEP).await;
         }
     }
 }
