@@ -13,6 +13,7 @@ mod stage;
 mod traffic;
 mod workload;
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,6 +63,9 @@ const PROGRESS_PERIOD: Duration = Duration::from_secs(1);
 /// How often a mesh that stays up is looked after.
 const KEEP_PERIOD: Duration = Duration::from_millis(200);
 
+/// More instances are summed up, so that a line stays a line.
+const INSTANCES_NAMED_MAX: usize = 9;
+
 /// Outcomes of calls waiting to be counted.
 const OUTCOMES_QUEUED_MAX: usize = 1_024;
 
@@ -83,6 +87,8 @@ struct Demo {
     plan: Plan,
     clock: Clock,
     narrator: Narrator,
+    /// From then on the end is the user's to choose.
+    is_over: bool,
 }
 
 /// Shows everything, and leaves nothing behind.
@@ -94,6 +100,7 @@ pub(crate) fn run(options: Options) -> anyhow::Result<()> {
         clock: Clock::System,
         narrator: Narrator::new(options.json),
         options,
+        is_over: false,
     };
     runtime.block_on(async {
         let ended = signals()?;
@@ -102,7 +109,12 @@ pub(crate) fn run(options: Options) -> anyhow::Result<()> {
             shown = demo.show(&mut stage) => shown,
             () = ended => Err(anyhow::anyhow!("interrupted; everything it started has been stopped")),
         };
+        demo.narrator.settle();
         stage.clear().await;
+        if demo.is_over {
+            demo.narrator.say("\nEverything it started has been stopped");
+            return Ok(());
+        }
         shown
     })
 }
@@ -137,16 +149,16 @@ impl Demo {
         if self.options.keep && measured.crash.is_some() {
             self.restart(stage).await?;
         }
-        self.narrator.say(format!("\n{}", report::summary(stage, &measured)));
+        self.narrator.say(report::summary(stage, &measured));
         if self.options.json {
-            use std::io::Write as _;
             writeln!(std::io::stdout(), "{}", report::json(stage, &measured))?;
         }
+        self.is_over = true;
         if self.options.keep {
             self.narrator.say(format!("\n{}", report::invitation(stage)));
             self.keep(stage).await
         }
-        self.narrator.say("\nEverything is stopped again. `--keep` leaves it up to play with.");
+        self.narrator.say("\nTry next: --keep leaves it up to play with, --nodes 20 shows a larger flock");
         Ok(())
     }
 
@@ -166,13 +178,13 @@ impl Demo {
         let start = self.clock.now();
         stage.start(&self.plan, &self.clock)?;
         let services = self.plan.services();
-        let services: Vec<String> = services.iter().map(|(name, count)| format!("{count} {name}")).collect();
+        let services: Vec<String> =
+            services.iter().map(|(name, count)| format!("{count} serve {name}")).collect();
         self.narrator.say(format!(
-            "Started {} sidecars and their workloads ({}) on 127.0.0.1, each a process of its own, \
-             certified by a new authority in {}",
+            "{} sidecars start on 127.0.0.1, each a process of its own, as are the workloads behind them: \
+             {}, and {CALLER} only calls",
             self.plan.nodes.len(),
             services.join(", "),
-            time(self.clock.now() - start),
         ));
         self.converge(stage, Expected::all_of(&self.plan), start).await
     }
@@ -191,10 +203,11 @@ impl Demo {
             let routes = observe::get::<Vec<RouteView>>(caller, "/v1/routes".to_owned()).await;
             let after = self.clock.now() - start;
             let least = seen.iter().min().copied().unwrap_or_default();
-            self.narrator.mention(forming(after, least, &expected, &routes.unwrap_or_default()));
+            self.narrator.mention(after, forming(least, &expected, &routes.unwrap_or_default()));
             let mut met = seen.iter().map(|seen| expected.is_met_by(*seen));
             waiting.retain(|_| !met.next().unwrap_or(false));
             if waiting.is_empty() {
+                self.narrator.settle();
                 return Ok(after);
             }
             stage.check()?;
@@ -225,13 +238,12 @@ impl Demo {
 
     async fn traffic(&mut self, stage: &mut Stage, measured: &mut Measured) -> anyhow::Result<()> {
         let load = self.load(stage)?;
-        measured.rate = load.rate;
         let crash_after = Duration::from_millis(load.requests * CRASH_AT * 10 / load.rate);
+        measured.rate = load.rate;
         self.narrator.say(format!(
             "Sending {} requests at {}/s through {CALLER}'s sidecar to http://{WEB}.mesh/",
             load.requests, load.rate
         ));
-        let victim = self.plan.victim();
         let (outcomes, mut outcome) = mpsc::channel(OUTCOMES_QUEUED_MAX);
         let start = self.clock.now();
         let mut sender = JoinSet::new();
@@ -245,27 +257,36 @@ impl Demo {
                     None => break,
                 },
                 () = tokio::time::sleep_until(start + crash_after), if killed_at.is_none() => {
-                    stage.kill(victim);
-                    killed_at = Some(self.clock.now());
-                    self.narrator.say(killing(crash_after, stage, victim));
+                    killed_at = Some(self.kill(stage, crash_after).await);
                 }
                 _ = progress.tick() => {
-                    let after = self.clock.now() - start;
-                    self.narrator.mention(sending(after, &measured.tally));
+                    self.narrator.mention(self.clock.now() - start, sending(&measured.tally));
                 }
             }
         }
+        stage.check()?;
         let killed_at = killed_at.context("the traffic ended before the crash")?;
         measured.crash = Some(self.crash(stage, killed_at, start, &measured.tally).await?);
+        self.narrator.settle();
         self.show_failures(killed_at, &measured.tally);
         Ok(())
+    }
+
+    async fn kill(&mut self, stage: &mut Stage, after: Duration) -> Instant {
+        let victim = self.plan.victim();
+        stage.kill(victim);
+        let killed_at = self.clock.now();
+        self.narrator.settle();
+        self.narrator.say(killing(after, stage, victim));
+        stage.gone(victim).await;
+        killed_at
     }
 
     fn load(&self, stage: &Stage) -> anyhow::Result<Load> {
         let requests = self.options.requests;
         let rate = (requests / TRAFFIC_SECONDS).clamp(RATE_MIN, RATE_MAX);
-        let hosts = vec![HeaderValue::try_from(format!("{WEB}.mesh"))?];
-        Ok(Load { proxy: stage.nodes[0].at.http_proxy, hosts, requests, rate })
+        let host = HeaderValue::try_from(format!("{WEB}.mesh"))?;
+        Ok(Load { proxy: stage.nodes[0].at.http_proxy, host, requests, rate })
     }
 
     /// What the caller's sidecar knows of the dead node: clients do not see attempts that failed
@@ -314,7 +335,7 @@ impl Demo {
         let victim = self.plan.victim();
         let (start, name) = (self.clock.now(), self.plan.nodes[victim].name.clone());
         let since = self.clock.wall().unix_millis;
-        stage.restart(victim).await?;
+        stage.restart(victim)?;
         let expected = Expected { reborn: Some((name.clone(), since)), ..Expected::all_of(&self.plan) };
         let after = self.converge(stage, expected, start).await?;
         self.narrator.say(format!("{name} was started again; everybody knows it after {}", time(after)));
@@ -326,17 +347,18 @@ impl Demo {
         loop {
             tokio::time::sleep(KEEP_PERIOD).await;
             let narrator = &mut self.narrator;
-            stage.each_ended(|process, how| narrator.say(format!("{} ended: {how}", process.role())));
+            stage.each_ended(|process, how| {
+                narrator.say(format!("{} (pid {}) ended: {how}", process.role(), process.pid()))
+            });
         }
     }
 }
 
-fn forming(after: Duration, least: Seen, expected: &Expected, routes: &[RouteView]) -> String {
+fn forming(least: Seen, expected: &Expected, routes: &[RouteView]) -> String {
     let route = |route: &RouteView| format!("{} {}", route.service, route.candidates.len());
     let routes: Vec<String> = routes.iter().map(route).collect();
     format!(
-        "  {:>6}  every node sees at least {} of {} members and {} of {} instances; {CALLER} can route to: {}",
-        time(after),
+        "every node sees at least {} of {} members and {} of {} instances; {CALLER} can route to: {}",
         least.members,
         expected.members,
         least.instances,
@@ -345,9 +367,18 @@ fn forming(after: Duration, least: Seen, expected: &Expected, routes: &[RouteVie
     )
 }
 
-fn sending(after: Duration, tally: &Tally) -> String {
+fn sending(tally: &Tally) -> String {
+    let counts = || tally.answered.values();
+    if let (INSTANCES_NAMED_MAX.., Some(least), Some(most)) = (counts().len(), counts().min(), counts().max())
+    {
+        return format!(
+            "{} failed; {} instances answered {least} to {most} each",
+            tally.failed,
+            counts().len()
+        );
+    }
     let by: Vec<String> = tally.answered.iter().map(|(name, count)| format!("{name} {count}")).collect();
-    format!("  {:>6}  {} failed; answered by {}", time(after), tally.failed, by.join(", "))
+    format!("{} failed; answered by {}", tally.failed, by.join(", "))
 }
 
 fn killing(after: Duration, stage: &Stage, victim: usize) -> String {

@@ -56,17 +56,26 @@ impl Narrator {
         }
     }
 
-    /// Something that the next such line replaces, where that can be.
-    pub(super) fn mention(&mut self, text: String) {
-        if self.is_silent || self.passing.as_ref() == Some(&text) {
+    /// How things stand `after` the start: replaced by the next such line on a terminal, and
+    /// elsewhere told only when it changes.
+    pub(super) fn mention(&mut self, after: Duration, text: String) {
+        let is_old = !self.is_terminal && self.passing.as_ref() == Some(&text);
+        if self.is_silent || is_old {
             return;
         }
         let mut out = io::stdout();
         let _ = match self.is_terminal {
-            true => write!(out, "{}{text}", self.wiped()).and_then(|()| out.flush()),
-            false => writeln!(out, "{text}"),
+            true => write!(out, "{}  {:>6}  {text}", self.wiped(), time(after)).and_then(|()| out.flush()),
+            false => writeln!(out, "  {:>6}  {text}", time(after)),
         };
         self.passing = Some(text);
+    }
+
+    /// Lets what was mentioned last stand.
+    pub(super) fn settle(&mut self) {
+        if self.passing.take().is_some() && self.is_terminal && !self.is_silent {
+            let _ = writeln!(io::stdout());
+        }
     }
 
     /// What makes room on a terminal for the next line.
@@ -106,7 +115,7 @@ pub(super) fn json(stage: &Stage, measured: &Measured) -> Value {
 pub(super) fn summary(stage: &Stage, measured: &Measured) -> String {
     let (tally, workloads) = (&measured.tally, stage.nodes.iter().filter(|node| node.workload.is_some()));
     let mut text = format!(
-        "Summary\n  mesh      {} sidecars and {} workloads; every sidecar knew all after {}\n",
+        "Summary\n  mesh      {} sidecars and {} workloads; every sidecar knew all after {}",
         stage.nodes.len(),
         workloads.count(),
         time(measured.converged)
@@ -115,9 +124,9 @@ pub(super) fn summary(stage: &Stage, measured: &Measured) -> String {
     let at = |percent| time(tally.percentile(percent).unwrap_or_default());
     let _ = write!(
         text,
-        "  requests  {} sent at {}/s, {} failed\n  latency   half within {}, 99 % within {}, the slowest {}\n  \
-         crash     {} was killed {} into the traffic; the last request went there {} later\n            \
-         {} found it dead and {}",
+        "\n  requests  {} at {}/s, {} failed\n  latency   p50 {}, p99 {}, slowest {}\n  \
+         crash     {} was killed {} into the traffic; the last request was sent there {} later\n            \
+         {}",
         tally.requests(),
         measured.rate,
         tally.failed,
@@ -127,12 +136,7 @@ pub(super) fn summary(stage: &Stage, measured: &Measured) -> String {
         crash.name,
         time(crash.at),
         time(crash.reroute),
-        count(crash.unanswered, "request"),
-        if tally.failed == 0 {
-            "got their answer from another instance"
-        } else {
-            "were sent to another instance where that is safe"
-        },
+        unanswered(crash.unanswered, tally.failed),
     );
     text
 }
@@ -166,14 +170,23 @@ pub(super) fn invitation(stage: &Stage) -> String {
 pub(super) fn time(time: Duration) -> String {
     let millis = time.as_secs_f64() * 1_000.0;
     match millis {
-        ..10.0 => format!("{millis:.1}ms"),
-        10.0..2_000.0 => format!("{millis:.0}ms"),
+        ..9.95 => format!("{millis:.1}ms"),
+        9.95..999.5 => format!("{millis:.0}ms"),
         _ => format!("{:.1}s", millis / 1_000.0),
     }
 }
 
-fn count(number: u64, noun: &str) -> String {
-    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+fn unanswered(requests: u64, failed: u64) -> String {
+    let what = match requests {
+        0 => return "no request was on its way there".to_owned(),
+        1 => "1 request that it never answered was".to_owned(),
+        _ => format!("{requests} requests that it never answered were"),
+    };
+    if failed == 0 {
+        format!("{what} answered by another instance")
+    } else {
+        format!("{what} lost, or repeated where that is safe")
+    }
 }
 
 #[cfg(test)]
@@ -183,6 +196,6 @@ mod tests {
     #[test]
     fn times_are_short() {
         let shown = [1_449, 9_990, 312_400, 12_340_000].map(|micros| time(Duration::from_micros(micros)));
-        assert_eq!(shown, ["1.4ms", "10.0ms", "312ms", "12.3s"]);
+        assert_eq!(shown, ["1.4ms", "10ms", "312ms", "12.3s"]);
     }
 }

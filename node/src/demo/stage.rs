@@ -12,7 +12,7 @@ use starling_gossip::clock::Clock;
 use tempfile::TempDir;
 
 use super::plan::{Addresses, NodePlan, Plan, TRUST_DOMAIN};
-use super::ports::Reserved;
+use super::ports::free_addresses;
 use super::process::Process;
 use crate::ca::Authority;
 
@@ -80,15 +80,11 @@ impl Stage {
     /// Makes an authority and starts everybody on free ports.
     pub(super) fn start(&mut self, plan: &Plan, clock: &Clock) -> anyhow::Result<()> {
         let authority = Authority::new(TRUST_DOMAIN.parse()?, clock.wall())?;
-        let reserved: Result<Vec<Reserved>, _> = plan.nodes.iter().map(|_| Reserved::new()).collect();
-        let reserved = reserved.context("no free ports on loopback")?;
-        let all: Vec<Addresses> = reserved.iter().map(|reserved| reserved.addresses).collect();
+        let all = free_addresses(plan.nodes.len()).context("no free ports on loopback")?;
         for (node, at) in plan.nodes.iter().zip(&all) {
             self.write_files(node, &node.configuration(at, &all), &authority, clock)?;
         }
-        for (node, reserved) in plan.nodes.iter().zip(reserved) {
-            let at = reserved.addresses;
-            drop(reserved);
+        for (node, at) in plan.nodes.iter().zip(all) {
             let node = self.start_node(node.clone(), at)?;
             self.nodes.push(node);
         }
@@ -102,11 +98,17 @@ impl Stage {
         node.workload.iter_mut().for_each(Process::kill);
     }
 
-    /// Starts a node again that was killed.
-    pub(super) async fn restart(&mut self, index: usize) -> anyhow::Result<()> {
+    /// Waits until a killed node is gone.
+    pub(super) async fn gone(&mut self, index: usize) {
         let node = &mut self.nodes[index];
-        gone(node).await;
-        let (plan, at) = (node.plan.clone(), node.at);
+        for process in node.workload.iter_mut().chain([&mut node.sidecar]) {
+            process.gone().await;
+        }
+    }
+
+    /// Starts a node again that is gone.
+    pub(super) fn restart(&mut self, index: usize) -> anyhow::Result<()> {
+        let (plan, at) = (self.nodes[index].plan.clone(), self.nodes[index].at);
         self.nodes[index] = self.start_node(plan, at)?;
         Ok(())
     }
@@ -137,8 +139,8 @@ impl Stage {
         for index in 0..self.nodes.len() {
             self.kill(index);
         }
-        for node in &mut self.nodes {
-            gone(node).await;
+        for index in 0..self.nodes.len() {
+            self.gone(index).await;
         }
         self.nodes.clear();
     }
@@ -183,13 +185,6 @@ impl Stage {
 
     fn home(&self, node: &NodePlan) -> PathBuf {
         self.directory.path().join(&node.name)
-    }
-}
-
-async fn gone(node: &mut Node) {
-    node.sidecar.gone().await;
-    if let Some(workload) = &mut node.workload {
-        workload.gone().await;
     }
 }
 

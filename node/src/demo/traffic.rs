@@ -35,8 +35,8 @@ type Caller = Client<HttpConnector, Empty<Bytes>>;
 pub(super) struct Load {
     /// Through which sidecar.
     pub(super) proxy: SocketAddr,
-    /// To whom, in turns.
-    pub(super) hosts: Vec<HeaderValue>,
+    /// To whom.
+    pub(super) host: HeaderValue,
     /// How many calls.
     pub(super) requests: u64,
     /// How many a second.
@@ -75,8 +75,8 @@ pub(super) async fn send(load: Load, clock: Clock, outcomes: mpsc::Sender<Outcom
             under_way.join_next().await;
         }
         while under_way.try_join_next().is_some() {}
-        let host = load.hosts[index as usize % load.hosts.len()].clone();
-        under_way.spawn(call(client.clone(), load.proxy, host, clock.clone(), outcomes.clone()));
+        let call = call(client.clone(), load.proxy, load.host.clone(), clock.clone(), outcomes.clone());
+        under_way.spawn(call);
     }
     while under_way.join_next().await.is_some() {}
 }
