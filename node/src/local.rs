@@ -40,7 +40,8 @@ impl LocalInstances {
     pub(crate) fn workloads(&self, idle_max: usize) -> BTreeMap<String, Arc<Workload>> {
         let workload = |service: &Service| {
             let (name, address) = (service.name.clone(), service.address.clone());
-            (service.id.to_string(), Arc::new(Workload::new(name, address, idle_max)))
+            let workload = Workload::new(name, service.protocol, address, idle_max);
+            (service.id.to_string(), Arc::new(workload))
         };
         self.services.iter().map(workload).collect()
     }

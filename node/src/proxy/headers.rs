@@ -24,12 +24,19 @@ const HOP_BY_HOP: [HeaderName; 3] = [
     HeaderName::from_static("proxy-authorization"),
 ];
 
-/// The protocol a request asks to switch to, if it does (RFC 9110, section 7.8).
+/// The protocol a request asks to switch to, if it does (RFC 9110, section 7.8). A switch to HTTP/2
+/// is not passed on (RFC 9113, section 3.1, has no such switch any more): its requests would
+/// reach the workload unread, with whatever they say of their caller.
 pub(crate) fn upgrade(headers: &HeaderMap, version: Version) -> Option<HeaderValue> {
     if version != Version::HTTP_11 || !connection_names(headers, "upgrade") {
         return None;
     }
-    headers.get(UPGRADE).cloned()
+    let mut values = headers.get_all(UPGRADE).iter();
+    let protocol = values.next().filter(|_| values.next().is_none())?;
+    let mut names = protocol.to_str().ok()?.split(',');
+    let is_http =
+        names.any(|name| name.trim().get(..2).is_some_and(|start| start.eq_ignore_ascii_case("h2")));
+    (!is_http).then(|| protocol.clone())
 }
 
 /// Removes what ends at this hop. An upgrade passes, for the next hop must agree to it too.
@@ -140,6 +147,16 @@ mod tests {
         assert_eq!(upgrade(&map, Version::HTTP_2), None);
         remove_hop_by_hop(&mut map, protocol.as_ref());
         assert_eq!(map, headers(&[("te", "trailers"), ("connection", "upgrade"), ("upgrade", "websocket")]));
+    }
+
+    #[test]
+    fn a_switch_to_http2_is_not_passed_on() {
+        for protocol in ["h2c", "H2C", "websocket, h2c", "h2"] {
+            let map = headers(&[("connection", "upgrade"), ("upgrade", protocol)]);
+            assert_eq!(upgrade(&map, Version::HTTP_11), None, "{protocol}");
+        }
+        let twice = headers(&[("connection", "upgrade"), ("upgrade", "websocket"), ("upgrade", "h2c")]);
+        assert_eq!(upgrade(&twice, Version::HTTP_11), None);
     }
 
     #[test]

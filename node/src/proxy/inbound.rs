@@ -13,6 +13,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use starling_gossip::clock::Clock;
 use starling_gossip::identity::{ServiceName, SpiffeId};
+use starling_gossip::record::Protocol;
 use starling_transport::header::{RefusalReason, StreamKind};
 use starling_transport::incoming::{IncomingStream, UnansweredStream};
 use tracing::debug;
@@ -61,6 +62,10 @@ impl Inbound {
             Ok(workload) => workload,
             Err((reason, detail)) => return stream.refuse(reason, detail).await,
         };
+        if version.is_none() && workload.protocol == Protocol::Http {
+            // Unparsed, its bytes could name any caller in `x-starling-peer`.
+            return stream.refuse(RefusalReason::UnsupportedKind, "this service takes HTTP only").await;
+        }
         let meter = workload.meter(&peer.id);
         match version {
             None => self.carry(&workload, &meter, stream).await,

@@ -3,11 +3,13 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Method, Request, Response};
 use hyper::body::Incoming;
+use hyper::rt::{Read, Write};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
@@ -72,10 +74,10 @@ impl Listener {
         tokio::spawn(async move {
             let _pass = pass;
             match &serves {
-                Serves::Service(service) if outbound.speaks(service) == Some(Protocol::Tcp) => {
+                Serves::Service(service) if outbound.speaks(service.as_str()) == Some(Protocol::Tcp) => {
                     outbound.carry(service.as_str(), client).await;
                 }
-                _ => serve_http(client, serves, outbound).await,
+                _ => serve_http(TokioIo::new(client), serves, outbound).await,
             }
         });
     }
@@ -83,18 +85,22 @@ impl Listener {
 
 impl Outbound {
     /// What a service's instances speak, if any are known.
-    fn speaks(&self, service: &ServiceName) -> Option<Protocol> {
-        self.table.load().route(service.as_str()).map(|route| route.route.protocol)
+    fn speaks(&self, service: &str) -> Option<Protocol> {
+        self.table.load().route(service).map(|route| route.route.protocol)
     }
 }
 
-async fn serve_http(client: TcpStream, serves: Serves, outbound: Arc<Outbound>) {
+async fn serve_http(
+    client: impl Read + Write + Unpin + Send + 'static,
+    serves: Serves,
+    outbound: Arc<Outbound>,
+) {
     let service = service_fn(move |request: Request<Incoming>| {
         let (serves, outbound) = (serves.clone(), outbound.clone());
         async move { Ok::<_, Infallible>(answer(&serves, &outbound, request).await) }
     });
     let builder = auto::Builder::new(TokioExecutor::new());
-    if let Err(error) = builder.serve_connection_with_upgrades(TokioIo::new(client), service).await {
+    if let Err(error) = builder.serve_connection_with_upgrades(client, service).await {
         debug!(%error, "local HTTP connection ended");
     }
 }
@@ -116,12 +122,17 @@ async fn answer(
 }
 
 /// `CONNECT service.mesh:port` opens a tunnel (RFC 9110, section 9.3.6); the port is ignored, for
-/// a service has no other than its instances'.
+/// a service has no other than its instances'. Inside a tunnel to an HTTP service HTTP is spoken, and
+/// read, like anywhere: its workload is told who calls.
 async fn connect(
     outbound: &Arc<Outbound>,
     service: &str,
     request: Request<Incoming>,
 ) -> Response<AnswerBody> {
+    if let (Some(Protocol::Http), Ok(name)) = (outbound.speaks(service), service.parse()) {
+        tokio::spawn(serve_tunnel(request, Serves::Service(name), outbound.clone()));
+        return Response::new(tunnel::no_body());
+    }
     match outbound.reach(service).await {
         Ok(mut reached) => {
             tokio::spawn(async move {
@@ -134,6 +145,19 @@ async fn connect(
         }
         Err(failure) => failure.answer(false),
     }
+}
+
+/// Boxed, because a tunnel is served by the listener's code, which opens tunnels.
+fn serve_tunnel(
+    request: Request<Incoming>,
+    serves: Serves,
+    outbound: Arc<Outbound>,
+) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    Box::pin(async move {
+        if let Ok(client) = hyper::upgrade::on(request).await {
+            serve_http(client, serves, outbound).await;
+        }
+    })
 }
 
 /// Binds a local listener, or says which key of the configuration is in the way.

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use starling_gossip::identity::{ServiceName, SpiffeId};
+use starling_gossip::record::Protocol;
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::either::Either;
 
@@ -23,6 +24,8 @@ const PEERS_METERED_MAX: usize = 256;
 pub(crate) struct Workload {
     /// What it serves.
     pub(crate) service: ServiceName,
+    /// How it speaks.
+    pub(crate) protocol: Protocol,
     /// How it is reached.
     pub(crate) upstream: HttpUpstream<WorkloadConnect>,
     meters: Mutex<BTreeMap<SpiffeId, Arc<Meter>>>,
@@ -36,11 +39,17 @@ pub(crate) struct WorkloadConnect {
 
 impl Workload {
     /// A workload at `address`.
-    pub(crate) fn new(service: ServiceName, address: WorkloadAddress, idle_max: usize) -> Self {
+    pub(crate) fn new(
+        service: ServiceName,
+        protocol: Protocol,
+        address: WorkloadAddress,
+        idle_max: usize,
+    ) -> Self {
         Self {
             rest: Meter::new(Direction::Inbound, Some(&service), "other"),
             upstream: HttpUpstream::new(WorkloadConnect::new(address), idle_max),
             meters: Mutex::default(),
+            protocol,
             service,
         }
     }

@@ -1,0 +1,176 @@
+//! An HTTP server (1.1 and 2) that tells what it was asked.
+//!
+//! | path | answer |
+//! |---|---|
+//! | `/seen` | the request as JSON: method, target, version, headers, length of its body |
+//! | `/echo` | the request's body, as it comes, and its trailers |
+//! | `/bytes/N` | N bytes, in chunks |
+//! | `/status/N` | that status, no body |
+//! | `/wait` | 200, once the test calls [`Http::release`] |
+//! | `/rude` | headers that end at a hop, and some that only the mesh may say |
+
+use std::convert::Infallible;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Frame;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+
+use super::tcp::sized_bytes;
+
+type Answer = Response<BoxBody<Bytes, hyper::Error>>;
+
+/// A running server; dropped, it stops.
+pub struct Http {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    accepting: JoinHandle<()>,
+}
+
+struct Shared {
+    name: String,
+    connections: AtomicUsize,
+    waiting: AtomicUsize,
+    gate: Semaphore,
+}
+
+impl Http {
+    /// Starts one at a port of `ip` that the kernel chooses; `name` is in its answers.
+    pub async fn start(ip: Ipv4Addr, name: &str) -> Self {
+        let listener = TcpListener::bind((ip, 0)).await.expect("a port");
+        Self::start_on(listener, name)
+    }
+
+    /// Starts one on a bound port.
+    pub fn start_on(listener: TcpListener, name: &str) -> Self {
+        let address = listener.local_addr().expect("an address");
+        let shared = Arc::new(Shared {
+            name: name.to_owned(),
+            connections: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+            gate: Semaphore::new(0),
+        });
+        let accepting = tokio::spawn(accept(listener, shared.clone()));
+        Self { address, shared, accepting }
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Connections it has accepted so far.
+    pub fn connections(&self) -> usize {
+        self.shared.connections.load(Ordering::SeqCst)
+    }
+
+    /// Requests for `/wait` that have arrived so far.
+    pub fn waiting(&self) -> usize {
+        self.shared.waiting.load(Ordering::SeqCst)
+    }
+
+    /// Lets every request for `/wait` go on.
+    pub fn release(&self) {
+        self.shared.gate.close();
+    }
+}
+
+impl Drop for Http {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    // Connections end with the listener.
+    let mut connections = tokio::task::JoinSet::new();
+    while let Ok((stream, _)) = listener.accept().await {
+        shared.connections.fetch_add(1, Ordering::SeqCst);
+        let shared = shared.clone();
+        connections.spawn(async move {
+            let service = service_fn(|request| {
+                let shared = shared.clone();
+                async move { Ok::<_, Infallible>(answer(&shared, request).await) }
+            });
+            // A client that goes away is its own test's business.
+            let _ = auto::Builder::new(TokioExecutor::new())
+                .serve_connection_with_upgrades(TokioIo::new(stream), service)
+                .await;
+        });
+    }
+}
+
+async fn answer(shared: &Shared, request: Request<Incoming>) -> Answer {
+    let path = request.uri().path().to_owned();
+    let number = || path.rsplit('/').next().and_then(|number| number.parse::<usize>().ok());
+    match path.split('/').nth(1).unwrap_or_default() {
+        "seen" => seen(shared, request).await,
+        "echo" => Response::new(request.into_body().boxed()),
+        "bytes" => Response::new(chunks(number().expect("/bytes/N"))),
+        "status" => {
+            let status = u16::try_from(number().expect("/status/N")).expect("a status");
+            Response::builder().status(status).body(full("")).expect("an answer")
+        }
+        "wait" => {
+            shared.waiting.fetch_add(1, Ordering::SeqCst);
+            let _closed = shared.gate.acquire().await;
+            Response::new(full(shared.name.clone()))
+        }
+        "rude" => Response::builder()
+            .header("connection", "x-private")
+            .header("x-private", "for this hop")
+            .header("keep-alive", "timeout=5")
+            .header("x-public", "for everybody")
+            .header("x-starling-flags", "NR")
+            .header("x-starling-unsent", "1")
+            .body(full("rude\n"))
+            .expect("an answer"),
+        _ => Response::new(full(shared.name.clone())),
+    }
+}
+
+async fn seen(shared: &Shared, request: Request<Incoming>) -> Answer {
+    let (head, body) = request.into_parts();
+    let length = body.collect().await.map_or(0, |body| body.to_bytes().len());
+    let headers: Vec<_> = head
+        .headers
+        .iter()
+        .map(|(name, value)| (name.as_str(), String::from_utf8_lossy(value.as_bytes())))
+        .collect();
+    let seen = json!({
+        "workload": shared.name,
+        "method": head.method.as_str(),
+        "target": head.uri.to_string(),
+        "version": format!("{:?}", head.version),
+        "headers": headers,
+        "length": length,
+    });
+    Response::new(full(seen.to_string()))
+}
+
+/// `bytes` bytes of [`sized_bytes`], as a body of unknown length.
+fn chunks(bytes: usize) -> BoxBody<Bytes, hyper::Error> {
+    const CHUNK: usize = 64 * 1024;
+    let whole = Bytes::from(sized_bytes(CHUNK));
+    let pieces = (0..bytes.div_ceil(CHUNK)).map(move |index| {
+        let piece = whole.slice(..CHUNK.min(bytes - index * CHUNK));
+        Ok(Frame::data(piece))
+    });
+    BodyExt::boxed(StreamBody::new(futures_util::stream::iter(pieces)))
+}
+
+fn full(text: impl Into<Bytes>) -> BoxBody<Bytes, hyper::Error> {
+    Full::new(text.into()).map_err(|never| match never {}).boxed()
+}

@@ -1,0 +1,141 @@
+//! What a client is told when the mesh itself must answer: which flag, whose fault, in one line.
+
+use http::{Method, StatusCode};
+use starling_tests::workload::{Http, Tcp};
+use starling_tests::{HttpConnection, Mesh, Reply, connect_tunnel, eventually, get, request};
+use tokio::io::AsyncReadExt as _;
+
+#[track_caller]
+fn is_mesh_answer(reply: &Reply, status: StatusCode, flag: &str, says: &str) {
+    assert_eq!(reply.status(), status, "{}", reply.text());
+    assert_eq!(reply.header("server"), "starling");
+    assert_eq!(reply.header("x-starling-flags"), flag, "{}", reply.text());
+    let line = reply.text();
+    assert!(line.starts_with(&format!("starling: {flag}: ")), "{line}");
+    assert!(line.contains(says), "{line}\nshould say: {says}");
+    assert_eq!(line.find('\n'), Some(line.len() - 1), "one line: {line:?}");
+}
+
+#[tokio::test]
+async fn a_name_that_nobody_announces_is_nr_404() {
+    let mesh = Mesh::new();
+    let node = mesh.node("caller").calls("later").start().await;
+    let mut proxy = HttpConnection::open(node.http_proxy()).await;
+    for (host, says) in [("ghost.mesh", "\"ghost\""), ("web", "SERVICE.mesh"), (".mesh", "SERVICE.mesh")] {
+        let reply = proxy.send(request(Method::GET, host, "/", "")).await;
+        is_mesh_answer(&reply, StatusCode::NOT_FOUND, "NR", says);
+    }
+    assert!(proxy.is_open().await, "a wrong name costs no connection");
+    let fixed = get(node.outbound("later"), "any", "/").await;
+    is_mesh_answer(&fixed, StatusCode::NOT_FOUND, "NR", "\"later\"");
+    let (head, tunnel) = connect_tunnel(node.http_proxy(), "ghost.mesh:443").await;
+    assert_eq!((head.status, tunnel.is_none()), (StatusCode::NOT_FOUND, true));
+}
+
+#[tokio::test]
+async fn a_service_whose_probes_fail_is_uh_503_and_comes_back() {
+    let mesh = Mesh::new();
+    let address = mesh.free_address();
+    let probe = "[service.probe]\nhttp = \"/status/200\"\ninterval = \"100ms\"\ntimeout = \"100ms\"";
+    let _server = mesh.node("server").serves_as("web", address, probe).start().await;
+    let caller = mesh.node("caller").start().await;
+    eventually("an unhealthy instance", async || {
+        let route = caller.admin().get("/v1/routes/web").await.json;
+        (route["excluded"][0]["reason"] == "its node's probes fail").then_some(())
+    })
+    .await;
+    let reply = get(caller.http_proxy(), "web.mesh", "/").await;
+    is_mesh_answer(&reply, StatusCode::SERVICE_UNAVAILABLE, "UH", "starling routes web");
+
+    let listener = tokio::net::TcpListener::bind(address).await.expect("the workload's port");
+    let _workload = Http::start_on(listener, "web");
+    caller.finds("web", 1).await;
+    assert_eq!(get(caller.http_proxy(), "web.mesh", "/").await.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_workload_that_does_not_accept_is_uf_503() {
+    let mesh = Mesh::new();
+    let _server = mesh.node("server").serves("web", mesh.free_address()).start().await;
+    let caller = mesh.node("caller").start().await;
+    caller.finds("web", 1).await;
+    let reply = get(caller.http_proxy(), "web.mesh", "/").await;
+    is_mesh_answer(&reply, StatusCode::SERVICE_UNAVAILABLE, "UF", "server");
+    // Not retried: nobody knows what a POST has done. Still the same answer.
+    let mut proxy = HttpConnection::open(caller.http_proxy()).await;
+    let reply = proxy.send(request(Method::POST, "web.mesh", "/", "body")).await;
+    assert_eq!(reply.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(reply.header("server"), "starling");
+}
+
+#[tokio::test]
+async fn a_workload_that_hangs_up_before_it_answers_is_uc_503() {
+    let mesh = Mesh::new();
+    let workload = Tcp::start(mesh.ip(), async |mut stream| {
+        let _request = stream.read(&mut [0; 1024]).await;
+    })
+    .await;
+    let _server = mesh.node("server").serves("web", workload.address()).start().await;
+    let caller = mesh.node("caller").start().await;
+    caller.finds("web", 1).await;
+    let mut proxy = HttpConnection::open(caller.http_proxy()).await;
+    let reply = proxy.send(request(Method::POST, "web.mesh", "/", "once")).await;
+    is_mesh_answer(&reply, StatusCode::SERVICE_UNAVAILABLE, "UC", "workload");
+}
+
+#[tokio::test]
+async fn a_truncated_answer_is_never_a_whole_one() {
+    use tokio::io::AsyncWriteExt as _;
+    let mesh = Mesh::new();
+    let workload = Tcp::start(mesh.ip(), async |mut stream| {
+        let _request = stream.read(&mut [0; 1024]).await;
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf").await;
+    })
+    .await;
+    let _server = mesh.node("server").serves("web", workload.address()).start().await;
+    let caller = mesh.node("caller").start().await;
+    caller.finds("web", 1).await;
+    let mut proxy = HttpConnection::open(caller.http_proxy()).await;
+    let response = proxy.begin(request(Method::POST, "web.mesh", "/", "once")).await.expect("a head");
+    // The reset that ends the answer may overtake its head; then there is none.
+    if response.status() == StatusCode::OK {
+        let body = http_body_util::BodyExt::collect(response.into_body()).await;
+        assert!(body.is_err(), "half an answer must not look whole: {body:?}");
+    } else {
+        let reply = Reply::read(response).await;
+        is_mesh_answer(&reply, StatusCode::SERVICE_UNAVAILABLE, "UC", "server");
+    }
+}
+
+#[tokio::test]
+async fn one_bad_instance_of_two_fails_no_request() {
+    let mesh = Mesh::new();
+    let workload = Http::start(mesh.ip(), "good").await;
+    let _good = mesh.node("good").serves("web", workload.address()).start().await;
+    let _bad = mesh.node("bad").serves("web", mesh.free_address()).start().await;
+    let caller = mesh.node("caller").start().await;
+    caller.finds("web", 2).await;
+    let mut proxy = HttpConnection::open(caller.http_proxy()).await;
+    for _ in 0..100 {
+        let reply = proxy.send(request(Method::POST, "web.mesh", "/", "")).await;
+        assert_eq!((reply.status(), reply.text()), (StatusCode::OK, "good".to_owned()));
+    }
+}
+
+#[tokio::test]
+async fn work_beyond_the_limit_is_uo_503() {
+    let mesh = Mesh::new();
+    let workload = Http::start(mesh.ip(), "web").await;
+    let _server = mesh.node("server").serves("web", workload.address()).start().await;
+    let caller = mesh.node("caller").sections("[limits]\nrequests_in_flight_max = 1").start().await;
+    caller.finds("web", 1).await;
+    let mut first = HttpConnection::open(caller.http_proxy()).await;
+    let waiting =
+        tokio::spawn(async move { first.send(request(Method::GET, "web.mesh", "/wait", "")).await });
+    eventually("the first request", async || (workload.waiting() == 1).then_some(())).await;
+    let second = get(caller.http_proxy(), "web.mesh", "/").await;
+    is_mesh_answer(&second, StatusCode::SERVICE_UNAVAILABLE, "UO", "try again later");
+    workload.release();
+    assert_eq!(waiting.await.expect("no panic").status(), StatusCode::OK);
+    assert_eq!(get(caller.http_proxy(), "web.mesh", "/").await.status(), StatusCode::OK);
+}

@@ -1,0 +1,230 @@
+//! TCP through two nodes: every byte, both ends' ends, and a failure that looks like one.
+
+use std::io::ErrorKind;
+use std::time::Duration;
+
+use socket2::SockRef;
+use starling_tests::workload::{Tcp, read_to_end, sized_bytes};
+use starling_tests::{Mesh, Node, connect_tunnel, eventually, within};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+const LARGE_BYTES: usize = 64 * 1024 * 1024;
+
+struct World {
+    workload: Option<Tcp>,
+    server: Node,
+    caller: Node,
+    mesh: Mesh,
+}
+
+impl World {
+    /// `db` behind one node, which has this conversation with everybody.
+    async fn new<F>(talk: impl Fn(TcpStream) -> F + Send + 'static) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let mesh = Mesh::new();
+        let workload = Tcp::start(mesh.ip(), talk).await;
+        let server = mesh.node("server").serves_tcp("db", workload.address()).start().await;
+        let caller = mesh.node("caller").calls("db").start().await;
+        caller.finds("db", 1).await;
+        Self { workload: Some(workload), server, caller, mesh }
+    }
+
+    async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.caller.outbound("db")).await.expect("the fixed port accepts")
+    }
+}
+
+/// Says everything back until the client's end, then ends.
+async fn echo(mut stream: TcpStream) {
+    let (mut from, mut to) = stream.split();
+    let _ = tokio::io::copy(&mut from, &mut to).await;
+    let _ = to.shutdown().await;
+}
+
+fn is_reset(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
+}
+
+#[tokio::test]
+async fn a_server_that_speaks_first_is_heard_first() {
+    let world = World::new(async |mut stream| {
+        stream.write_all(b"hello, who is it?\n").await.expect("greeted");
+        let mut name = [0; 6];
+        stream.read_exact(&mut name).await.expect("a name");
+        stream.write_all(&name).await.expect("answered");
+    })
+    .await;
+    let mut client = world.connect().await;
+    let mut greeting = [0; 18];
+    within("the greeting", client.read_exact(&mut greeting)).await.expect("greeted");
+    assert_eq!(&greeting, b"hello, who is it?\n");
+    client.write_all(b"Sturno").await.expect("written");
+    assert_eq!(read_to_end(&mut client).await.expect("a clean end"), b"Sturno");
+}
+
+#[tokio::test]
+async fn a_client_that_speaks_first_is_answered() {
+    let world = World::new(echo).await;
+    let mut client = world.connect().await;
+    for turn in 0..20 {
+        let said = format!("turn {turn}");
+        client.write_all(said.as_bytes()).await.expect("written");
+        let mut heard = vec![0; said.len()];
+        within("an echo", client.read_exact(&mut heard)).await.expect("echoed");
+        assert_eq!(heard, said.as_bytes());
+    }
+}
+
+#[tokio::test]
+async fn a_client_may_end_its_half_and_hear_the_rest() {
+    let world = World::new(async |mut stream| {
+        let heard = read_to_end(&mut stream).await.expect("the client's end");
+        // Only now, after the end, comes the answer.
+        stream.write_all(format!("{} bytes", heard.len()).as_bytes()).await.expect("answered");
+    })
+    .await;
+    let mut client = world.connect().await;
+    client.write_all(&sized_bytes(100_000)).await.expect("written");
+    client.shutdown().await.expect("half closed");
+    assert_eq!(read_to_end(&mut client).await.expect("a clean end"), b"100000 bytes");
+}
+
+#[tokio::test]
+async fn a_server_may_end_its_half_and_hear_the_rest() {
+    let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    let world = World::new(move |mut stream| {
+        let told = told.clone();
+        async move {
+            stream.write_all(b"no more from me").await.expect("written");
+            stream.shutdown().await.expect("half closed");
+            let _ = told.send(read_to_end(&mut stream).await.expect("the client's end"));
+        }
+    })
+    .await;
+    let mut client = world.connect().await;
+    assert_eq!(read_to_end(&mut client).await.expect("the server's end"), b"no more from me");
+    client.write_all(b"and still I speak").await.expect("written");
+    client.shutdown().await.expect("closed");
+    let heard = within("the rest", heard.recv()).await.expect("told");
+    assert_eq!(heard, b"and still I speak");
+}
+
+#[tokio::test]
+async fn a_servers_reset_is_a_reset_and_not_an_end() {
+    let world = World::new(async |mut stream| {
+        stream.write_all(b"half of").await.expect("written");
+        stream.read_u8().await.expect("the client has read");
+        SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("a reset at close");
+    })
+    .await;
+    let mut client = world.connect().await;
+    let mut half = [0; 7];
+    within("the first half", client.read_exact(&mut half)).await.expect("half");
+    client.write_u8(1).await.expect("written");
+    let error = read_to_end(&mut client).await.expect_err("a reset, not an end");
+    assert!(is_reset(&error), "{error}");
+}
+
+#[tokio::test]
+async fn a_clients_reset_is_a_reset_and_not_an_end() {
+    let (told, mut ended) = tokio::sync::mpsc::unbounded_channel();
+    let world = World::new(move |mut stream| {
+        let told = told.clone();
+        async move {
+            stream.write_u8(1).await.expect("greeted");
+            let _ = told.send(read_to_end(&mut stream).await);
+        }
+    })
+    .await;
+    let mut client = world.connect().await;
+    within("the greeting", client.read_u8()).await.expect("greeted");
+    client.write_all(b"half of").await.expect("written");
+    SockRef::from(&client).set_linger(Some(Duration::ZERO)).expect("a reset at close");
+    drop(client);
+    let ended = within("the server's word", ended.recv()).await.expect("told");
+    assert!(is_reset(&ended.as_ref().expect_err("a reset, not an end")), "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_service_without_a_workload_resets_its_callers() {
+    let mut world = World::new(echo).await;
+    drop(world.workload.take());
+    let reset = eventually("refusal", async || {
+        let mut client = world.connect().await;
+        client.write_all(b"anybody?").await.ok()?;
+        read_to_end(&mut client).await.err()
+    })
+    .await;
+    assert!(is_reset(&reset), "{reset}");
+    let caller = world.mesh.node("stranger").calls("ghost").start().await;
+    let mut client = TcpStream::connect(caller.outbound("ghost")).await.expect("the port accepts");
+    client.write_all(b"\x16\x03\x01 no HTTP, nobody there").await.expect("written");
+    // Nobody knows yet what it would speak; what is said is no HTTP, and not the service's word.
+    let heard = read_to_end(&mut client).await.unwrap_or_default();
+    assert!(heard.is_empty() || heard.starts_with(b"HTTP/1.1 4"), "{heard:?}");
+}
+
+#[tokio::test]
+async fn a_node_killed_in_mid_stream_resets_its_callers() {
+    let mut world = World::new(echo).await;
+    let mut client = world.connect().await;
+    client.write_u8(1).await.expect("written");
+    within("an echo", client.read_u8()).await.expect("echoed");
+    world.server.kill().await;
+    let error = read_to_end(&mut client).await.expect_err("a reset, not an end");
+    assert!(is_reset(&error), "{error}");
+}
+
+#[tokio::test]
+async fn large_transfers_arrive_byte_for_byte_in_both_directions_at_once() {
+    let world = World::new(async |stream| {
+        let (mut from, mut to) = stream.into_split();
+        let sending = tokio::spawn(async move {
+            to.write_all(&sized_bytes(LARGE_BYTES)).await.expect("sent");
+            to.shutdown().await.expect("ended");
+        });
+        let heard = read_to_end(&mut from).await.expect("the client's end");
+        assert!(heard == sized_bytes(LARGE_BYTES), "{} bytes of {LARGE_BYTES}, or others", heard.len());
+        sending.await.expect("sent");
+    })
+    .await;
+    let (mut from, mut to) = world.connect().await.into_split();
+    let sending = tokio::spawn(async move {
+        to.write_all(&sized_bytes(LARGE_BYTES)).await.expect("sent");
+        to.shutdown().await.expect("ended");
+    });
+    let heard = read_to_end(&mut from).await.expect("the server's end");
+    assert!(heard == sized_bytes(LARGE_BYTES), "{} bytes of {LARGE_BYTES}, or others", heard.len());
+    within("everything to be sent", sending).await.expect("sent");
+}
+
+#[tokio::test]
+async fn an_idle_connection_outlives_many_gossip_rounds() {
+    let world = World::new(echo).await;
+    let mut client = world.connect().await;
+    client.write_u8(1).await.expect("written");
+    within("an echo", client.read_u8()).await.expect("echoed");
+    let renewals = async || {
+        let metrics = world.caller.admin().get("/metrics").await.text;
+        let line = metrics.lines().find(|line| line.starts_with("starling_gossip_records_total"))?;
+        line.rsplit(' ').next()?.parse::<f64>().ok()
+    };
+    let before = eventually("a count", async || renewals().await).await;
+    eventually("other traffic", async || (renewals().await? > before + 8.0).then_some(())).await;
+    client.write_u8(2).await.expect("written");
+    assert_eq!(within("an echo", client.read_u8()).await.expect("still there"), 2);
+}
+
+#[tokio::test]
+async fn a_tunnel_by_connect_carries_tcp_too() {
+    let world = World::new(echo).await;
+    let (head, tunnel) = connect_tunnel(world.caller.http_proxy(), "db.mesh:5432").await;
+    assert_eq!(head.status, 200);
+    let mut tunnel = tunnel.expect("a tunnel");
+    tunnel.write_all(b"through").await.expect("written");
+    tunnel.shutdown().await.expect("half closed");
+    assert_eq!(read_to_end(&mut tunnel).await.expect("a clean end"), b"through");
+}
