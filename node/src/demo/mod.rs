@@ -81,7 +81,7 @@ pub(crate) struct Options {
     pub(crate) json: bool,
 }
 
-/// One performance.
+/// One run of it.
 struct Demo {
     options: Options,
     plan: Plan,

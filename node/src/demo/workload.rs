@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use anyhow::Context as _;
 use http::{Request, Response};
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -33,8 +33,8 @@ pub(super) async fn serve(listen: SocketAddr, name: String) -> anyhow::Result<()
             accepted = listener.accept() => if let Ok((stream, _)) = accepted {
                 let name = name.clone();
                 let service = service_fn(move |request| {
-                    let answer = answer(&name, &request);
-                    async move { Ok::<_, Infallible>(answer) }
+                    let name = name.clone();
+                    async move { Ok::<_, Infallible>(answer(&name, request).await) }
                 });
                 let server = hyper::server::conn::http1::Builder::new();
                 connections.spawn(server.serve_connection(TokioIo::new(stream), service));
@@ -44,7 +44,9 @@ pub(super) async fn serve(listen: SocketAddr, name: String) -> anyhow::Result<()
     }
 }
 
-fn answer(name: &str, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+async fn answer(name: &str, mut request: Request<Incoming>) -> Response<Full<Bytes>> {
+    // A body that is left unread costs the connection.
+    while let Some(Ok(_)) = request.body_mut().frame().await {}
     let caller = request.headers().get(PEER).and_then(|peer| peer.to_str().ok());
     let line = match caller {
         Some(caller) => format!("{name} answers {caller}\n"),
