@@ -46,6 +46,8 @@ pub(crate) struct Endpoint {
     /// Milliseconds after `created`, plus one; 0 is never.
     last_attempt: AtomicU64,
     breaker: Mutex<Breaker>,
+    /// Which life of its node this endpoint has dealt with.
+    incarnation: AtomicU64,
     /// Whether the breaker is open: read without its lock on every request.
     troubled: AtomicBool,
 }
@@ -100,6 +102,7 @@ impl Endpoint {
             requests: AtomicU64::new(0),
             last_attempt: AtomicU64::new(0),
             breaker: Mutex::default(),
+            incarnation: AtomicU64::new(0),
             troubled: AtomicBool::new(false),
         })
     }
@@ -144,6 +147,14 @@ impl Endpoint {
             return self.lock().verdict(now) != Verdict::Open;
         }
         !self.is_silent()
+    }
+
+    /// Its node's record says which life it is in: a new one has nothing to do with the old one's
+    /// trouble.
+    pub(crate) fn handle_incarnation(&self, incarnation: u64) {
+        if self.incarnation.swap(incarnation, Ordering::Relaxed) != incarnation {
+            self.handle_success();
+        }
     }
 
     /// Takes the endpoint for one piece of work.

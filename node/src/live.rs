@@ -101,7 +101,9 @@ impl LiveRoute {
             .iter()
             .map(|candidate| {
                 let held = known.get(&candidate.target).map(|endpoint| (*endpoint).clone());
-                held.unwrap_or_else(|| endpoint(service, &candidate.target))
+                let endpoint = held.unwrap_or_else(|| endpoint(service, &candidate.target));
+                endpoint.handle_incarnation(candidate.incarnation);
+                endpoint
             })
             .collect();
         let hold = match previous {

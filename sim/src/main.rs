@@ -44,7 +44,7 @@ struct Run {
     #[arg(long, default_value_t = 0.0)]
     loss: f64,
     /// Milliseconds between a node's rounds of reconciliation.
-    #[arg(long, default_value_t = 500)]
+    #[arg(long, default_value_t = 1000)]
     interval_ms: u64,
     /// Seconds for which others believe in a silent node.
     #[arg(long, default_value_t = 120)]

@@ -122,7 +122,7 @@ pub(super) fn read_identity(mut section: Section<'_>, base: &Path) -> IdentityFi
 impl Default for Gossip {
     fn default() -> Self {
         Self {
-            interval: Duration::from_millis(500),
+            interval: Duration::from_secs(1),
             lease: Duration::from_secs(120),
             renew: Duration::from_secs(5),
         }

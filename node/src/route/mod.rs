@@ -42,6 +42,8 @@ pub struct Candidate {
     pub instance: Arc<Instance>,
     /// Where its node stands.
     pub locality: Locality,
+    /// Which life its node is in.
+    pub incarnation: u64,
     /// Lower ranks are used first; a higher one only when no lower one works.
     pub rank: Rank,
     /// When this node learned the newest about it.
@@ -125,6 +127,7 @@ fn route_of(instances: &[ServiceInstance], here: &Locality) -> Route {
                 target,
                 instance: offered.instance.clone(),
                 locality: offered.node.locality.clone(),
+                incarnation: offered.node.version.incarnation,
                 rank: Rank {
                     doubtful: offered.presence == Presence::Suspect
                         || offered.instance.health == Health::Unknown,

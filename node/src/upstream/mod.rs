@@ -22,6 +22,11 @@ pub(crate) use http1::LentSender;
 /// How often a request that waits for a silent peer asks whether it should go elsewhere.
 const GIVE_UP_STEP: Duration = Duration::from_millis(50);
 
+/// A request that cannot go elsewhere waits so long for a peer that has fallen silent. Longer than
+/// a route that flaps and a handover between radio cells; a caller that waits for a dead peer
+/// learns it within this.
+const SILENCE_MAX: Duration = Duration::from_secs(3);
+
 /// How an HTTP message is framed on a hop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HttpVersion {
@@ -151,17 +156,20 @@ impl NextHop {
     }
 
     /// Resolves when work that is outstanding there will not be answered soon, and `give_up` agrees
-    /// not to wait for it.
+    /// not to wait for it, or has waited for [`SILENCE_MAX`].
     async fn given_up(&self, give_up: &impl Fn() -> bool) {
+        let Self::Peer(connection) = self else { return std::future::pending().await };
+        let mut silent = Duration::ZERO;
         loop {
-            match self {
-                Self::Peer(connection) => connection.unresponsive().await,
-                Self::Workload => std::future::pending().await,
+            if connection.is_responsive() {
+                connection.unresponsive().await;
+                silent = Duration::ZERO;
             }
-            if give_up() {
+            if give_up() || silent >= SILENCE_MAX {
                 return;
             }
             tokio::time::sleep(GIVE_UP_STEP).await;
+            silent += GIVE_UP_STEP;
         }
     }
 }
