@@ -22,6 +22,7 @@ mod client;
 mod command;
 mod mesh;
 mod node;
+mod program;
 mod wait;
 pub mod workload;
 
@@ -30,6 +31,7 @@ pub use client::{HttpConnection, Reply, connect_tunnel, get, head_of, request};
 pub use command::{Finished, starling, starling_in};
 pub use mesh::{Directory, Mesh};
 pub use node::{Node, NodeConfig};
+pub use program::{Program, find_program, run_program};
 pub use wait::{PATIENCE, eventually, within};
 
 /// Set for a process that is to end when its standard input does.

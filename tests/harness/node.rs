@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::process::Child;
+use tokio::process::{Child, ChildStdin};
 
 use crate::admin::Admin;
 use crate::mesh::{Mesh, replace_file};
@@ -28,6 +28,7 @@ pub struct NodeConfig<'m> {
     served: Vec<String>,
     outbounds: BTreeMap<String, SocketAddr>,
     seeds: Vec<SocketAddr>,
+    node: String,
     gossip: String,
     extra: String,
     admin: String,
@@ -37,6 +38,9 @@ pub struct NodeConfig<'m> {
 pub struct Node {
     name: String,
     process: Child,
+    /// Its standard input: when this ends, so does the process. (A `Child` would end it by itself
+    /// before waiting.)
+    leash: ChildStdin,
     directory: PathBuf,
     listen: SocketAddr,
     admin: SocketAddr,
@@ -54,6 +58,7 @@ impl<'m> NodeConfig<'m> {
             served: Vec::new(),
             outbounds: BTreeMap::new(),
             seeds: mesh.seeds(),
+            node: String::new(),
             gossip: GOSSIP.to_owned(),
             extra: String::new(),
             admin: String::new(),
@@ -101,6 +106,12 @@ impl<'m> NodeConfig<'m> {
         self
     }
 
+    /// How long it drains at most.
+    pub fn drain_timeout(mut self, duration: &str) -> Self {
+        self.node = format!("drain_timeout = {duration:?}");
+        self
+    }
+
     /// Further keys of `[admin]`.
     pub fn admin(mut self, keys: &str) -> Self {
         self.admin = keys.to_owned();
@@ -138,8 +149,10 @@ impl<'m> NodeConfig<'m> {
         let (admin, http_proxy) = (self.mesh.free_address(), self.mesh.free_address());
         fs::write(directory.join("starling.toml"), self.toml(listen, admin, http_proxy)).expect("a file");
         self.mesh.add_seed(listen);
+        let (process, leash) = spawn(&directory);
         let mut node = Node {
-            process: spawn(&directory),
+            process,
+            leash,
             name: self.name,
             directory,
             listen,
@@ -153,9 +166,10 @@ impl<'m> NodeConfig<'m> {
 
     fn toml(&self, listen: SocketAddr, admin: SocketAddr, http_proxy: SocketAddr) -> String {
         let seeds: Vec<String> = self.seeds.iter().map(ToString::to_string).collect();
-        let (name, gossip, extra, keys) = (&self.name, &self.gossip, &self.extra, &self.admin);
+        let (name, node, gossip) = (&self.name, &self.node, &self.gossip);
+        let (extra, keys) = (&self.extra, &self.admin);
         let mut toml = format!(
-            "[node]\nname = {name:?}\nlisten = \"{listen}\"\n\
+            "[node]\nname = {name:?}\nlisten = \"{listen}\"\n{node}\n\
              [mesh]\nseeds = {seeds:?}\n\
              [gossip]\n{gossip}\n\
              [http_proxy]\nlisten = \"{http_proxy}\"\n\
@@ -272,7 +286,7 @@ impl Node {
 
     /// Starts it again after its end, with the same files.
     pub async fn restart(&mut self) {
-        self.process = spawn(&self.directory);
+        (self.process, self.leash) = spawn(&self.directory);
         self.wait_until_ready().await;
     }
 
@@ -296,12 +310,14 @@ impl Drop for Node {
     }
 }
 
-fn spawn(directory: &Path) -> Child {
+fn spawn(directory: &Path) -> (Child, ChildStdin) {
     let log = fs::OpenOptions::new().create(true).append(true).open(directory.join("log")).expect("a log");
     let mut command = tokio::process::Command::new(program());
     command.args(["run", "--config"]).arg(directory.join("starling.toml"));
     // A developer's own settings are not the tests'.
     command.env_clear().env(LEASH, "1");
     command.stdin(Stdio::piped()).stdout(log.try_clone().expect("a log")).stderr(log);
-    command.kill_on_drop(true).spawn().expect("the program under test")
+    let mut process = command.kill_on_drop(true).spawn().expect("the program under test");
+    let leash = process.stdin.take().expect("a pipe");
+    (process, leash)
 }
