@@ -23,9 +23,12 @@ impl World {
     }
 }
 
+/// Judges the value of a field.
+type Judge = fn(&Value) -> bool;
+
 /// Whether `value` has exactly these fields, each of this type.
 #[track_caller]
-fn has_fields(value: &Value, fields: &[(&str, fn(&Value) -> bool)]) {
+fn has_fields(value: &Value, fields: &[(&str, Judge)]) {
     let object = value.as_object().unwrap_or_else(|| panic!("no object: {value}"));
     let names: Vec<&str> = fields.iter().map(|(name, _)| *name).collect();
     for (name, is_right) in fields {
@@ -33,10 +36,6 @@ fn has_fields(value: &Value, fields: &[(&str, fn(&Value) -> bool)]) {
     }
     let unknown: Vec<_> = object.keys().filter(|key| !names.contains(&key.as_str())).collect();
     assert!(unknown.is_empty(), "not documented: {unknown:?} in {value:#}");
-}
-
-fn is_text_or_null(value: &Value) -> bool {
-    value.is_string() || value.is_null()
 }
 
 fn is_number_or_null(value: &Value) -> bool {
@@ -110,7 +109,6 @@ async fn members_services_and_routes_have_their_documented_fields() {
             ("age_ms", Value::is_u64),
         ],
     );
-    assert!(is_text_or_null(&route["candidates"][0]["trouble"]));
 }
 
 #[tokio::test]
@@ -151,7 +149,7 @@ async fn probes_and_metrics_answer_in_their_formats() {
         (answered && unknown).then_some(metrics)
     })
     .await;
-    assert!(metrics.headers["content-type"].to_str().unwrap().starts_with("text/plain"));
+    assert!(metrics.headers["content-type"].as_bytes().starts_with(b"text/plain"));
     for name in
         ["starling_build_info", "starling_catalogue_members", "starling_request_duration_seconds_bucket"]
     {

@@ -145,7 +145,7 @@ async fn a_clients_reset_is_a_reset_and_not_an_end() {
     SockRef::from(&client).set_linger(Some(Duration::ZERO)).expect("a reset at close");
     drop(client);
     let ended = within("the server's word", ended.recv()).await.expect("told");
-    assert!(is_reset(&ended.as_ref().expect_err("a reset, not an end")), "{ended:?}");
+    assert!(is_reset(ended.as_ref().expect_err("a reset, not an end")), "{ended:?}");
 }
 
 #[tokio::test]

@@ -14,9 +14,6 @@
 //!
 //! A failing test prints what its nodes logged.
 
-// This is test code: a broken expectation is a failed test, and says where.
-#![allow(clippy::unwrap_used)]
-
 mod admin;
 mod client;
 mod command;

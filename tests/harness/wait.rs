@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-/// Hundreds of times what anything here takes on an idle machine; nothing waits for it to pass.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Five times the longest thing anybody waits for here, a connection's idle timeout of 30 s; nothing
+/// waits for it to pass.
+pub const PATIENCE: Duration = Duration::from_secs(150);
 
 /// How often a condition is looked at.
 const LOOK_PERIOD: Duration = Duration::from_millis(20);
