@@ -1,7 +1,7 @@
 //! The admin API: what a node shows, and the few things it can be told.
 //!
 //! Reading is open on loopback; actions need the Unix socket's owner or the token. Requests that a
-//! web page could have made are refused ([`guard`]). Field names are stable ([`view`]).
+//! web page could have made are refused (`guard`). Field names are stable ([`view`]).
 
 mod guard;
 pub mod view;
