@@ -4,8 +4,8 @@
 //! [`Catalogue::handle_timeout`]; a [`Snapshot`] comes out. It reads no clock, draws no random
 //! number and does no IO.
 //!
-//! Applying is idempotent and free of order: any order of the same records, with any repeats,
-//! ends in equal catalogues. Nothing enters but what its owner signed, with a chain that leads to
+//! Applying is idempotent and free of order: any order of what an honest owner says, with any
+//! repeats, ends in equal catalogues. Nothing enters but what its owner signed, with a chain that leads to
 //! the trust bundle. Nothing leaves but by the owner's withdrawal or the end of its lease;
 //! nobody's word about somebody else is even expressible.
 
@@ -19,7 +19,8 @@ use rustls_pki_types::CertificateDer;
 use crate::clock::{Instant, WallTime};
 use crate::lease::SeenLink;
 use crate::limits::{
-    DEPARTED_SHOWN, INSTANCES_PER_OWNER_MAX, OWNERS_MAX, OWNERS_PER_IDENTITY_MAX, RENEWALS_MISSED_MAX,
+    DEPARTED_SHOWN, INSTANCES_PER_OWNER_MAX, OWNERS_MAX, OWNERS_PER_IDENTITY_MAX, RENEWALS_AHEAD_MAX,
+    RENEWALS_MISSED_MAX,
 };
 use crate::record::{Instance, InstanceRecord, Label, NodeRecord, Owner, Record, Renewal, Version};
 use crate::signature::SealedRecord;
@@ -141,6 +142,9 @@ impl Catalogue {
         }
         if renewal.counter <= known.seen.counter() {
             return Err(Rejected::Stale);
+        }
+        if renewal.counter > known.renewals_explained(now) {
+            return Err(Rejected::BadRenewal);
         }
         known.seen = known.seen.advance(renewal).ok_or(Rejected::BadRenewal)?;
         known.renewed_at = now;
@@ -323,6 +327,10 @@ impl Catalogue {
         if self.owners.contains_key(owner) {
             return Ok(());
         }
+        // A name of 64 bits can be met by searching; whoever was there first keeps it.
+        if self.by_short_name.contains_key(&owner.short_name()) {
+            return Err(Rejected::WrongName);
+        }
         let of_identity = self.owners.keys().filter(|held| held.identity == owner.identity).count();
         let has_its_share = of_identity >= OWNERS_PER_IDENTITY_MAX;
         if !has_its_share && self.owners.len() < OWNERS_MAX {
@@ -392,6 +400,19 @@ impl Known {
         self.certificate_ends = ends;
         self.renewed_at = now;
         self.set_presence(presence, now);
+    }
+
+    /// The highest counter that the time since the last renewal explains, with room for an owner
+    /// whose clock is fast. It bounds what a forged renewal costs: one hash per link. Nothing is
+    /// known before the first, so that may be anywhere in the chain.
+    fn renewals_explained(&self, now: Instant) -> u32 {
+        if self.seen.counter() == 0 {
+            return u32::MAX;
+        }
+        let silent = now.saturating_duration_since(self.renewed_at).as_millis();
+        let missed = silent / u128::from(self.node.lease.renew_millis);
+        let explained = u32::try_from(missed * 2).unwrap_or(u32::MAX).saturating_add(RENEWALS_AHEAD_MAX);
+        self.seen.counter().saturating_add(explained)
     }
 
     /// Returns whether anything visible changed.

@@ -69,6 +69,10 @@ pub const LEASE_MILLIS_MIN: u32 = 1_000;
 /// The longest lease an owner may state: a crashed node is forgotten within an hour.
 pub const LEASE_MILLIS_MAX: u32 = 3_600_000;
 
+/// Renewals that an owner may be ahead of what the time since its last one explains: an owner that
+/// was paused and catches up, or two that came in the wrong order.
+pub const RENEWALS_AHEAD_MAX: u32 = 16;
+
 /// Renewals missed before a member is shown as suspect and ranked lower.
 pub const RENEWALS_MISSED_MAX: u32 = 3;
 
@@ -76,8 +80,8 @@ pub const RENEWALS_MISSED_MAX: u32 = 3;
 /// certificate ends, so that nobody can replay it.
 pub const DEPARTED_SHOWN: Duration = Duration::from_secs(600);
 
-/// Changed values waiting between chitchat's callback and the loop. When it overflows the loop
-/// reads everything again, so nothing is lost.
+/// Changed values waiting between chitchat's callback and the loop, the newest for each key. When
+/// it overflows the loop reads everything again, so nothing is lost.
 pub const CHANGES_QUEUED_MAX: usize = 8192;
 
 /// Commands waiting for the gossip loop; a full queue makes the caller wait.

@@ -123,7 +123,7 @@ impl Publisher {
     /// back, or a replica took our name. Speaks above it.
     pub fn outlive(&mut self, heard: u64, secret: [u8; 32]) {
         if heard >= self.version.incarnation {
-            self.begin(heard + 1, secret);
+            self.begin(heard.saturating_add(1), secret);
         }
     }
 
@@ -156,7 +156,8 @@ impl Publisher {
 
     fn begin(&mut self, incarnation: u64, secret: [u8; 32]) {
         self.continues = Some(self.version.incarnation);
-        self.version = Version { incarnation: incarnation.max(self.version.incarnation + 1), version: 0 };
+        self.version =
+            Version { incarnation: incarnation.max(self.version.incarnation.saturating_add(1)), version: 0 };
         self.chain = LeaseChain::new(secret);
         self.anchor = self.chain.anchor();
         self.say_node();

@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -21,7 +22,7 @@ use chitchat::{
     Chitchat, ChitchatConfig, ChitchatHandle, ChitchatId, ChitchatMessage, Deserializable as _,
     FailureDetectorConfig, ListenerHandle, NodeState, Serializable as _,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, watch};
 use tracing::debug;
 
 use crate::limits::CHANGES_QUEUED_MAX;
@@ -74,11 +75,22 @@ pub(crate) struct Change {
     pub(crate) value: String,
 }
 
+/// Changes that nobody has looked at yet, the newest for each key: one message can set a key many
+/// times, and each value may cost a signature to judge.
+#[derive(Default)]
+struct Changes {
+    /// By map, its life, and key.
+    newest: Mutex<BTreeMap<(String, u64, String), String>>,
+    /// There may be some; one waiter.
+    some: Notify,
+    /// Some were lost, because there were too many.
+    overflowed: AtomicBool,
+}
+
 /// A running chitchat.
 pub(crate) struct Replica {
     handle: ChitchatHandle,
-    changes: mpsc::Receiver<Change>,
-    overflowed: Arc<AtomicBool>,
+    changes: Arc<Changes>,
     terminated: Pin<Box<dyn Future<Output = ()> + Send + Sync>>,
     _listener: ListenerHandle,
 }
@@ -112,21 +124,18 @@ impl Replica {
         let handle = chitchat::spawn_chitchat(config, Vec::new(), &LinkTransport { link, book })
             .await
             .map_err(|error| ReplicaError(error.to_string()))?;
-        let (queue, changes) = mpsc::channel(CHANGES_QUEUED_MAX);
-        let overflowed = Arc::new(AtomicBool::new(false));
-        let flag = overflowed.clone();
+        let changes = Arc::new(Changes::default());
+        let queue = changes.clone();
         // Called under chitchat's lock: hand the change over, and never wait.
         let on_change = move |event: chitchat::KeyChangeEvent<'_>| {
-            if queue.try_send(Change::new(event.node, event.key, event.value)).is_err() {
-                flag.store(true, Ordering::Relaxed);
-            }
+            queue.put(Change::new(event.node, event.key, event.value));
         };
         let listener = handle.with_chitchat(|state| state.subscribe_event("", on_change.clone())).await;
         let ended = handle.termination_watcher();
         let terminated = Box::pin(async move {
             let _ = ended.await;
         });
-        Ok(Self { handle, changes, overflowed, terminated, _listener: listener })
+        Ok(Self { handle, changes, terminated, _listener: listener })
     }
 
     /// Makes `spoken` all that this node's own map holds, whatever others made of it. Returns how
@@ -145,19 +154,19 @@ impl Replica {
     /// the replica must not be asked again. Cancel-safe.
     pub(crate) async fn changed(&mut self) -> Option<Change> {
         tokio::select! {
-            change = self.changes.recv() => change,
+            change = self.changes.next() => Some(change),
             () = self.terminated.as_mut() => None,
         }
     }
 
     /// A change that is there already.
     pub(crate) fn try_changed(&mut self) -> Option<Change> {
-        self.changes.try_recv().ok()
+        self.changes.take()
     }
 
     /// Whether changes were lost since the last call, because their queue was full.
     pub(crate) fn take_overflowed(&self) -> bool {
-        self.overflowed.swap(false, Ordering::Relaxed)
+        self.changes.overflowed.swap(false, Ordering::Relaxed)
     }
 
     /// Everything that everybody's maps hold.
@@ -201,6 +210,34 @@ impl Change {
             generation: node.generation_id,
             key: key.to_owned(),
             value: value.to_owned(),
+        }
+    }
+}
+
+impl Changes {
+    fn put(&self, change: Change) {
+        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (change.name, change.generation, change.key);
+        if newest.len() < CHANGES_QUEUED_MAX || newest.contains_key(&key) {
+            newest.insert(key, change.value);
+        } else {
+            self.overflowed.store(true, Ordering::Relaxed);
+        }
+        self.some.notify_one();
+    }
+
+    fn take(&self) -> Option<Change> {
+        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        let ((name, generation, key), value) = newest.pop_first()?;
+        Some(Change { name, generation, key, value })
+    }
+
+    async fn next(&self) -> Change {
+        loop {
+            if let Some(change) = self.take() {
+                return change;
+            }
+            self.some.notified().await;
         }
     }
 }

@@ -43,6 +43,10 @@ use crate::telemetry::Metrics;
 /// flip waits no longer, and a flood of joins costs twenty tables a second.
 const ROUTES_SETTLE: Duration = Duration::from_millis(50);
 
+/// Kept connections go after one to two of these without work. Longer than the pause between two
+/// requests of a program that polls, shorter than what nginx (75 s) keeps one open.
+const IDLE_SWEEP: Duration = Duration::from_secs(30);
+
 /// How long a stopping node waits for its last bytes to be acknowledged.
 const CLOSE_GRACE: Duration = Duration::from_secs(1);
 
@@ -169,6 +173,7 @@ impl Node {
             self.clock.clone(),
         ));
         tasks.spawn(accept_streams(self.streams, self.inbound.clone()));
+        tasks.spawn(sweep_idle(self.outbound.table.clone(), self.inbound.clone()));
         tasks.spawn(credential_files(&self.config).follow(self.credentials.clone()));
         tasks.spawn(speak_as(self.credentials.clone(), self.gossip.clone()));
         tasks.spawn(self.metrics.upkeep());
@@ -289,6 +294,15 @@ async fn keep_routes(
         if snapshots.changed().await.is_err() {
             return;
         }
+    }
+}
+
+/// Gives back connections that nobody uses: their peers' memory, their workloads' descriptors.
+async fn sweep_idle(table: Arc<ArcSwap<LiveTable>>, inbound: Arc<Inbound>) {
+    loop {
+        tokio::time::sleep(IDLE_SWEEP).await;
+        table.load().endpoints().for_each(|endpoint| endpoint.sweep());
+        inbound.workloads.values().for_each(|workload| workload.upstream.sweep());
     }
 }
 

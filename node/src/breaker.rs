@@ -47,6 +47,7 @@ struct Open {
     fault: Fault,
     failures: u32,
     until: Instant,
+    trial: bool,
 }
 
 impl Breaker {
@@ -63,6 +64,7 @@ impl Breaker {
     pub fn begin_trial(&mut self, now: Instant) {
         if let Some(open) = &mut self.open {
             open.until = now + TRIAL_MAX;
+            open.trial = true;
         }
     }
 
@@ -71,11 +73,19 @@ impl Breaker {
         self.open = None;
     }
 
-    /// The endpoint failed before it took any work.
+    /// The endpoint failed before it took any work. Work that was under way when it first failed
+    /// fails with it; only a failed trial makes the pause longer.
     pub fn handle_failure(&mut self, fault: Fault, now: Instant) {
+        if let Some(open) = &mut self.open
+            && now < open.until
+            && !open.trial
+        {
+            open.fault = fault;
+            return;
+        }
         let failures = self.open.as_ref().map_or(0, |open| open.failures).saturating_add(1);
         let pause = PAUSE_MIN.saturating_mul(1 << (failures - 1).min(16)).min(PAUSE_MAX);
-        self.open = Some(Open { fault, failures, until: now + pause });
+        self.open = Some(Open { fault, failures, until: now + pause, trial: false });
     }
 }
 
@@ -107,9 +117,22 @@ mod tests {
     fn pauses_have_an_end() {
         let start = Clock::System.now();
         let mut breaker = Breaker::default();
+        let mut now = start;
         for _ in 0..100 {
+            breaker.handle_failure(Fault::Refused, now);
+            now += PAUSE_MAX;
+            assert_eq!(breaker.verdict(now), Verdict::Trial(Fault::Refused));
+            breaker.begin_trial(now);
+        }
+    }
+
+    #[test]
+    fn work_that_fails_together_is_one_failure() {
+        let start = Clock::System.now();
+        let mut breaker = Breaker::default();
+        for _ in 0..50 {
             breaker.handle_failure(Fault::Refused, start);
         }
-        assert_eq!(breaker.verdict(start + PAUSE_MAX), Verdict::Trial(Fault::Refused));
+        assert_eq!(breaker.verdict(start + PAUSE_MIN), Verdict::Trial(Fault::Refused));
     }
 }

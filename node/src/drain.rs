@@ -69,8 +69,10 @@ impl Drain {
             info!(under_way = self.under_way(), ?timeout, "draining");
             let finished = tokio::time::timeout_at(end, async {
                 tokio::time::sleep(ANNOUNCE).await;
-                self.inbound.idle().await;
-                self.outbound.idle().await;
+                while self.under_way() > 0 {
+                    self.inbound.idle().await;
+                    self.outbound.idle().await;
+                }
             });
             if finished.await.is_err() {
                 warn!(under_way = self.under_way(), "drain timeout: what is under way is cut off");

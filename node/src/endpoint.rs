@@ -68,7 +68,8 @@ pub(crate) struct Flight(Arc<Endpoint>);
 pub(crate) enum Claim {
     /// Use it.
     Granted,
-    /// Not now: whether it works again is tried in the background.
+    /// Not now: whether it works again is being tried, by a dial in the background or by somebody
+    /// else's work.
     BeingTried,
 }
 
@@ -153,7 +154,7 @@ impl Endpoint {
     /// trouble.
     pub(crate) fn handle_incarnation(&self, incarnation: u64) {
         if self.incarnation.swap(incarnation, Ordering::Relaxed) != incarnation {
-            self.handle_success();
+            self.reset_trouble();
         }
     }
 
@@ -169,7 +170,8 @@ impl Endpoint {
                 breaker.begin_trial(now);
                 Claim::Granted
             }
-            Verdict::Open | Verdict::Trial(Fault::Unreachable) => {
+            Verdict::Open => Claim::BeingTried,
+            Verdict::Trial(Fault::Unreachable) => {
                 breaker.begin_trial(now);
                 drop(breaker);
                 tokio::spawn(self.clone().try_to_reach());
@@ -187,6 +189,11 @@ impl Endpoint {
         Flight(self.clone())
     }
 
+    /// Closes connections that nobody has used since the last sweep.
+    pub(crate) fn sweep(&self) {
+        self.upstream.sweep();
+    }
+
     /// Sends a request. When the node has fallen silent and `give_up` says so, its answer is waited
     /// for no longer.
     pub(crate) async fn send(
@@ -197,7 +204,7 @@ impl Endpoint {
     ) -> Result<Answered, SendError> {
         let sent = self.upstream.send(request, version, give_up).await;
         match &sent {
-            Ok(_) => self.handle_success(),
+            Ok(_) => self.reset_trouble(),
             Err(error) => self.handle_failure(&error.failure),
         }
         sent
@@ -209,7 +216,7 @@ impl Endpoint {
         let (service, instance) = (connect.service.clone(), connect.instance.clone());
         match connect.open(StreamKind::Tcp { service, instance }).await {
             Ok((stream, _)) => {
-                self.handle_success();
+                self.reset_trouble();
                 Ok(stream)
             }
             Err(failure) => {
@@ -224,7 +231,7 @@ impl Endpoint {
         self.fail(Fault::Refused);
     }
 
-    fn handle_success(&self) {
+    fn reset_trouble(&self) {
         if self.troubled.load(Ordering::Relaxed) {
             self.lock().handle_success();
             self.troubled.store(false, Ordering::Relaxed);
@@ -256,14 +263,14 @@ impl Endpoint {
 
     async fn try_to_reach(self: Arc<Self>) {
         match self.upstream.connector().connection().await {
-            Ok(connection) if connection.is_usable() => self.handle_success(),
+            Ok(connection) if connection.is_usable() => self.reset_trouble(),
             Ok(_) | Err(_) => self.fail(Fault::Unreachable),
         }
     }
 
     fn is_silent(&self) -> bool {
         let connection = self.upstream.connector().connection.load();
-        connection.as_ref().is_some_and(|connection| !connection.is_closed() && !connection.is_usable())
+        connection.as_ref().is_some_and(|connection| !connection.is_closed() && !connection.is_responsive())
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Breaker> {

@@ -19,7 +19,7 @@ use crate::telemetry::exchange::{Direction, Meter};
 
 /// When all of a service's endpoints fail at once, work waits so long for one to come back: a
 /// restart, a lost packet. Later work fails at once, until one does.
-const HOLD: Duration = Duration::from_secs(1);
+pub(crate) const HOLD: Duration = Duration::from_secs(1);
 
 /// How often held work looks again.
 pub(crate) const HOLD_STEP: Duration = Duration::from_millis(25);
@@ -75,6 +75,11 @@ impl LiveTable {
     /// The route of `service`.
     pub(crate) fn route(&self, service: &str) -> Option<&Arc<LiveRoute>> {
         self.routes.get(service)
+    }
+
+    /// Every endpoint of every route.
+    pub(crate) fn endpoints(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
+        self.routes.values().flat_map(|route| &route.endpoints)
     }
 
     /// All routes.

@@ -76,7 +76,8 @@ impl Prober {
                 anyhow::bail!("the workload closed the connection without an answer");
             }
         };
-        anyhow::ensure!(response.status().is_success(), "status {}", response.status());
+        let status = response.status();
+        anyhow::ensure!(status.is_success() || status.is_redirection(), "status {status}");
         Ok(())
     }
 }

@@ -77,12 +77,12 @@ impl Admin {
         let mut connections = JoinSet::new();
         loop {
             tokio::select! {
-                accepted = self.port.accept() => if let Ok((stream, from)) = accepted {
+                accepted = self.port.accept() => if let Some((stream, from)) = or_pause(accepted).await {
                     let local = stream.local_addr().is_ok_and(|local| local.ip().is_loopback());
                     let caller = Caller::Port { loopback: local && from.ip().is_loopback() };
                     connections.spawn(serve(stream, caller, self.state.clone()));
                 },
-                accepted = accept_unix(self.socket.as_ref()) => if let Ok((stream, uid)) = accepted {
+                accepted = accept_unix(self.socket.as_ref()) => if let Some((stream, uid)) = or_pause(accepted).await {
                     let caller = Caller::Socket { owner: guard::may_act(uid) };
                     connections.spawn(serve(stream, caller, self.state.clone()));
                 },
@@ -90,6 +90,14 @@ impl Admin {
             }
         }
     }
+}
+
+/// Without descriptors every attempt fails at once; others must get their turn.
+async fn or_pause<T>(accepted: io::Result<T>) -> Option<T> {
+    if accepted.is_err() {
+        tokio::time::sleep(listener::ACCEPT_PAUSE).await;
+    }
+    accepted.ok()
 }
 
 async fn accept_unix(socket: Option<&OwnedSocket>) -> io::Result<(tokio::net::UnixStream, u32)> {

@@ -10,8 +10,10 @@ use hyper::body::Incoming;
 
 use crate::endpoint::Flight;
 use crate::proxy::gate::Pass;
+use crate::proxy::headers;
 use crate::telemetry::exchange::Exchange;
 use crate::upstream::LentSender;
+use crate::upstream::http2::Stream;
 
 /// A request's body on its way upstream.
 pub(crate) enum RequestBody {
@@ -19,6 +21,13 @@ pub(crate) enum RequestBody {
     Streamed(Incoming),
     /// None: such a request can be sent twice.
     Empty,
+}
+
+impl RequestBody {
+    /// A body as it comes in.
+    pub(crate) fn new(body: Incoming) -> Self {
+        if body.is_end_stream() { Self::Empty } else { Self::Streamed(body) }
+    }
 }
 
 /// An answer's body on its way downstream.
@@ -37,8 +46,9 @@ enum Source {
 pub(crate) struct AnswerGuard {
     /// The connection it comes by; given back only after a proper end.
     pub(crate) sender: Option<LentSender>,
+    /// Counts the answer among its connection's streams.
+    pub(crate) stream: Option<Stream>,
     /// Counts the request among its endpoint's.
-    #[expect(dead_code, reason = "it acts when dropped")]
     pub(crate) flight: Option<Flight>,
     /// Counts the request among the node's.
     pub(crate) pass: Option<Pass>,
@@ -69,6 +79,11 @@ impl AnswerBody {
 }
 
 impl AnswerGuard {
+    /// Only counts, so far.
+    pub(crate) fn counting(exchange: Exchange) -> Self {
+        Self { exchange: Some(exchange), ..Self::default() }
+    }
+
     fn handle_frame(&mut self, frame: &Frame<Bytes>) {
         if let (Some(exchange), Some(data)) = (&mut self.exchange, frame.data_ref()) {
             exchange.add_response_bytes(data.len());
@@ -91,7 +106,12 @@ impl Body for RequestBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match self.get_mut() {
-            Self::Streamed(body) => Pin::new(body).poll_frame(context),
+            Self::Streamed(body) => Pin::new(body).poll_frame(context).map_ok(|mut frame| {
+                if let Some(trailers) = frame.trailers_mut() {
+                    headers::remove_peer(trailers);
+                }
+                frame
+            }),
             Self::Empty => Poll::Ready(None),
         }
     }

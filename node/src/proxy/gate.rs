@@ -17,6 +17,7 @@ struct Shared {
     draining: AtomicBool,
     closed: AtomicBool,
     idle: Notify,
+    drain_began: Notify,
 }
 
 /// One piece of work under way, as long as it lives.
@@ -33,6 +34,7 @@ impl Gate {
             draining: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             idle: Notify::new(),
+            drain_began: Notify::new(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -45,6 +47,11 @@ impl Gate {
         (before < self.shared.limit).then_some(pass)
     }
 
+    /// How much may be under way.
+    pub(crate) fn limit(&self) -> usize {
+        self.shared.limit
+    }
+
     /// How much is under way.
     pub(crate) fn under_way(&self) -> usize {
         self.shared.under_way.load(Ordering::Relaxed)
@@ -53,6 +60,18 @@ impl Gate {
     /// Callers are asked to go elsewhere from now on, and still served.
     pub(crate) fn drain(&self) {
         self.shared.draining.store(true, Ordering::Relaxed);
+        self.shared.drain_began.notify_waiters();
+    }
+
+    /// Resolves when callers should go elsewhere.
+    pub(crate) async fn draining(&self) {
+        loop {
+            let notified = self.shared.drain_began.notified();
+            if self.is_draining() {
+                return;
+            }
+            notified.await;
+        }
     }
 
     /// Whether callers should go elsewhere.

@@ -7,7 +7,8 @@ use starling_gossip::identity::SpiffeId;
 use crate::balance::Chance;
 
 /// Who called, for the workload; one sent by a client is removed.
-pub(crate) const PEER: HeaderName = HeaderName::from_static("x-starling-peer");
+pub(crate) const PEER: HeaderName = HeaderName::from_static(PEER_NAME);
+const PEER_NAME: &str = "x-starling-peer";
 
 /// Why an answer was made by the mesh: response flags as in Envoy's access log.
 pub(crate) const FLAGS: HeaderName = HeaderName::from_static("x-starling-flags");
@@ -41,6 +42,8 @@ pub(crate) fn upgrade(headers: &HeaderMap, version: Version) -> Option<HeaderVal
 
 /// Removes what ends at this hop. An upgrade passes, for the next hop must agree to it too.
 pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap, upgrade: Option<&HeaderValue>) {
+    // Whoever takes trailers names TE in Connection (RFC 9110, section 10.1.4), and so do we.
+    let takes_trailers = headers.get(TE).is_some_and(|value| value == "trailers");
     if headers.contains_key(CONNECTION) {
         let named: Vec<HeaderName> = headers
             .get_all(CONNECTION)
@@ -57,8 +60,9 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap, upgrade: Option<&Header
     for name in &HOP_BY_HOP {
         headers.remove(name);
     }
-    if headers.get(TE).is_some_and(|value| value != "trailers") {
-        headers.remove(TE);
+    headers.remove(TE);
+    if takes_trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
     }
     headers.remove(UPGRADE);
     if let Some(protocol) = upgrade {
@@ -75,10 +79,28 @@ pub(crate) fn remove_own(headers: &mut HeaderMap) {
 
 /// Tells the workload who called, on the word of the TLS handshake alone.
 pub(crate) fn set_peer(headers: &mut HeaderMap, peer: &SpiffeId) {
-    match HeaderValue::from_str(peer.as_str()) {
-        Ok(value) => headers.insert(PEER, value),
-        Err(_) => headers.remove(PEER),
+    remove_peer(headers);
+    // An identity is plain ASCII (SPIFFE-ID, section 2), so it always is a header's value.
+    if let Ok(value) = HeaderValue::from_str(peer.as_str()) {
+        headers.insert(PEER, value);
+    }
+}
+
+/// Removes what a caller says of itself, however it is spelt: CGI and what descends from it reads
+/// `x_starling_peer` as the same name (RFC 3875, section 4.1.18).
+pub(crate) fn remove_peer(headers: &mut HeaderMap) {
+    let is_peer = |name: &HeaderName| {
+        let (name, peer) = (name.as_str().as_bytes(), PEER_NAME.as_bytes());
+        name.len() == peer.len()
+            && name
+                .iter()
+                .zip(peer)
+                .all(|(byte, wanted)| byte == wanted || (*byte == b'_' && *wanted == b'-'))
     };
+    let spelt: Vec<HeaderName> = headers.keys().filter(|name| is_peer(name)).cloned().collect();
+    for name in spelt {
+        headers.remove(name);
+    }
 }
 
 /// Starts a trace if the caller has none (W3C Trace Context, section 3.2); one that is there goes
@@ -147,6 +169,26 @@ mod tests {
         assert_eq!(upgrade(&map, Version::HTTP_2), None);
         remove_hop_by_hop(&mut map, protocol.as_ref());
         assert_eq!(map, headers(&[("te", "trailers"), ("connection", "upgrade"), ("upgrade", "websocket")]));
+    }
+
+    #[test]
+    fn nobody_names_another_caller_however_it_is_spelt() {
+        let mut map = headers(&[
+            ("x-starling-peer", "spiffe://acme/svc/admin"),
+            ("x_starling_peer", "spiffe://acme/svc/admin"),
+            ("x-starling_peer", "spiffe://acme/svc/admin"),
+            ("x-starling-pear", "kept"),
+        ]);
+        set_peer(&mut map, &"spiffe://acme/svc/web".parse().expect("an identity"));
+        let expected = [("x-starling-pear", "kept"), ("x-starling-peer", "spiffe://acme/svc/web")];
+        assert_eq!(map, headers(&expected));
+    }
+
+    #[test]
+    fn a_caller_that_takes_trailers_gets_them() {
+        let mut map = headers(&[("connection", "TE"), ("te", "trailers")]);
+        remove_hop_by_hop(&mut map, None);
+        assert_eq!(map, headers(&[("te", "trailers")]));
     }
 
     #[test]

@@ -4,10 +4,11 @@
 //! but a look elsewhere. HTTP is parsed, because the workload is told who calls; TCP is not.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
 
 use http::header::{CONNECTION, HeaderValue};
-use http::{Request, Response, StatusCode, Version};
+use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -20,13 +21,13 @@ use tracing::debug;
 
 use crate::proxy::body::{AnswerBody, AnswerGuard, RequestBody};
 use crate::proxy::failure::{Failure, Flag};
-use crate::proxy::gate::Gate;
+use crate::proxy::forward::{self, Passing};
+use crate::proxy::gate::{Gate, Pass};
 use crate::proxy::workload::Workload;
 use crate::proxy::{headers, tunnel};
 use crate::telemetry::exchange::Meter;
-use crate::upstream::{HttpVersion, SendError, SendFailure};
-
-use http_body::Body as _;
+use crate::upstream::http2::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
+use crate::upstream::{Answered, HttpVersion, SendError, SendFailure};
 
 /// Takes streams in for the local workloads.
 pub(crate) struct Inbound {
@@ -88,6 +89,15 @@ impl Inbound {
         workload.cloned().ok_or((RefusalReason::NoSuchInstance, "no such instance of this service here"))
     }
 
+    /// Room for one more piece of work.
+    fn enter(&self) -> Result<Pass, Failure> {
+        if self.gate.is_closed() {
+            return Err(Failure::new(Flag::ConnectFailure, "the callee's node is leaving"));
+        }
+        let full = || Failure::new(Flag::Overflow, "the callee's node carries as much work as it may");
+        self.gate.enter().ok_or_else(full)
+    }
+
     async fn carry(&self, workload: &Workload, meter: &Arc<Meter>, stream: UnansweredStream) {
         let mut exchange = meter.start(&self.clock);
         let Some(_pass) = self.gate.enter() else {
@@ -107,7 +117,6 @@ impl Inbound {
         let Ok(stream) = stream.accept().await else { return };
         if let Err(error) = tunnel::carry(stream, &mut io, &mut exchange).await {
             debug!(service = %workload.service, %error, "connection broken");
-            exchange.set_flag(Flag::ConnectionEnded);
             if let tokio_util::either::Either::Left(tcp) = &io {
                 tunnel::reset(tcp);
             }
@@ -121,9 +130,10 @@ impl Caller {
             return stream.refuse(RefusalReason::WorkloadUnreachable, failure.to_string()).await;
         }
         let Ok(stream) = stream.accept().await else { return };
+        let gate = self.inbound.gate.clone();
         let service = service_fn(move |request| {
             let caller = self.clone();
-            async move { Ok::<_, std::convert::Infallible>(caller.answer(request, version).await) }
+            async move { Ok::<_, std::convert::Infallible>(caller.answer(request).await) }
         });
         let io = TokioIo::new(stream);
         let ended = match version {
@@ -132,8 +142,20 @@ impl Caller {
                 builder.serve_connection(io, service).with_upgrades().await
             }
             HttpVersion::Http2 => {
-                let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-                builder.serve_connection(io, service).await
+                let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                builder
+                    .max_concurrent_streams(u32::try_from(gate.limit()).unwrap_or(u32::MAX))
+                    .initial_stream_window_size(STREAM_WINDOW_BYTES)
+                    .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
+                let mut connection = pin!(builder.serve_connection(io, service));
+                tokio::select! {
+                    ended = connection.as_mut() => ended,
+                    () = gate.draining() => {
+                        // GOAWAY: what is under way ends here, what is new goes elsewhere.
+                        connection.as_mut().graceful_shutdown();
+                        connection.await
+                    }
+                }
             }
         };
         if let Err(error) = ended {
@@ -141,52 +163,42 @@ impl Caller {
         }
     }
 
-    async fn answer(&self, mut request: Request<Incoming>, version: HttpVersion) -> Response<AnswerBody> {
-        let mut guard = AnswerGuard::default();
-        let exchange = guard.exchange.insert(self.meter.start(&self.inbound.clock));
+    async fn answer(&self, request: Request<Incoming>) -> Response<AnswerBody> {
+        let mut exchange = self.meter.start(&self.inbound.clock);
         exchange.set_request(request.method(), request.uri().path());
         let for_grpc = headers::is_grpc(request.headers());
-        guard.pass = self.inbound.gate.enter();
-        if guard.pass.is_none() {
-            let failure = Failure::new(Flag::Overflow, "the callee's node carries as much work as it may");
-            return fail(&failure, for_grpc, true, guard);
-        }
-        let upgrade = headers::upgrade(request.headers(), request.version());
-        let switched = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
-        headers::remove_hop_by_hop(request.headers_mut(), upgrade.as_ref());
+        let mut guard = AnswerGuard::counting(exchange);
+        guard.pass = match self.inbound.enter() {
+            Ok(pass) => Some(pass),
+            Err(failure) => return fail(&failure, for_grpc, true, guard),
+        };
+        let Passing { mut request, version, switched } = Passing::new(request);
         headers::set_peer(request.headers_mut(), &self.peer);
-        let request = request.map(|body| match body.is_end_stream() {
-            true => RequestBody::Empty,
-            false => RequestBody::Streamed(body),
-        });
-        let mut response = match self.workload.upstream.send(request, version, || false).await {
-            Ok(answered) => {
-                let mut response = answered.response;
-                if let Some(exchange) = &mut guard.exchange {
-                    exchange.set_status(response.status());
-                }
-                let protocol = response.headers().get(http::header::UPGRADE).cloned();
-                headers::remove_own(response.headers_mut());
-                match (response.status() == StatusCode::SWITCHING_PROTOCOLS, switched) {
-                    (true, Some(switched)) => {
-                        tunnel::join_upgrade(switched, &mut response, guard);
-                        headers::remove_hop_by_hop(response.headers_mut(), protocol.as_ref());
-                        return response.map(|_| tunnel::no_body());
-                    }
-                    _ => {
-                        headers::remove_hop_by_hop(response.headers_mut(), None);
-                        guard.sender = answered.sender;
-                        response.map(|body| AnswerBody::upstream(body, guard))
-                    }
-                }
-            }
+        let mut answered = match self.send(request, version).await {
+            Ok(answered) => answered,
             Err(error) => return fail(&failure_of(&error), for_grpc, error.unsent.is_some(), guard),
         };
-        if self.inbound.gate.is_draining() && response.version() < Version::HTTP_2 {
+        headers::remove_own(answered.response.headers_mut());
+        let mut answer = forward::answer(answered, switched, guard);
+        if self.inbound.gate.is_draining() && version == HttpVersion::Http1 {
             // The caller retires the stream with this answer instead of losing a race with our end.
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        response
+        answer
+    }
+
+    /// Sends to the workload; once more if it closed a kept connection just then, and the request
+    /// may be sent twice.
+    async fn send(&self, request: Request<RequestBody>, version: HttpVersion) -> Result<Answered, SendError> {
+        let upstream = &self.workload.upstream;
+        let spare = forward::spare(&request);
+        match (upstream.send(request, version, || false).await, spare) {
+            (Err(SendError { failure: SendFailure::Broken(_), unsent: None }), Some(spare)) => {
+                let again = Request::from_parts(spare, RequestBody::Empty);
+                upstream.send(again, version, || false).await
+            }
+            (sent, _) => sent,
+        }
     }
 }
 

@@ -18,14 +18,19 @@ use starling_gossip::record::Protocol;
 use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, warn};
 
+use crate::live::{HOLD, HOLD_STEP};
 use crate::proxy::body::AnswerBody;
 use crate::proxy::failure::Flag;
 use crate::proxy::gate::{Gate, Pass};
 use crate::proxy::outbound::Outbound;
 use crate::proxy::{headers, name, tunnel};
+use crate::upstream::http2::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 
 /// After an accept failed for want of descriptors, others end meanwhile.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// A client that speaks first does so at once.
+const FIRST_BYTES: Duration = Duration::from_secs(1);
 
 /// What a local listener serves.
 #[derive(Clone)]
@@ -73,10 +78,15 @@ impl Listener {
         let _ = client.set_nodelay(true);
         tokio::spawn(async move {
             let _pass = pass;
+            let is_http = match &serves {
+                Serves::ByName => true,
+                Serves::Service(service) => match outbound.will_speak(service.as_str()).await {
+                    Some(protocol) => protocol == Protocol::Http,
+                    None => begins_like_http(&client).await,
+                },
+            };
             match &serves {
-                Serves::Service(service) if outbound.speaks(service.as_str()) == Some(Protocol::Tcp) => {
-                    outbound.carry(service.as_str(), client).await;
-                }
+                Serves::Service(service) if !is_http => outbound.carry(service.as_str(), client).await,
                 _ => serve_http(TokioIo::new(client), serves, outbound).await,
             }
         });
@@ -87,6 +97,29 @@ impl Outbound {
     /// What a service's instances speak, if any are known.
     fn speaks(&self, service: &str) -> Option<Protocol> {
         self.table.load().route(service).map(|route| route.route.protocol)
+    }
+
+    /// The same, once it is known: a program that starts together with its sidecar calls before
+    /// the mesh has been heard.
+    async fn will_speak(&self, service: &str) -> Option<Protocol> {
+        let end = self.clock.now() + HOLD;
+        loop {
+            let protocol = self.speaks(service);
+            if protocol.is_some() || self.clock.now() >= end {
+                return protocol;
+            }
+            tokio::time::sleep(HOLD_STEP).await;
+        }
+    }
+}
+
+/// Whether a client of a service that nobody announces speaks HTTP, and so understands an answer.
+/// One that waits for the server to speak first does not.
+async fn begins_like_http(client: &TcpStream) -> bool {
+    let mut first = [0; 3];
+    match tokio::time::timeout(FIRST_BYTES, client.peek(&mut first)).await {
+        Ok(Ok(count)) => count > 0 && first[..count].iter().all(u8::is_ascii_uppercase),
+        Ok(Err(_)) | Err(_) => false,
     }
 }
 
@@ -99,7 +132,11 @@ async fn serve_http(
         let (serves, outbound) = (serves.clone(), outbound.clone());
         async move { Ok::<_, Infallible>(answer(&serves, &outbound, request).await) }
     });
-    let builder = auto::Builder::new(TokioExecutor::new());
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http2()
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
     if let Err(error) = builder.serve_connection_with_upgrades(client, service).await {
         debug!(%error, "local HTTP connection ended");
     }
@@ -112,7 +149,7 @@ async fn answer(
 ) -> Response<AnswerBody> {
     let service = match serves {
         Serves::Service(service) => return outbound.handle(service.as_str(), request).await,
-        Serves::ByName => name::service_of(&request).map(str::to_owned),
+        Serves::ByName => name::service_of(&request),
     };
     match service {
         Ok(service) if request.method() == Method::CONNECT => connect(outbound, &service, request).await,
@@ -130,16 +167,24 @@ async fn connect(
     request: Request<Incoming>,
 ) -> Response<AnswerBody> {
     if let (Some(Protocol::Http), Ok(name)) = (outbound.speaks(service), service.parse()) {
-        tokio::spawn(serve_tunnel(request, Serves::Service(name), outbound.clone()));
-        return Response::new(tunnel::no_body());
+        return match outbound.enter() {
+            Ok(pass) => {
+                tokio::spawn(serve_tunnel(request, Serves::Service(name), outbound.clone(), pass));
+                Response::new(tunnel::no_body())
+            }
+            Err(failure) => failure.answer(false),
+        };
     }
     match outbound.reach(service).await {
         Ok(mut reached) => {
             tokio::spawn(async move {
                 let Ok(client) = hyper::upgrade::on(request).await else { return };
-                let carried =
-                    tunnel::carry(TokioIo::new(client), reached.stream, &mut reached.exchange).await;
-                debug!(?carried, "tunnel ended");
+                let mut client = TokioIo::new(client);
+                let carried = tunnel::carry(&mut client, reached.stream, &mut reached.exchange).await;
+                if let Err(error) = carried {
+                    debug!(%error, "tunnel broken");
+                    tunnel::reset_upgraded(client.into_inner());
+                }
             });
             Response::new(tunnel::no_body())
         }
@@ -152,8 +197,10 @@ fn serve_tunnel(
     request: Request<Incoming>,
     serves: Serves,
     outbound: Arc<Outbound>,
+    pass: Pass,
 ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
     Box::pin(async move {
+        let _pass = pass;
         if let Ok(client) = hyper::upgrade::on(request).await {
             serve_http(client, serves, outbound).await;
         }

@@ -6,6 +6,7 @@
 
 pub(crate) mod body;
 pub(crate) mod failure;
+pub(crate) mod forward;
 pub(crate) mod gate;
 pub(crate) mod headers;
 pub(crate) mod inbound;

@@ -10,7 +10,7 @@ const SUFFIX: &str = ".mesh";
 
 /// The service that a request's authority names: its target's if it has one (RFC 9112, section
 /// 3.2.2), else its `Host`.
-pub(crate) fn service_of<B>(request: &Request<B>) -> Result<&str, Failure> {
+pub(crate) fn service_of<B>(request: &Request<B>) -> Result<String, Failure> {
     let host = match request.uri().host() {
         Some(host) => host,
         None => {
@@ -21,7 +21,10 @@ pub(crate) fn service_of<B>(request: &Request<B>) -> Result<&str, Failure> {
             without_port(authority)
         }
     };
-    host.strip_suffix(SUFFIX).filter(|service| !service.is_empty()).ok_or_else(|| {
+    // Hosts have no case (RFC 3986, section 3.2.2), and a dot at the end means "absolute".
+    let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+    let service = name.strip_suffix(SUFFIX).filter(|service| !service.is_empty());
+    service.map(str::to_owned).ok_or_else(|| {
         Failure::new(
             Flag::NoRoute,
             format!("{host:?} is no name of this mesh; services are called SERVICE{SUFFIX}"),
@@ -44,12 +47,13 @@ mod tests {
     fn the_authority_names_the_service() {
         let named = |uri: &str, host: &str| {
             let request = Request::builder().uri(uri).header(HOST, host).body(()).expect("request");
-            service_of(&request).map(str::to_owned).map_err(|failure| failure.flag)
+            service_of(&request).map_err(|failure| failure.flag)
         };
         assert_eq!(named("/", "payments.mesh").as_deref(), Ok("payments"));
         assert_eq!(named("/", "payments.mesh:7401").as_deref(), Ok("payments"));
         assert_eq!(named("/", "cart.shop.mesh").as_deref(), Ok("cart.shop"));
         assert_eq!(named("http://payments.mesh/x", "other.mesh").as_deref(), Ok("payments"));
+        assert_eq!(named("/", "Payments.MESH.").as_deref(), Ok("payments"));
         assert_eq!(named("/", "payments"), Err(Flag::NoRoute));
         assert_eq!(named("/", ".mesh"), Err(Flag::NoRoute));
         assert_eq!(named("/", "127.0.0.1:7401"), Err(Flag::NoRoute));

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use http::header::{HOST, HeaderValue};
 use http::uri::{PathAndQuery, Scheme, Uri};
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use starling_gossip::clock::Clock;
@@ -18,13 +18,13 @@ use crate::endpoint::Endpoint;
 use crate::live::{HOLD_STEP, LiveRoute, LiveTable};
 use crate::proxy::body::{AnswerBody, AnswerGuard, RequestBody};
 use crate::proxy::failure::{Failure, Flag};
+use crate::proxy::forward::{self, Passing};
 use crate::proxy::gate::{Gate, Pass};
-use crate::proxy::{headers, tunnel};
+use crate::proxy::headers;
 use crate::route::Target;
 use crate::telemetry::exchange::{Direction, Exchange, Meter};
 use crate::upstream::{Answered, ConnectFailure, HttpVersion, SendFailure};
 
-use http_body::Body as _;
 use starling_transport::header::RefusalReason;
 
 /// Carries local programs' calls into the mesh.
@@ -61,28 +61,15 @@ impl Outbound {
     }
 
     /// Answers one request for `service`, by the mesh if nobody else can.
-    pub(crate) async fn handle(&self, service: &str, mut request: Request<Incoming>) -> Response<AnswerBody> {
+    pub(crate) async fn handle(&self, service: &str, request: Request<Incoming>) -> Response<AnswerBody> {
         let mut exchange = self.unknown.start(&self.clock);
         exchange.set_request(request.method(), request.uri().path());
         let for_grpc = headers::is_grpc(request.headers());
-        let journey = Journey {
-            outbound: self,
-            service,
-            version: HttpVersion::of(request.version()),
-            exchange,
-            tried: Vec::new(),
-            spare: None,
-        };
-        let pass = match self.enter() {
-            Ok(pass) => pass,
-            Err(failure) => return journey.fail(&failure, for_grpc),
-        };
-        let upgrade = headers::upgrade(request.headers(), request.version());
-        let switched = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
-        headers::remove_hop_by_hop(request.headers_mut(), upgrade.as_ref());
+        let Passing { mut request, version, switched } = Passing::new(request);
+        let journey = Journey { outbound: self, service, version, exchange, tried: Vec::new(), spare: None };
         headers::start_trace(request.headers_mut(), &self.chance);
-        match address_for_hop(request, journey.version) {
-            Ok(request) => journey.run(request, switched, for_grpc, pass).await,
+        match self.enter().and_then(|pass| Ok((pass, address_for_hop(request, version)?))) {
+            Ok((pass, request)) => journey.run(request, switched, for_grpc, pass).await,
             Err(failure) => journey.fail(&failure, for_grpc),
         }
     }
@@ -135,7 +122,7 @@ impl Journey<'_> {
         for_grpc: bool,
         pass: Pass,
     ) -> Response<AnswerBody> {
-        self.spare = spare(&request);
+        self.spare = forward::spare(&request);
         let mut request = Some(request);
         let mut last = None;
         while let Some(sendable) = request.take() {
@@ -149,20 +136,23 @@ impl Journey<'_> {
             self.tried.push(endpoint.target().clone());
             let give_up = || self.spare.is_some() && self.could_go_elsewhere();
             match endpoint.send(sendable, self.version, give_up).await {
-                Ok(answered) if self.is_unsent(&answered) => {
+                Ok(answered) if is_refusal(&answered) && self.spare.is_some() => {
                     endpoint.handle_refusal();
-                    last =
-                        Some(Failure::new(Flag::ConnectFailure, "the workload does not accept connections"));
+                    let detail = "the workload does not accept connections";
+                    last = Some(Failure::new(Flag::ConnectFailure, detail));
                     request = self.again();
                 }
                 Ok(answered) => {
-                    let guard = AnswerGuard {
-                        sender: None,
-                        flight: Some(flight),
-                        pass: Some(pass),
-                        exchange: Some(self.exchange),
-                    };
-                    return answer(answered, switched, guard);
+                    if is_refusal(&answered) {
+                        endpoint.handle_refusal();
+                        self.exchange.set_flag(Flag::ConnectFailure);
+                    }
+                    let mut guard = AnswerGuard::counting(self.exchange);
+                    guard.flight = Some(flight);
+                    guard.pass = Some(pass);
+                    let mut answer = forward::answer(answered, switched, guard);
+                    answer.headers_mut().remove(headers::UNSENT);
+                    return answer;
                 }
                 Err(error) => {
                     last = Some(failure_of(&error.failure, &endpoint));
@@ -172,11 +162,6 @@ impl Journey<'_> {
         }
         let failure = last.unwrap_or_else(|| Failure::new(Flag::NoHealthyUpstream, "no attempt was made"));
         self.fail(&failure, for_grpc)
-    }
-
-    /// Whether the callee's sidecar says that its workload took nothing, and we can go elsewhere.
-    fn is_unsent(&self, answered: &Answered) -> bool {
-        self.spare.is_some() && answered.response.headers().contains_key(headers::UNSENT)
     }
 
     /// Whether somebody else could take the request now.
@@ -200,38 +185,27 @@ impl Journey<'_> {
     }
 }
 
-fn answer(answered: Answered, switched: Option<OnUpgrade>, mut guard: AnswerGuard) -> Response<AnswerBody> {
-    let Answered { mut response, sender } = answered;
-    if let Some(exchange) = &mut guard.exchange {
-        exchange.set_status(response.status());
-    }
-    response.headers_mut().remove(headers::UNSENT);
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS
-        && let Some(switched) = switched
-    {
-        let upgrade = response.headers().get(http::header::UPGRADE).cloned();
-        tunnel::join_upgrade(switched, &mut response, guard);
-        headers::remove_hop_by_hop(response.headers_mut(), upgrade.as_ref());
-        return response.map(|_| tunnel::no_body());
-    }
-    headers::remove_hop_by_hop(response.headers_mut(), None);
-    guard.sender = sender;
-    response.map(|body| AnswerBody::upstream(body, guard))
+/// Whether the callee's sidecar says that its workload took nothing.
+fn is_refusal(answered: &Answered) -> bool {
+    answered.response.headers().contains_key(headers::UNSENT)
 }
 
 /// Addresses a request for the next hop: HTTP/1.1 in origin form with a `Host` (RFC 9112, section
 /// 3.2.1), HTTP/2 with scheme and authority (RFC 9113, section 8.3.1).
 fn address_for_hop(
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
     version: HttpVersion,
 ) -> Result<Request<RequestBody>, Failure> {
+    let wrong = || Failure::new(Flag::Malformed, "the request's target cannot be passed on");
+    if request.method() == Method::CONNECT {
+        return Err(Failure::new(Flag::Malformed, "CONNECT belongs to the port that serves by name"));
+    }
     let (mut parts, body) = request.into_parts();
     let path = parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
-    let wrong = |_| Failure::new(Flag::Malformed, "the request's target cannot be passed on");
     if let (HttpVersion::Http1, Some(authority)) = (version, parts.uri.authority()) {
-        let host = HeaderValue::from_str(authority.as_str())
-            .map_err(|_| Failure::new(Flag::Malformed, "the request's authority cannot be passed on"))?;
-        parts.headers.insert(HOST, host);
+        // Never with a user's name (RFC 9110, section 4.2.4).
+        let host = authority.as_str().rsplit('@').next().unwrap_or_default();
+        parts.headers.insert(HOST, HeaderValue::from_str(host).map_err(|_| wrong())?);
     }
     let builder = match (version, parts.uri.authority()) {
         (HttpVersion::Http2, Some(authority)) => {
@@ -239,22 +213,8 @@ fn address_for_hop(
         }
         _ => Uri::builder().path_and_query(path),
     };
-    parts.uri = builder.build().map_err(wrong)?;
-    let body = if body.is_end_stream() { RequestBody::Empty } else { RequestBody::Streamed(body) };
+    parts.uri = builder.build().map_err(|_| wrong())?;
     Ok(Request::from_parts(parts, body))
-}
-
-/// The head of a request that may be sent twice: idempotent, and without a body.
-fn spare(request: &Request<RequestBody>) -> Option<http::request::Parts> {
-    if !request.body().is_end_stream() || !headers::is_idempotent(request.method()) {
-        return None;
-    }
-    let mut copy = Request::new(());
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.version_mut() = request.version();
-    *copy.headers_mut() = request.headers().clone();
-    Some(copy.into_parts().0)
 }
 
 fn failure_of(failure: &SendFailure, endpoint: &Endpoint) -> Failure {

@@ -31,7 +31,6 @@ impl Outbound {
                 let carried = tunnel::carry(&mut client, reached.stream, &mut reached.exchange).await;
                 if let Err(error) = carried {
                     debug!(service, %error, "connection broken");
-                    reached.exchange.set_flag(Flag::ConnectionEnded);
                     tunnel::reset(&client);
                 }
             }

@@ -2,15 +2,18 @@
 //! another protocol.
 
 use hyper::Response;
-use hyper::upgrade::OnUpgrade;
+use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
+use hyper_util::server::conn::auto;
 use socket2::SockRef;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
+use tokio_util::either::Either;
 use tracing::debug;
 
 use crate::proxy::body::{AnswerBody, AnswerGuard};
+use crate::proxy::failure::Flag;
 use crate::telemetry::exchange::Exchange;
 
 /// Bytes on their way in one direction of one connection.
@@ -23,11 +26,17 @@ where
     D: AsyncRead + AsyncWrite + Unpin,
     U: AsyncRead + AsyncWrite + Unpin,
 {
-    let copied =
-        tokio::io::copy_bidirectional_with_sizes(&mut down, &mut up, BUFFER_BYTES, BUFFER_BYTES).await?;
-    exchange.add_request_bytes(copied.0);
-    exchange.add_response_bytes(copied.1 as usize);
-    Ok(())
+    match tokio::io::copy_bidirectional_with_sizes(&mut down, &mut up, BUFFER_BYTES, BUFFER_BYTES).await {
+        Ok((request_bytes, response_bytes)) => {
+            exchange.add_request_bytes(request_bytes);
+            exchange.add_response_bytes(response_bytes as usize);
+            Ok(())
+        }
+        Err(error) => {
+            exchange.set_flag(Flag::ConnectionEnded);
+            Err(error)
+        }
+    }
 }
 
 /// Joins both halves of an exchange whose server agreed to switch protocols (101). `guard` lasts
@@ -43,9 +52,12 @@ pub(crate) fn join_upgrade(
         let (Ok(down), Ok(up)) = tokio::join!(down, up) else {
             return debug!("a switch of protocols was agreed and not made");
         };
-        if let Some(exchange) = &mut guard.exchange {
-            let ended = carry(TokioIo::new(down), TokioIo::new(up), exchange).await;
-            debug!(?ended, "switched connection ended");
+        let Some(exchange) = &mut guard.exchange else { return };
+        let (mut down, mut up) = (TokioIo::new(down), TokioIo::new(up));
+        if let Err(error) = carry(&mut down, &mut up, exchange).await {
+            debug!(%error, "switched connection broken");
+            reset_upgraded(down.into_inner());
+            reset_upgraded(up.into_inner());
         }
     });
 }
@@ -54,6 +66,19 @@ pub(crate) fn join_upgrade(
 pub(crate) fn reset(stream: &TcpStream) {
     // A socket that is gone already needs no reset.
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+/// The same for a connection that HTTP has handed over. A mesh stream resets itself when dropped.
+pub(crate) fn reset_upgraded(connection: Upgraded) {
+    let connection = match auto::upgrade::downcast::<TokioIo<TcpStream>>(connection) {
+        Ok(parts) => return reset(&parts.io.into_inner()),
+        Err(other) => other,
+    };
+    if let Ok(parts) = connection.downcast::<TokioIo<Either<TcpStream, UnixStream>>>()
+        && let Either::Left(stream) = parts.io.into_inner()
+    {
+        reset(&stream);
+    }
 }
 
 /// An empty body in place of one that a tunnel has taken over.

@@ -24,6 +24,8 @@ pub(super) struct Http1Pool {
 struct Kept {
     sender: SendRequest<RequestBody>,
     next_hop: NextHop,
+    /// Idle since before the last sweep.
+    swept: bool,
 }
 
 /// A connection on loan until its answer's body has ended.
@@ -62,7 +64,7 @@ impl Http1Pool {
             match sent {
                 Ok(response) => {
                     let sender = Some(LentSender { kept, pool: self.clone() });
-                    return Ok(Answered { response, sender });
+                    return Ok(Answered { response, sender, stream: None });
                 }
                 Err(mut error) => match error.take_message() {
                     // It had been closed while idle; that says nothing about the next hop.
@@ -96,7 +98,13 @@ impl Http1Pool {
         }
     }
 
-    fn put(&self, kept: Kept) {
+    /// Closes connections that were idle since the last sweep, and marks the others.
+    pub(super) fn sweep(&self) {
+        self.lock().retain_mut(|kept| !std::mem::replace(&mut kept.swept, true));
+    }
+
+    fn put(&self, mut kept: Kept) {
+        kept.swept = false;
         let mut idle = self.lock();
         if idle.len() < self.idle_max && !kept.sender.is_closed() {
             idle.push(kept);
@@ -128,5 +136,5 @@ async fn open<C: Connect>(connect: &C) -> Result<Kept, ConnectFailure> {
             debug!(%error, "HTTP/1.1 connection ended");
         }
     });
-    Ok(Kept { sender, next_hop })
+    Ok(Kept { sender, next_hop, swept: false })
 }

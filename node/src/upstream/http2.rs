@@ -1,6 +1,11 @@
-//! One HTTP/2 connection, shared by all requests to a place.
+//! HTTP/2 connections, each shared by many requests.
+//!
+//! A peer's sidecar takes as many streams on one connection as it takes requests, so there is one.
+//! A workload may take as few as a hundred (RFC 9113, section 6.5.2, advises no fewer), so there
+//! may be several.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http::Request;
@@ -11,43 +16,58 @@ use tracing::debug;
 use super::{Answered, Connect, ConnectFailure, HttpVersion, NextHop, SendError, SendFailure};
 use crate::proxy::body::RequestBody;
 
-/// Received but unread bytes of one stream, and of all together. On a path of 100 ms a stream
-/// gets 10 MB/s at this.
-const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
-const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// Received but unread bytes of one stream. On a path of 100 ms a stream gets 5 MB/s at this.
+pub(crate) const STREAM_WINDOW_BYTES: u32 = 512 * 1024;
+
+/// Of all streams together: as much as there is, so that one slow reader never stalls the others.
+/// What they hold is bounded by the streams' own windows.
+pub(crate) const CONNECTION_WINDOW_BYTES: u32 = (1 << 31) - 1;
+
+/// Streams on one connection to a workload before another is opened, and connections at most.
+const STREAMS_PER_WORKLOAD_CONNECTION: u32 = 100;
+const CONNECTIONS_MAX: usize = 16;
 
 /// Asks whether the other end of an idle TCP connection is still there. (A mesh stream's
 /// connection asks by itself.)
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
 #[derive(Default)]
-pub(super) struct Http2Shared {
-    current: Mutex<Option<Shared>>,
+pub(super) struct Http2Pool {
+    connections: Mutex<Vec<Shared>>,
     /// Held while connecting, so that a burst of first requests opens one connection.
     connecting: tokio::sync::Mutex<()>,
+    /// Counts attempts to connect that are over, so that all who waited for one share its outcome.
+    attempts: AtomicU64,
+    last_failure: Mutex<Option<ConnectFailure>>,
 }
 
 #[derive(Clone)]
 pub(super) struct Shared {
     sender: SendRequest<RequestBody>,
     next_hop: NextHop,
+    streams: Arc<AtomicU32>,
+    used: Arc<AtomicBool>,
 }
 
-impl Http2Shared {
+/// Counts a stream of a connection as long as it lives.
+pub(crate) struct Stream(Arc<AtomicU32>);
+
+impl Http2Pool {
     pub(super) async fn send<C: Connect>(
         &self,
         connect: &C,
         request: Request<RequestBody>,
         give_up: impl Fn() -> bool + Send + Sync,
     ) -> Result<Answered, SendError> {
-        let mut shared = match self.sender(connect).await {
+        let mut shared = match self.connection(connect).await {
             Ok(shared) => shared,
             Err(failure) => return Err(SendError { failure: failure.into(), unsent: Some(request) }),
         };
+        let stream = shared.begin();
         tokio::select! {
             biased;
             sent = shared.sender.try_send_request(request) => match sent {
-                Ok(response) => Ok(Answered { response, sender: None }),
+                Ok(response) => Ok(Answered { response, sender: None, stream: Some(stream) }),
                 Err(mut error) => {
                     let unsent = error.take_message();
                     Err(SendError { failure: error.into_error().into(), unsent })
@@ -59,27 +79,69 @@ impl Http2Shared {
         }
     }
 
-    /// The connection, opened if there is none that stands.
-    pub(super) async fn sender<C: Connect>(&self, connect: &C) -> Result<Shared, ConnectFailure> {
-        if let Some(shared) = self.current() {
+    /// A connection with room, opened if there is none.
+    pub(super) async fn connection<C: Connect>(&self, connect: &C) -> Result<Shared, ConnectFailure> {
+        let before = self.attempts.load(Ordering::Acquire);
+        if let Some(shared) = self.with_room() {
             return Ok(shared);
         }
         let _only_one = self.connecting.lock().await;
-        if let Some(shared) = self.current() {
+        if let Some(shared) = self.with_room() {
             return Ok(shared);
         }
-        let shared = open(connect).await?;
-        *self.lock() = Some(shared.clone());
+        if self.attempts.load(Ordering::Acquire) != before
+            && let Some(failure) = self.last_failure().clone()
+        {
+            return Err(failure);
+        }
+        let opened = open(connect).await;
+        *self.last_failure() = opened.as_ref().err().cloned();
+        self.attempts.fetch_add(1, Ordering::Release);
+        let shared = opened?;
+        self.connections().push(shared.clone());
         Ok(shared)
     }
 
-    fn current(&self) -> Option<Shared> {
-        let current = self.lock().clone()?;
-        (!current.sender.is_closed() && current.next_hop.is_usable()).then_some(current)
+    /// Closes connections that nobody used since the last sweep.
+    pub(super) fn sweep(&self) {
+        self.connections().retain(|shared| {
+            let in_use = shared.streams.load(Ordering::Relaxed) > 0;
+            shared.used.swap(false, Ordering::Relaxed) || in_use
+        });
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Shared>> {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The least busy connection that stands, if it has room or there may be no other.
+    fn with_room(&self) -> Option<Shared> {
+        let mut connections = self.connections();
+        connections.retain(|shared| !shared.sender.is_closed() && shared.next_hop.is_usable());
+        let least = connections.iter().min_by_key(|shared| shared.streams.load(Ordering::Relaxed))?;
+        let has_room = match least.next_hop {
+            NextHop::Peer(_) => true,
+            NextHop::Workload => least.streams.load(Ordering::Relaxed) < STREAMS_PER_WORKLOAD_CONNECTION,
+        };
+        (has_room || connections.len() >= CONNECTIONS_MAX).then(|| least.clone())
+    }
+
+    fn connections(&self) -> MutexGuard<'_, Vec<Shared>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn last_failure(&self) -> MutexGuard<'_, Option<ConnectFailure>> {
+        self.last_failure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shared {
+    fn begin(&self) -> Stream {
+        self.used.store(true, Ordering::Relaxed);
+        self.streams.fetch_add(1, Ordering::Relaxed);
+        Stream(self.streams.clone())
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -102,5 +164,5 @@ async fn open<C: Connect>(connect: &C) -> Result<Shared, ConnectFailure> {
             debug!(%error, "HTTP/2 connection ended");
         }
     });
-    Ok(Shared { sender, next_hop })
+    Ok(Shared { sender, next_hop, streams: Arc::default(), used: Arc::new(AtomicBool::new(true)) })
 }

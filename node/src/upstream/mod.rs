@@ -5,7 +5,7 @@
 //! sent. How bytes reach the next hop is [`Connect`]'s; which hop it is, the caller's.
 
 mod http1;
-mod http2;
+pub(crate) mod http2;
 
 use std::time::Duration;
 
@@ -102,19 +102,21 @@ pub(crate) struct Answered {
     pub(crate) response: Response<Incoming>,
     /// To be given back when the body has ended; `None` where connections are shared.
     pub(crate) sender: Option<LentSender>,
+    /// Counts among its connection's streams, where they are.
+    pub(crate) stream: Option<http2::Stream>,
 }
 
 /// HTTP connections to one place.
 pub(crate) struct HttpUpstream<C> {
     connect: C,
     http1: std::sync::Arc<http1::Http1Pool>,
-    http2: http2::Http2Shared,
+    http2: http2::Http2Pool,
 }
 
 impl<C: Connect> HttpUpstream<C> {
     /// Keeps at most `idle_max` idle HTTP/1.1 connections.
     pub(crate) fn new(connect: C, idle_max: usize) -> Self {
-        Self { connect, http1: http1::Http1Pool::new(idle_max), http2: http2::Http2Shared::default() }
+        Self { connect, http1: http1::Http1Pool::new(idle_max), http2: http2::Http2Pool::default() }
     }
 
     /// Opens byte streams to the same place, for other protocols.
@@ -136,12 +138,18 @@ impl<C: Connect> HttpUpstream<C> {
         }
     }
 
+    /// Closes connections that nobody has used since the last sweep.
+    pub(crate) fn sweep(&self) {
+        self.http1.sweep();
+        self.http2.sweep();
+    }
+
     /// Makes sure that a connection for `version` stands, so that a refusal is known before
     /// anything is sent.
     pub(crate) async fn warm(&self, version: HttpVersion) -> Result<(), ConnectFailure> {
         match version {
             HttpVersion::Http1 => self.http1.warm(&self.connect).await,
-            HttpVersion::Http2 => self.http2.sender(&self.connect).await.map(drop),
+            HttpVersion::Http2 => self.http2.connection(&self.connect).await.map(drop),
         }
     }
 }

@@ -1,0 +1,76 @@
+//! PURE: what both sidecars of a call do to the messages they pass on.
+
+use http::header::UPGRADE;
+use http::{Request, Response, StatusCode, Version};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+
+use crate::proxy::body::{AnswerBody, AnswerGuard, RequestBody};
+use crate::proxy::{headers, tunnel};
+use crate::upstream::{Answered, HttpVersion};
+
+/// A request as it came, ready to be addressed and sent on.
+pub(crate) struct Passing {
+    /// Without what ended at this hop, in the version that this hop speaks.
+    pub(crate) request: Request<RequestBody>,
+    /// How the next hop is spoken to.
+    pub(crate) version: HttpVersion,
+    /// The caller's half of a switch of protocols, if it asked for one.
+    pub(crate) switched: Option<OnUpgrade>,
+}
+
+impl Passing {
+    /// Takes a request over. An intermediary sends its own version (RFC 9110, section 6.2): a
+    /// caller of HTTP/1.0 costs no connection of its own.
+    pub(crate) fn new(mut request: Request<Incoming>) -> Self {
+        let version = HttpVersion::of(request.version());
+        let upgrade = headers::upgrade(request.headers(), request.version());
+        let switched = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
+        headers::remove_hop_by_hop(request.headers_mut(), upgrade.as_ref());
+        if version == HttpVersion::Http1 {
+            *request.version_mut() = Version::HTTP_11;
+        }
+        Self { request: request.map(RequestBody::new), version, switched }
+    }
+}
+
+/// The head of a request that may be sent twice: idempotent, and without a body.
+pub(crate) fn spare(request: &Request<RequestBody>) -> Option<http::request::Parts> {
+    if !request.body().is_end_stream() || !headers::is_idempotent(request.method()) {
+        return None;
+    }
+    let mut copy = Request::new(());
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.version_mut() = request.version();
+    *copy.headers_mut() = request.headers().clone();
+    Some(copy.into_parts().0)
+}
+
+/// Passes an answer on. One of HTTP/1.0 is told in HTTP/1.1, whose end cannot be mistaken.
+pub(crate) fn answer(
+    answered: Answered,
+    switched: Option<OnUpgrade>,
+    mut guard: AnswerGuard,
+) -> Response<AnswerBody> {
+    let Answered { mut response, sender, stream } = answered;
+    if let Some(exchange) = &mut guard.exchange {
+        exchange.set_status(response.status());
+    }
+    if response.version() < Version::HTTP_11 {
+        *response.version_mut() = Version::HTTP_11;
+    }
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS
+        && let Some(switched) = switched
+    {
+        let upgrade = response.headers().get(UPGRADE).cloned();
+        tunnel::join_upgrade(switched, &mut response, guard);
+        headers::remove_hop_by_hop(response.headers_mut(), upgrade.as_ref());
+        return response.map(|_| tunnel::no_body());
+    }
+    headers::remove_hop_by_hop(response.headers_mut(), None);
+    guard.sender = sender;
+    guard.stream = stream;
+    response.map(|body| AnswerBody::upstream(body, guard))
+}
