@@ -7,6 +7,7 @@
 pub mod catalogue;
 pub mod clock;
 pub mod codec;
+pub mod handle;
 pub mod health;
 pub mod identity;
 pub mod lease;

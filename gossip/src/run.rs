@@ -14,19 +14,18 @@ use metrics::{counter, gauge};
 use rand::rngs::StdRng;
 use rand::seq::IteratorRandom as _;
 use rand::{Rng as _, SeedableRng as _};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, info, warn};
 
-use crate::catalogue::{Applied, Catalogue, Heard, Rejected};
+use crate::catalogue::{Applied, Catalogue, Rejected};
 use crate::clock::{Clock, Instant};
 use crate::codec;
-use crate::limits::COMMANDS_QUEUED_MAX;
+use crate::handle::{Command, MemberView, Setup};
 use crate::link::Link;
-use crate::publisher::{NodeDescription, Publisher, Said};
-use crate::record::{Instance, Label, Owner, Renewal};
+use crate::publisher::{Publisher, Said};
+use crate::record::{Owner, Renewal};
 use crate::replica::{AddressBook, Change, Replica, ReplicaError, ReplicaSettings, from_text, to_text};
 use crate::snapshot::{Member, Presence, Snapshot};
-use crate::svid::{Svid, TrustBundle};
 
 /// Peers told at once when this node has something new to say. Three, as in a regular round.
 const TOLD_AT_ONCE: usize = 3;
@@ -60,100 +59,7 @@ const NODE_KEY: &str = "n";
 const LEASE_KEY: &str = "l";
 const INSTANCE_PREFIX: &str = "i/";
 
-/// What gossip needs to run.
-pub struct Setup {
-    /// What this node says about itself.
-    pub description: NodeDescription,
-    /// How often to reconcile with three peers.
-    pub interval: Duration,
-    /// Who this node is.
-    pub svid: Arc<Svid>,
-    /// Whom it believes.
-    pub bundle: Arc<TrustBundle>,
-    /// How it reaches others.
-    pub link: Arc<dyn Link>,
-    /// Its time.
-    pub clock: Clock,
-    /// The one source of its chance.
-    pub random_seed: u64,
-    /// Where to find the mesh.
-    pub seeds: watch::Receiver<Vec<SocketAddr>>,
-}
-
-/// A handle to the running loop; cheap to clone.
-#[derive(Clone)]
-pub struct Gossip {
-    commands: mpsc::Sender<Command>,
-    snapshots: watch::Receiver<Arc<Snapshot>>,
-    owner: Owner,
-}
-
-/// A member as people see it.
-#[derive(Clone, Debug)]
-pub struct MemberView {
-    /// Who.
-    pub owner: Owner,
-    /// Its record and presence.
-    pub member: Member,
-    /// When it was last heard.
-    pub heard: Option<Heard>,
-}
-
-enum Command {
-    SetInstance { id: Label, instance: Option<Instance> },
-    Rotate(Arc<Svid>, Arc<TrustBundle>),
-    Members(oneshot::Sender<Vec<MemberView>>),
-    Leave(oneshot::Sender<()>),
-}
-
-impl Gossip {
-    /// Starts the repair path and returns the handle and the loop, which the caller runs until it
-    /// ends (after [`Gossip::leave`], or when all handles are gone).
-    pub async fn start(setup: Setup) -> Result<(Self, GossipLoop), ReplicaError> {
-        let (commands, inbox) = mpsc::channel(COMMANDS_QUEUED_MAX);
-        let (snapshot_out, snapshots) = watch::channel(Arc::new(Snapshot::default()));
-        let book = AddressBook { snapshots: snapshots.clone(), seeds: setup.seeds.clone() };
-        let gossip_loop = GossipLoop::new(setup, inbox, snapshot_out, book).await?;
-        let owner = gossip_loop.publisher.owner().clone();
-        Ok((Self { commands, snapshots, owner }, gossip_loop))
-    }
-
-    /// Who this node is in the mesh.
-    pub fn owner(&self) -> &Owner {
-        &self.owner
-    }
-
-    /// The newest snapshot, and every one after it.
-    pub fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
-        self.snapshots.clone()
-    }
-
-    /// Announces an instance, or with `None` withdraws it.
-    pub async fn set_instance(&self, id: Label, instance: Option<Instance>) {
-        let _ = self.commands.send(Command::SetInstance { id, instance }).await;
-    }
-
-    /// Speaks with a rotated certificate, and believes `bundle`, from now on.
-    pub async fn rotate(&self, svid: Arc<Svid>, bundle: Arc<TrustBundle>) {
-        let _ = self.commands.send(Command::Rotate(svid, bundle)).await;
-    }
-
-    /// All members with their lease ages; empty once the loop has ended.
-    pub async fn members(&self) -> Vec<MemberView> {
-        let (reply, answer) = oneshot::channel();
-        let _ = self.commands.send(Command::Members(reply)).await;
-        answer.await.unwrap_or_default()
-    }
-
-    /// Withdraws this node, tells several peers, and ends the loop.
-    pub async fn leave(&self) {
-        let (reply, answer) = oneshot::channel();
-        let _ = self.commands.send(Command::Leave(reply)).await;
-        let _ = answer.await;
-    }
-}
-
-/// The loop itself; see [`Gossip::start`].
+/// The loop itself; see [`crate::handle::Gossip::start`].
 pub struct GossipLoop {
     publisher: Publisher,
     catalogue: Catalogue,
@@ -180,7 +86,7 @@ pub struct GossipLoop {
 }
 
 impl GossipLoop {
-    async fn new(
+    pub(crate) async fn new(
         setup: Setup,
         inbox: mpsc::Receiver<Command>,
         snapshot_out: watch::Sender<Arc<Snapshot>>,
@@ -220,6 +126,11 @@ impl GossipLoop {
             map_exhausted: false,
             clock,
         })
+    }
+
+    /// Who speaks here.
+    pub(crate) fn owner(&self) -> &Owner {
+        self.publisher.owner()
     }
 
     /// Runs until the node leaves or every handle is gone.

@@ -12,14 +12,16 @@ use arc_swap::ArcSwap;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use starling_gossip::clock::{Clock, Instant};
+use starling_gossip::handle::{Gossip, Setup};
 use starling_gossip::publisher::NodeDescription;
 use starling_gossip::record::Label;
-use starling_gossip::run::{Gossip, GossipLoop, Setup};
+use starling_gossip::run::GossipLoop;
 use starling_transport::credential_files::CredentialFiles;
 use starling_transport::credentials::Credentials;
-use starling_transport::endpoint::{Endpoint as Transport, Incoming};
+use starling_transport::endpoint::Endpoint as Transport;
 use starling_transport::gossip_link::GossipLink;
-use tokio::sync::watch;
+use starling_transport::incoming::IncomingStream;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
@@ -53,21 +55,15 @@ const CLOSE_GRACE: Duration = Duration::from_secs(1);
 /// A node that is set up: every port bound, nothing announced yet.
 pub struct Node {
     config: Config,
-    clock: Clock,
-    started: Instant,
-    credentials: Credentials,
-    transport: Transport,
-    gossip: Gossip,
+    shown: Shown,
     gossip_loop: GossipLoop,
-    streams: tokio::sync::mpsc::Receiver<starling_transport::incoming::IncomingStream>,
+    streams: mpsc::Receiver<IncomingStream>,
     listeners: Vec<Listener>,
     admin: Admin,
     outbound: Arc<Outbound>,
     inbound: Arc<Inbound>,
     local: LocalInstances,
     seeds: watch::Sender<Vec<SocketAddr>>,
-    drain: Drain,
-    metrics: Metrics,
 }
 
 /// The state that parts of a node share to show it.
@@ -94,8 +90,6 @@ impl Node {
         let (transport, incoming) =
             Transport::bind(config.node.listen, credentials.clone(), StdRng::seed_from_u64(rng.random()))?;
         let address = advertised(&config, transport.local_addr())?;
-        let Incoming { streams, gossip: messages } = incoming;
-        let link = Arc::new(GossipLink::new(transport.pool().clone(), messages));
         let (seeds, seed_addresses) = watch::channel(Vec::new());
         let current = credentials.current();
         let (gossip, gossip_loop) = Gossip::start(Setup {
@@ -103,104 +97,94 @@ impl Node {
             interval: config.gossip.interval,
             svid: current.svid().clone(),
             bundle: current.bundle().clone(),
-            link,
+            link: Arc::new(GossipLink::new(transport.pool().clone(), incoming.gossip)),
             clock: clock.clone(),
             random_seed: rng.random(),
             seeds: seed_addresses,
         })
         .await?;
-
-        let in_flight_max = config.limits.requests_in_flight_max as usize;
-        let outbound = Arc::new(Outbound {
-            table: Arc::default(),
-            gate: Gate::new(in_flight_max),
-            attempts_max: config.limits.attempts_max as usize,
-            chance: Chance::new(rng.random()),
-            clock: clock.clone(),
-            unknown: Outbound::unknown_meter(),
-        });
         let local = LocalInstances::new(&config.services, gossip.clone(), clock.clone());
-        let inbound = Arc::new(Inbound {
-            workloads: local.workloads(config.limits.idle_streams_per_endpoint_max as usize),
-            gate: Gate::new(in_flight_max),
-            clock: clock.clone(),
-        });
+        let outbound = Arc::new(outbound(&config, &clock, rng.random()));
+        let inbound = Arc::new(inbound(&config, &clock, &local));
         let listeners = bind_listeners(&config, &outbound).await?;
-        let drain = Drain::new(inbound.gate.clone(), outbound.gate.clone());
         let shown = Shown {
-            gossip: gossip.clone(),
-            transport: transport.clone(),
-            credentials: credentials.clone(),
+            gossip,
+            transport,
+            credentials,
             table: outbound.table.clone(),
-            drain: drain.clone(),
-            metrics: metrics.clone(),
-            clock: clock.clone(),
+            drain: Drain::new(inbound.gate.clone(), outbound.gate.clone()),
+            metrics,
+            clock,
             started,
             address,
         };
-        let admin = Admin::bind(&config.admin, files.token, shown).await?;
-        Ok(Self {
-            config,
-            clock,
-            started,
-            credentials,
-            transport,
-            gossip,
-            gossip_loop,
-            streams,
-            listeners,
-            admin,
-            outbound,
-            inbound,
-            local,
-            seeds,
-            drain,
-            metrics,
-        })
+        let admin = Admin::bind(&config.admin, files.token, shown.clone()).await?;
+        let streams = incoming.streams;
+        Ok(Self { config, shown, gossip_loop, streams, listeners, admin, outbound, inbound, local, seeds })
     }
 
     /// Runs until `signal` or an action of the admin API asks for the end, then drains, withdraws
     /// and closes.
     pub async fn run(self, signal: impl Future<Output = Shutdown> + Send) {
+        let Shown { gossip, transport, credentials, drain, metrics, clock, started, .. } = self.shown;
         let mut tasks = JoinSet::new();
         let gossip_loop = tokio::spawn(self.gossip_loop.run());
         tasks.spawn(seeds::follow(self.config.mesh.seeds.clone(), self.seeds));
+        let table = self.outbound.table.clone();
         tasks.spawn(keep_routes(
-            self.gossip.clone(),
-            self.outbound.table.clone(),
+            gossip.clone(),
+            table,
             self.config.clone(),
-            self.transport.clone(),
-            self.clock.clone(),
+            transport.clone(),
+            clock.clone(),
         ));
-        tasks.spawn(accept_streams(self.streams, self.inbound.clone()));
         tasks.spawn(sweep_idle(self.outbound.table.clone(), self.inbound.clone()));
-        tasks.spawn(credential_files(&self.config).follow(self.credentials.clone()));
-        tasks.spawn(speak_as(self.credentials.clone(), self.gossip.clone()));
-        tasks.spawn(self.metrics.upkeep());
+        tasks.spawn(accept_streams(self.streams, self.inbound.clone()));
+        tasks.spawn(credential_files(&self.config).follow(credentials.clone()));
+        tasks.spawn(speak_as(credentials.clone(), gossip.clone()));
+        tasks.spawn(metrics.upkeep());
         for listener in self.listeners {
             tasks.spawn(listener.run());
         }
         let local = self.local.start();
         tasks.spawn(self.admin.run());
-        let ready_after = self.clock.now() - self.started;
         info!(
-            node = %self.config.node.name, identity = %self.credentials.id(),
-            listen = %self.transport.local_addr(), ?ready_after, "ready"
+            node = %self.config.node.name, identity = %credentials.id(),
+            listen = %transport.local_addr(), ready_after = ?(clock.now() - started), "ready"
         );
 
         let shutdown = tokio::select! {
             shutdown = signal => shutdown,
-            shutdown = self.drain.requested() => shutdown,
+            shutdown = drain.requested() => shutdown,
         };
         info!(?shutdown, "stopping");
         local.drain().await;
-        self.drain.finish(shutdown, self.config.node.drain_timeout, &self.clock).await;
+        drain.finish(shutdown, self.config.node.drain_timeout, &clock).await;
         local.withdraw().await;
-        self.gossip.leave().await;
-        self.transport.close(CLOSE_GRACE).await;
+        gossip.leave().await;
+        transport.close(CLOSE_GRACE).await;
         tasks.shutdown().await;
         let _ = gossip_loop.await;
         info!("stopped");
+    }
+}
+
+fn outbound(config: &Config, clock: &Clock, seed: u64) -> Outbound {
+    Outbound {
+        table: Arc::default(),
+        gate: Gate::new(config.limits.requests_in_flight_max as usize),
+        attempts_max: config.limits.attempts_max as usize,
+        chance: Chance::new(seed),
+        clock: clock.clone(),
+        unknown: Outbound::unknown_meter(),
+    }
+}
+
+fn inbound(config: &Config, clock: &Clock, local: &LocalInstances) -> Inbound {
+    Inbound {
+        workloads: local.workloads(config.limits.idle_streams_per_endpoint_max as usize),
+        gate: Gate::new(config.limits.requests_in_flight_max as usize),
+        clock: clock.clone(),
     }
 }
 
@@ -306,10 +290,7 @@ async fn sweep_idle(table: Arc<ArcSwap<LiveTable>>, inbound: Arc<Inbound>) {
     }
 }
 
-async fn accept_streams(
-    mut streams: tokio::sync::mpsc::Receiver<starling_transport::incoming::IncomingStream>,
-    inbound: Arc<Inbound>,
-) {
+async fn accept_streams(mut streams: mpsc::Receiver<IncomingStream>, inbound: Arc<Inbound>) {
     while let Some(incoming) = streams.recv().await {
         tokio::spawn(inbound.clone().handle(incoming));
     }

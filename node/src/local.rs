@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use starling_gossip::clock::Clock;
+use starling_gossip::handle::Gossip;
 use starling_gossip::health::{HealthState, Thresholds};
 use starling_gossip::record::{Health, Instance};
-use starling_gossip::run::Gossip;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::{info, warn};

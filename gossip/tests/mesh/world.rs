@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use starling_gossip::clock::{Clock, Instant};
+use starling_gossip::handle::{Gossip, Setup};
 use starling_gossip::publisher::NodeDescription;
 use starling_gossip::record::{Health, Instance, Label, Locality, Protocol};
-use starling_gossip::run::{Gossip, Setup};
 use starling_gossip::snapshot::{Presence, Snapshot};
 use starling_gossip::svid::{Svid, TrustBundle};
 use tokio::sync::watch;

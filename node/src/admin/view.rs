@@ -169,7 +169,7 @@ pub(super) fn node(shown: &Shown) -> NodeView {
 
 pub(super) async fn members(shown: &Shown) -> Vec<MemberView> {
     let peers = shown.transport.pool().peers();
-    let view = |view: starling_gossip::run::MemberView| {
+    let view = |view: starling_gossip::handle::MemberView| {
         let record = &view.member.record;
         let address = record.addresses[0];
         let peer = peers.iter().find(|peer| peer.address == address && peer.identity == view.owner.identity);

@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use tracing::debug;
 
 use crate::endpoint::Flight;
-use crate::proxy::failure::{Failure, Flag};
+use crate::proxy::failure::Failure;
 use crate::proxy::gate::Pass;
 use crate::proxy::outbound::{Outbound, failure_of_connect};
 use crate::proxy::tunnel;
