@@ -15,7 +15,7 @@ use starling_gossip::identity::SpiffeId;
 
 use crate::header::{HeaderError, StreamHeader};
 use crate::limits::OPEN_TIMEOUT;
-use crate::stream::{MeshStream, SendHalf};
+use crate::stream::{BeginError, MeshStream, SendHalf};
 
 /// Who is at the other end, as proved in the handshake.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +67,12 @@ pub enum OpenError {
     /// The peer has permitted no further stream for [`OPEN_TIMEOUT`].
     #[error("{peer} permits no more streams")]
     TooManyStreams {
+        /// Who does not.
+        peer: SocketAddr,
+    },
+    /// The peer has had no room for the header for [`crate::limits::FIRST_WRITE_TIMEOUT`].
+    #[error("{peer} takes no more bytes in")]
+    Stalled {
         /// Who does not.
         peer: SocketAddr,
     },
@@ -162,7 +168,8 @@ impl Connection {
     }
 
     /// Opens a stream that begins with `header`. Nothing waits for the peer, unless it permits no
-    /// more streams, and then at most [`OPEN_TIMEOUT`]; the answer is awaited on the stream.
+    /// more streams, and then at most [`OPEN_TIMEOUT`], or no more bytes, and then at most
+    /// [`crate::limits::FIRST_WRITE_TIMEOUT`]; the answer is awaited on the stream.
     pub async fn open(&self, header: &StreamHeader) -> Result<MeshStream, OpenError> {
         let header = header.encode()?;
         let work = self.begin_work();
@@ -173,7 +180,7 @@ impl Connection {
             Err(_) => return Err(OpenError::TooManyStreams { peer: self.shared.peer.address }),
         };
         let mut stream = MeshStream::dialled(send, recv, work);
-        stream.write_first(&header).await.map_err(|error| self.lost(error))?;
+        stream.write_first(&header).await.map_err(|error| self.not_begun(error))?;
         Ok(stream)
     }
 
@@ -188,8 +195,15 @@ impl Connection {
             Err(_) => return Err(OpenError::TooManyStreams { peer: self.shared.peer.address }),
         };
         let mut stream = SendHalf::new(send, work);
-        stream.write_first(&header).await.map_err(|error| self.lost(error))?;
+        stream.write_first(&header).await.map_err(|error| self.not_begun(error))?;
         Ok(stream)
+    }
+
+    fn not_begun(&self, why: BeginError) -> OpenError {
+        match why {
+            BeginError::Lost(why) => self.lost(why),
+            BeginError::Stalled => OpenError::Stalled { peer: self.shared.peer.address },
+        }
     }
 
     fn lost(&self, why: impl std::fmt::Display) -> OpenError {

@@ -22,9 +22,10 @@ use crate::credentials::Credentials;
 use crate::dial::Dialler;
 use crate::incoming::IncomingStream;
 use crate::limits::{
-    CALLS_PER_CONNECTION_MAX, CLOSE_FLUSH, GOSSIP_RECEIVED_MAX, HALF_OPEN_BYTES_MAX, HALF_OPEN_MAX,
-    HALF_OPEN_TOTAL_BYTES_MAX, IDLE_TIMEOUT, INCOMING_STREAMS_MAX, INITIAL_RTT, KEEP_ALIVE,
-    MESSAGES_PER_CONNECTION_MAX, PROBE_BUFFER_BYTES_MAX, SOCKET_BUFFER_BYTES,
+    CALLS_PER_CONNECTION_MAX, CLOSE_FLUSH, CONNECTION_RECEIVE_WINDOW_BYTES, CONNECTION_SEND_WINDOW_BYTES,
+    GOSSIP_RECEIVED_MAX, HALF_OPEN_BYTES_MAX, HALF_OPEN_MAX, HALF_OPEN_TOTAL_BYTES_MAX, IDLE_TIMEOUT,
+    INCOMING_STREAMS_MAX, INITIAL_RTT, KEEP_ALIVE, MESSAGES_PER_CONNECTION_MAX, PROBE_BUFFER_BYTES_MAX,
+    SOCKET_BUFFER_BYTES, STREAM_RECEIVE_WINDOW_BYTES,
 };
 use crate::pool::Pool;
 use crate::serve::Inbox;
@@ -167,6 +168,9 @@ fn transport_config() -> TransportConfig {
     config
         .max_concurrent_bidi_streams(VarInt::from_u32(CALLS_PER_CONNECTION_MAX))
         .max_concurrent_uni_streams(VarInt::from_u32(MESSAGES_PER_CONNECTION_MAX))
+        .stream_receive_window(VarInt::from_u32(STREAM_RECEIVE_WINDOW_BYTES))
+        .receive_window(VarInt::from_u32(CONNECTION_RECEIVE_WINDOW_BYTES))
+        .send_window(CONNECTION_SEND_WINDOW_BYTES)
         .max_idle_timeout(Some(idle))
         .keep_alive_interval(Some(KEEP_ALIVE))
         .initial_rtt(INITIAL_RTT)

@@ -1,10 +1,10 @@
 //! A stream a peer opened to us, waiting for its one answer.
 
-use quinn::{RecvStream, SendStream, WriteError};
+use quinn::{RecvStream, SendStream};
 
 use crate::connection::{PeerIdentity, WorkGuard};
 use crate::header::{Answer, Refusal, RefusalReason, StreamHeader};
-use crate::stream::MeshStream;
+use crate::stream::{BeginError, MeshStream};
 use crate::telemetry;
 
 /// A stream a peer opened, its header read. Dropped without an answer, it is reset.
@@ -27,13 +27,14 @@ impl UnansweredStream {
         Self { stream: MeshStream::called(send, recv, work) }
     }
 
-    /// Tells the caller that it is connected. Fails if the caller is gone.
-    pub async fn accept(mut self) -> Result<MeshStream, WriteError> {
+    /// Tells the caller that it is connected. Fails if the caller is gone, or takes no answer for
+    /// [`crate::limits::FIRST_WRITE_TIMEOUT`]; then the stream is reset.
+    pub async fn accept(mut self) -> Result<MeshStream, BeginError> {
         self.stream.write_first(&Answer::Accepted.encode()).await?;
         Ok(self.stream)
     }
 
-    /// Tells the caller why it is not connected. Only the first 256 bytes of `detail` are sent.
+    /// Tells the caller why it is not connected, within the same bound. Only the first 256 bytes of `detail` are sent.
     pub async fn refuse(self, reason: RefusalReason, detail: impl Into<String>) {
         self.answer(Refusal::new(reason, detail)).await;
     }

@@ -33,6 +33,19 @@ pub const HALF_OPEN_BYTES_MAX: u64 = 64 * 1024;
 /// The same for all of them together.
 pub const HALF_OPEN_TOTAL_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
+/// Bytes a peer may send on one stream before we read them. A stream's speed is this per round
+/// trip: 1 Gbit/s at 10 ms, 100 Mbit/s at 100 ms.
+pub const STREAM_RECEIVE_WINDOW_BYTES: u32 = 1_250_000;
+
+/// The same for all streams of one connection together, and so all that a peer can make one
+/// connection hold: 10 Gbit/s at 13 ms. Thirteen streams that nobody reads use it up, and then the
+/// peer's other streams wait as well.
+pub const CONNECTION_RECEIVE_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+
+/// Bytes kept for one connection until the peer acknowledges them. As much as we permit a peer, so
+/// that neither end is the narrower one.
+pub const CONNECTION_SEND_WINDOW_BYTES: u64 = CONNECTION_RECEIVE_WINDOW_BYTES as u64;
+
 /// A whole handshake, dialled or answered, up to the callee's welcome.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -77,6 +90,10 @@ pub const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long opening a stream waits for the peer to permit one more.
 pub const OPEN_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a stream's first bytes, a header or an answer, wait for room at the peer. A busy slow
+/// link has room within a few round trips; a peer that gives none holds a task no longer than this.
+pub const FIRST_WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Streams waiting for the owner to take them; beyond it callers hear `Overloaded`.
 pub const INCOMING_STREAMS_MAX: usize = 256;

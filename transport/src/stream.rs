@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::answer::{AnswerError, AnswerReader};
 use crate::connection::{Connection, WorkGuard};
+use crate::limits::FIRST_WRITE_TIMEOUT;
 
 /// Codes with which a direction of a stream ends early (RFC 9000, section 20.2).
 pub(crate) mod stream_code {
@@ -29,6 +30,17 @@ pub(crate) mod stream_code {
 pub struct MeshStream {
     send: SendHalf,
     recv: RecvHalf,
+}
+
+/// Why a stream's first bytes, a header or an answer, could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum BeginError {
+    /// The stream or its connection is gone.
+    #[error("the stream is lost: {0}")]
+    Lost(#[from] WriteError),
+    /// The peer had no room for them for [`FIRST_WRITE_TIMEOUT`].
+    #[error("the peer took nothing in for {} s", FIRST_WRITE_TIMEOUT.as_secs())]
+    Stalled,
 }
 
 /// The direction from us. Ends cleanly by `shutdown`; dropped before, it is reset.
@@ -79,8 +91,8 @@ impl MeshStream {
         (self.send, self.recv)
     }
 
-    /// Writes what the stream begins with.
-    pub(crate) async fn write_first(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
+    /// Writes what the stream begins with, within [`FIRST_WRITE_TIMEOUT`].
+    pub(crate) async fn write_first(&mut self, bytes: &[u8]) -> Result<(), BeginError> {
         self.send.write_first(bytes).await
     }
 
@@ -96,8 +108,11 @@ impl SendHalf {
         Self { stream, finished: false, work: Some(work) }
     }
 
-    pub(crate) async fn write_first(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
-        self.stream.write_all(bytes).await
+    pub(crate) async fn write_first(&mut self, bytes: &[u8]) -> Result<(), BeginError> {
+        match tokio::time::timeout(FIRST_WRITE_TIMEOUT, self.stream.write_all(bytes)).await {
+            Ok(written) => Ok(written?),
+            Err(_) => Err(BeginError::Stalled),
+        }
     }
 
     /// Writes `bytes` without copying them.

@@ -14,11 +14,16 @@ use super::harness::{Ca, Issued, eventually, within};
 use crate::dial::ConnectError;
 use crate::header::{Answer, PREAMBLE_BYTES, Preamble, RefusalReason};
 use crate::limits::HALF_OPEN_UNPROVED_MAX;
+use crate::stream::BeginError;
 use crate::tls;
 use crate::verify::{Expected, IdentityRefusal, PeerVerifier};
 
 /// A plain quinn client with this certificate, or none.
 fn client(ca: &Ca, shown: Option<&Issued>) -> quinn::Endpoint {
+    client_with(ca, shown, quinn::TransportConfig::default())
+}
+
+fn client_with(ca: &Ca, shown: Option<&Issued>, transport: quinn::TransportConfig) -> quinn::Endpoint {
     let verifier = PeerVerifier::new(ca.credentials("stranger"), Expected::Anybody);
     let builder = rustls::ClientConfig::builder_with_provider(Arc::new(tls::crypto_provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -35,7 +40,9 @@ fn client(ca: &Ca, shown: Option<&Issued>) -> quinn::Endpoint {
     config.alpn_protocols = vec![tls::ALPN.to_vec()];
     let mut endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().expect("an address")).expect("bound");
     let config = QuicClientConfig::try_from(config).expect("for QUIC");
-    endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(config)));
+    let mut config = quinn::ClientConfig::new(Arc::new(config));
+    config.transport_config(Arc::new(transport));
+    endpoint.set_default_client_config(config);
     endpoint
 }
 
@@ -169,6 +176,29 @@ async fn a_message_of_any_length_is_no_way_into_memory() {
     stopped.await;
     assert!(web.gossip.as_ref().is_some_and(|gossip| gossip.is_empty()));
     eventually("the connection lives", || web.connections() == 1).await;
+}
+
+#[tokio::test]
+async fn who_takes_no_answer_is_not_waited_for() {
+    let ca = Ca::new();
+    let web = ca.node("web");
+    let mut deaf = quinn::TransportConfig::default();
+    deaf.stream_receive_window(0u32.into());
+    let shown = ca.issue(&["spiffe://acme/svc/deaf"], (2000, 2100));
+    let stranger = client_with(&ca, Some(&shown), deaf);
+    let connection = connect(&stranger, web.address()).await;
+    let mut calls = Vec::new();
+    for _ in 0..2 {
+        let mut call = connection.open_bi().await.expect("a stream");
+        call.0.write_all(&super::harness::tcp().encode().expect("a header")).await.expect("written");
+        calls.push(call);
+    }
+    let (one, other) = (web.incoming().await.stream, web.incoming().await.stream);
+    let (accepted, ()) =
+        within("both", async { tokio::join!(one.accept(), other.refuse(RefusalReason::Denied, "no")) }).await;
+    assert!(matches!(accepted, Err(BeginError::Stalled)));
+    eventually("nothing counts as work", || !web.endpoint.pool().is_busy()).await;
+    assert_eq!(connection.close_reason(), None);
 }
 
 #[tokio::test]

@@ -1,6 +1,8 @@
 //! What a stream promises.
 
 use std::io::{ErrorKind, IoSlice};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -9,7 +11,10 @@ use super::harness::{Ca, Node, eventually, tcp, within};
 use crate::answer::AnswerError;
 use crate::connection::OpenError;
 use crate::header::RefusalReason;
-use crate::limits::{CALLS_PER_CONNECTION_MAX, INCOMING_STREAMS_MAX};
+use crate::limits::{
+    CALLS_PER_CONNECTION_MAX, CONNECTION_RECEIVE_WINDOW_BYTES, INCOMING_STREAMS_MAX,
+    STREAM_RECEIVE_WINDOW_BYTES,
+};
 use crate::stream::MeshStream;
 
 async fn pair(web: &Node, payments: &Node) -> (MeshStream, MeshStream) {
@@ -65,6 +70,38 @@ async fn halves_carry_bulk_without_copies() {
         back.extend_from_slice(&chunk);
     }
     assert!(back == whole, "{} bytes came back", back.len());
+}
+
+/// Whoever fills the connection is stopped there, and once it is read all goes on.
+#[tokio::test]
+async fn unread_streams_hold_no_more_than_the_window() {
+    let ca = Ca::new();
+    let (web, payments) = (ca.node("web"), ca.node("payments"));
+    let connection = web.dial(&payments).await.expect("connected");
+    let written = Arc::new(AtomicU64::new(0));
+    let streams = CONNECTION_RECEIVE_WINDOW_BYTES / STREAM_RECEIVE_WINDOW_BYTES + 3;
+    let (mut callers, mut callees, mut header_bytes) = (Vec::new(), Vec::new(), 0);
+    for _ in 0..streams {
+        callers.push(connection.open(&tcp()).await.expect("a stream"));
+        header_bytes += tcp().encode().expect("a header").len() as u64;
+        callees.push(payments.incoming().await.stream.accept().await.expect("there"));
+    }
+    for mut caller in callers {
+        let written = written.clone();
+        tokio::spawn(async move {
+            while let Ok(bytes) = caller.write(&[7; 10_000]).await {
+                written.fetch_add(bytes as u64, Ordering::SeqCst);
+            }
+        });
+    }
+    let window = u64::from(CONNECTION_RECEIVE_WINDOW_BYTES);
+    let sent = || written.load(Ordering::SeqCst) + header_bytes;
+    eventually("the window is full", || sent() >= window).await;
+    let late = connection.open(&tcp()).await.err().expect("no room for a header");
+    assert!(matches!(late, OpenError::Stalled { .. }), "{late}");
+    assert_eq!(sent(), window, "as much was sent as is permitted");
+    drop(callees);
+    connection.open(&tcp()).await.expect("room again");
 }
 
 #[tokio::test]
