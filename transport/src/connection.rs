@@ -39,6 +39,7 @@ struct Shared {
     peer: PeerIdentity,
     local: SpiffeId,
     precedence: [u8; 16],
+    accepted: bool,
     flags: watch::Sender<u8>,
     /// The same word as in `flags`, readable without the watch channel's lock.
     flags_now: AtomicU8,
@@ -105,6 +106,7 @@ impl Connection {
             .export_keying_material(&mut precedence, b"EXPORTER-starling-precedence", b"")
             .expect("a complete handshake exports 16 bytes");
         let shared = Shared {
+            accepted: quinn.side().is_server(),
             quinn,
             peer,
             local,
@@ -217,6 +219,11 @@ impl Connection {
     /// Smaller is better; the same at both ends.
     pub(crate) fn precedence(&self) -> [u8; 16] {
         self.shared.precedence
+    }
+
+    /// Whether the peer dialled, not we.
+    pub(crate) fn is_accepted(&self) -> bool {
+        self.shared.accepted
     }
 
     pub(crate) fn is_same(&self, other: &Self) -> bool {

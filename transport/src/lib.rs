@@ -5,10 +5,11 @@
 //! [`gossip_link::GossipLink`] carries the gossip core's messages. Who a peer is says its
 //! certificate alone; what it may do is the node's business, not decided here.
 //!
-//! IO is at the rim. [`header`], [`silence`], [`backoff`] and `retirement` are pure: they take
-//! bytes, counters and `now`, and are tested without a network.
+//! IO is at the rim. [`header`], [`silence`], [`backoff`], `retirement` and `admission` are pure:
+//! they take bytes, counters and `now`, and are tested without a network.
 
 mod accept;
+mod admission;
 pub mod answer;
 pub mod backoff;
 pub mod connection;

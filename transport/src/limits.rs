@@ -17,7 +17,15 @@ pub const MESSAGES_PER_CONNECTION_MAX: u32 = 1_000;
 /// under 200 MB; a mesh of chitchat's largest size (about 1,149 nodes) fits three times.
 pub const CONNECTIONS_MAX: usize = 4_096;
 
-/// Connections with one IP address: many nodes behind one NAT fit, one host cannot take all.
+/// Those of them that peers may dial: three quarters. However many come, this node can dial.
+pub const CONNECTIONS_ACCEPTED_MAX: usize = CONNECTIONS_MAX / 4 * 3;
+
+/// Accepted connections of one peer identity. Replicas share one, so it is far above one; and a
+/// third of what is accepted at all, so that one workload gone wrong does not shut the others out.
+pub const ACCEPTED_PER_IDENTITY_MAX: usize = 1_024;
+
+/// Connections with one IPv4 address or one /64 of IPv6: many nodes behind one NAT fit, one host
+/// cannot take all.
 pub const CONNECTIONS_PER_SOURCE_MAX: usize = 1_536;
 
 /// Handshakes under way that we answer. Beyond this, a source must first show that it receives at

@@ -16,11 +16,12 @@ use tokio::sync::watch;
 use starling_gossip::clock::Clock;
 use starling_gossip::identity::SpiffeId;
 
+use crate::admission::{Occupancy, has_room, may_dial};
 use crate::backoff::Backoff;
 use crate::connection::{CLOSED, Connection, LEAVING, PEER_LEFT, PeerIdentity};
 use crate::credentials::Credentials;
 use crate::dial::{ConnectError, Dialler, canonical};
-use crate::limits::{BACKOFFS_MAX, CONNECTIONS_MAX, DIALS_MAX};
+use crate::limits::{BACKOFFS_MAX, DIALS_MAX};
 use crate::registry::Registry;
 use crate::serve::{Inbox, serve};
 use crate::supervise::supervise;
@@ -164,16 +165,21 @@ impl Pool {
         self.shared.changes.subscribe()
     }
 
-    /// Open connections, and those of them with `source`.
-    pub(crate) fn occupancy(&self, source: IpAddr) -> (usize, usize) {
-        let table = self.table();
-        (table.registry.connections(), table.registry.connections_from(source))
+    /// What is taken already, when somebody comes from `ip`.
+    pub(crate) fn occupancy(&self, ip: IpAddr, identity: Option<&SpiffeId>) -> Occupancy {
+        self.table().registry.occupancy(ip, identity)
     }
 
-    /// Takes in a connection that a peer dialled.
-    pub(crate) fn adopt(&self, connection: Connection) {
-        self.attend(&connection);
-        self.enter(&mut self.table(), connection);
+    /// Takes in a connection that a peer dialled; `false` if there is no room for it.
+    pub(crate) fn adopt(&self, connection: &Connection) -> bool {
+        let mut table = self.table();
+        let peer = connection.peer();
+        if !has_room(table.registry.occupancy(peer.address.ip(), Some(&peer.id))) {
+            return false;
+        }
+        self.attend(connection);
+        self.enter(&mut table, connection.clone());
+        true
     }
 
     /// Whether any connection has streams or messages under way.
@@ -206,7 +212,7 @@ impl Pool {
             let (failures, last) = (backoff.failures(), Box::new(last.clone()));
             return Err(ConnectError::BackingOff { address, retry_in, failures, last });
         }
-        if table.dials.len() >= DIALS_MAX || table.registry.connections() >= CONNECTIONS_MAX {
+        if table.dials.len() >= DIALS_MAX || !may_dial(table.registry.connections()) {
             return Err(ConnectError::Overloaded);
         }
         let (settle, outcome) = watch::channel(None);

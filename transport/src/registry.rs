@@ -10,6 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use starling_gossip::identity::SpiffeId;
 
+use crate::admission::{Occupancy, source};
 use crate::connection::{Connection, SUPERSEDED};
 use crate::verify::Expected;
 
@@ -18,13 +19,15 @@ use crate::verify::Expected;
 pub(crate) struct Registry {
     by_address: BTreeMap<SocketAddr, Vec<Connection>>,
     connections: usize,
+    accepted: usize,
 }
 
 impl Registry {
     pub(crate) fn insert(&mut self, connection: Connection) {
         let address = connection.peer().address;
-        self.by_address.entry(address).or_default().push(connection);
         self.connections += 1;
+        self.accepted += usize::from(connection.is_accepted());
+        self.by_address.entry(address).or_default().push(connection);
         self.judge(address);
     }
 
@@ -33,7 +36,9 @@ impl Registry {
         let Some(list) = self.by_address.get_mut(&address) else { return };
         let before = list.len();
         list.retain(|other| !other.is_same(connection));
-        self.connections -= before - list.len();
+        let removed = before - list.len();
+        self.connections -= removed;
+        self.accepted -= if connection.is_accepted() { removed } else { 0 };
         if list.is_empty() {
             self.by_address.remove(&address);
         } else {
@@ -65,9 +70,16 @@ impl Registry {
         self.connections
     }
 
-    pub(crate) fn connections_from(&self, ip: IpAddr) -> usize {
-        let ports = SocketAddr::new(ip, 0)..=SocketAddr::new(ip, u16::MAX);
-        self.by_address.range(ports).map(|(_, list)| list.len()).sum()
+    /// What is taken: by all, by the source of `ip`, and by `identity` once it is known.
+    pub(crate) fn occupancy(&self, ip: IpAddr, identity: Option<&SpiffeId>) -> Occupancy {
+        let of_identity =
+            |id: &SpiffeId| self.iter().filter(|one| one.is_accepted() && one.peer().id == *id).count();
+        Occupancy {
+            connections: self.connections,
+            accepted: self.accepted,
+            from_source: self.by_address.range(source(ip)).map(|(_, list)| list.len()).sum(),
+            of_identity: identity.map_or(0, of_identity),
+        }
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Connection> {

@@ -138,7 +138,7 @@ impl Node {
 
     /// Every open connection.
     pub(super) fn connections(&self) -> usize {
-        self.endpoint.pool().occupancy("127.0.0.1".parse().expect("an address")).0
+        self.endpoint.pool().occupancy("127.0.0.1".parse().expect("an address"), None).connections
     }
 }
 

@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use starling_gossip::identity::SpiffeId;
 
 use super::harness::{Ca, Node, eventually, tcp, within};
+use crate::admission::Occupancy;
 use crate::connection::Connection;
 use crate::dial::ConnectError;
 use crate::limits::LOSER_LINGER;
@@ -41,6 +42,38 @@ async fn a_peer_that_dialled_us_is_not_dialled_again() {
     let _stream = back.open(&tcp()).await.expect("a stream");
     assert_eq!(web.incoming().await.peer.id, payments.id());
     assert!(payments.endpoint.pool().connected("127.0.0.1:9".parse().expect("an address")).is_none());
+}
+
+#[tokio::test]
+async fn what_peers_take_is_counted_until_it_ends() {
+    let ca = Ca::new();
+    let listen = "[::1]:0";
+    let web = Node::bind(listen, ca.credentials("web"));
+    let replicas = [0, 1].map(|_| Node::bind(listen, ca.credentials("payments")));
+    let other = Node::bind(listen, ca.credentials("other"));
+    let payments = replicas[0].id();
+    let occupancy =
+        || web.endpoint.pool().occupancy("::2".parse().expect("another of this /64"), Some(&payments));
+    for replica in &replicas {
+        replica.dial(&web).await.expect("connected");
+    }
+    web.dial(&other).await.expect("connected");
+    assert_eq!(occupancy(), Occupancy { connections: 3, accepted: 2, from_source: 3, of_identity: 2 });
+    assert_eq!(
+        other
+            .endpoint
+            .pool()
+            .occupancy("::1:0:0:0:1".parse().expect("elsewhere"), Some(&web.id()))
+            .from_source,
+        0
+    );
+    for replica in &replicas {
+        replica.endpoint.close(Duration::ZERO).await;
+    }
+    eventually("their places are free", || {
+        occupancy() == Occupancy { connections: 1, accepted: 0, from_source: 1, of_identity: 0 }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
