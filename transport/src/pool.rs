@@ -13,7 +13,7 @@ use bytes::Bytes;
 use rand::rngs::StdRng;
 use tokio::sync::watch;
 
-use starling_gossip::clock::Clock;
+use starling_gossip::clock::{Clock, Instant};
 use starling_gossip::identity::SpiffeId;
 
 use crate::admission::{Occupancy, has_room, may_dial};
@@ -69,9 +69,16 @@ struct Shared {
 struct Table {
     registry: Registry,
     dials: BTreeMap<DialKey, watch::Receiver<DialOutcome>>,
-    backoffs: BTreeMap<DialKey, (Backoff, ConnectError)>,
+    failures: BTreeMap<DialKey, Failure>,
     rng: StdRng,
     closed: bool,
+}
+
+/// What is remembered of a failed dial.
+struct Failure {
+    backoff: Backoff,
+    last: ConnectError,
+    at: Instant,
 }
 
 type DialOutcome = Option<Result<Connection, ConnectError>>;
@@ -93,7 +100,7 @@ impl Pool {
         let table = Table {
             registry: Registry::default(),
             dials: BTreeMap::new(),
-            backoffs: BTreeMap::new(),
+            failures: BTreeMap::new(),
             rng,
             closed: false,
         };
@@ -136,8 +143,12 @@ impl Pool {
     pub fn peers(&self) -> Vec<PeerStatus> {
         let table = self.table();
         let mut peers: BTreeMap<(SpiffeId, SocketAddr), PeerStatus> = BTreeMap::new();
-        for key in table.backoffs.keys() {
+        for (key, failure) in &table.failures {
             let Expected::Exactly(identity) = &key.expected else { continue };
+            // Nobody was asked when our own certificate was of no use.
+            if failure.backoff.failures() == 0 {
+                continue;
+            }
             let (identity, address) = (identity.clone(), key.address);
             peers.insert(
                 (identity.clone(), address),
@@ -158,6 +169,15 @@ impl Pool {
             peers.insert((peer.id.clone(), peer.address), status);
         }
         peers.into_values().collect()
+    }
+
+    /// Why the last failed dial of `address` failed, whoever was expected there. Forgotten once
+    /// that one is connected.
+    pub fn last_failure(&self, address: SocketAddr) -> Option<ConnectError> {
+        let address = canonical(address);
+        let table = self.table();
+        let failures = table.failures.iter().filter(|(key, _)| key.address == address);
+        failures.max_by_key(|(_, failure)| failure.at).map(|(_, failure)| failure.last.clone())
     }
 
     /// Tells when [`Pool::peers`] may say something else.
@@ -206,7 +226,7 @@ impl Pool {
         if let Some(outcome) = table.dials.get(&key) {
             return Ok(Lookup::Dialling(outcome.clone()));
         }
-        if let Some((backoff, last)) = table.backoffs.get(&key)
+        if let Some(Failure { backoff, last, .. }) = table.failures.get(&key)
             && let Some(retry_in) = backoff.wait(self.clock().now())
         {
             let (failures, last) = (backoff.failures(), Box::new(last.clone()));
@@ -258,7 +278,7 @@ impl Pool {
         }
         for expected in [Expected::Anybody, Expected::Exactly(peer.id)] {
             let local = connection.local().clone();
-            table.backoffs.remove(&DialKey { address: peer.address, expected, local });
+            table.failures.remove(&DialKey { address: peer.address, expected, local });
         }
         table.registry.insert(connection.clone());
         if connection.is_closed() {
@@ -302,19 +322,22 @@ fn same_peer(connection: &Connection, peer: &PeerIdentity) -> bool {
 
 impl Table {
     fn remember_failure(&mut self, key: &DialKey, error: &ConnectError, clock: &Clock) {
-        if matches!(error, ConnectError::Closed | ConnectError::Overloaded | ConnectError::BadCredentials) {
+        if matches!(error, ConnectError::Closed | ConnectError::Overloaded) {
             return;
         }
-        if !self.backoffs.contains_key(key) && self.backoffs.len() >= BACKOFFS_MAX {
-            let oldest = self.backoffs.iter().min_by_key(|(_, (backoff, _))| backoff.not_before());
+        if !self.failures.contains_key(key) && self.failures.len() >= BACKOFFS_MAX {
+            let oldest = self.failures.iter().min_by_key(|(_, failure)| failure.backoff.not_before());
             if let Some(oldest) = oldest.map(|(key, _)| key.clone()) {
-                self.backoffs.remove(&oldest);
+                self.failures.remove(&oldest);
             }
         }
-        let entry = self.backoffs.entry(key.clone());
-        let (backoff, last) = entry.or_insert_with(|| (Backoff::default(), error.clone()));
-        backoff.handle_failure(clock.now(), &mut self.rng);
-        *last = error.clone();
+        let at = clock.now();
+        let mut backoff = self.failures.remove(key).map_or_else(Backoff::default, |failure| failure.backoff);
+        // Without a certificate of ours no packet was sent; a new one may be used at once.
+        if *error != ConnectError::BadCredentials {
+            backoff.handle_failure(at, &mut self.rng);
+        }
+        self.failures.insert(key.clone(), Failure { backoff, last: error.clone(), at });
     }
 }
 

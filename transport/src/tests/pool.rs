@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use starling_gossip::identity::SpiffeId;
 
-use super::harness::{Ca, Node, eventually, tcp, within};
+use super::harness::{Ca, Node, Relay, eventually, tcp, within};
 use crate::admission::Occupancy;
 use crate::connection::Connection;
 use crate::dial::ConnectError;
@@ -162,6 +162,43 @@ async fn a_failed_dial_is_not_repeated_at_once() {
         }
     })
     .await;
+}
+
+#[tokio::test]
+async fn the_last_failure_of_an_address_is_told_until_somebody_is_there() {
+    let ca = Ca::new();
+    let (web, payments) = (ca.node("web"), ca.node("payments"));
+    let pool = web.endpoint.pool();
+    assert_eq!(pool.last_failure(payments.address()), None);
+    let mut last = None;
+    for expected in ["spiffe://acme/svc/z", "spiffe://acme/svc/a"] {
+        let wanted = expected.parse().expect("an identity");
+        let error = web.dial_at(payments.address(), wanted).await.expect_err("somebody else");
+        assert!(matches!(error, ConnectError::RefusedIdentity { .. }), "{error}");
+        last = Some(error);
+        assert_eq!(pool.last_failure(payments.address()), last);
+    }
+    let again = web.dial_at(payments.address(), "spiffe://acme/svc/a".parse().expect("one")).await;
+    assert!(again.is_err());
+    assert_eq!(pool.last_failure(payments.address()), last, "a pause is no failure of its own");
+    assert_eq!(pool.last_failure(web.address()), None);
+
+    let relay = Relay::before(payments.address()).await;
+    relay.cut(true);
+    let address = relay.address;
+    web.seed(address).await.expect_err("nobody");
+    let timed_out = Some(ConnectError::TimedOut { address });
+    assert_eq!(pool.last_failure(address), timed_out);
+    let mapped = format!("[::ffff:127.0.0.1]:{}", address.port());
+    assert_eq!(pool.last_failure(mapped.parse().expect("the same")), timed_out);
+    relay.cut(false);
+    within("a connection", async {
+        while web.seed(address).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    assert_eq!(pool.last_failure(address), None);
 }
 
 #[tokio::test]
