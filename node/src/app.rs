@@ -129,6 +129,8 @@ impl Node {
         let Shown { gossip, transport, credentials, drain, metrics, clock, started, .. } = self.shown;
         let mut tasks = JoinSet::new();
         let gossip_loop = tokio::spawn(self.gossip_loop.run());
+        let (pool, seed_addresses) = (transport.pool().clone(), self.seeds.subscribe());
+        tasks.spawn(seeds::explain_loneliness(gossip.clone(), pool, seed_addresses));
         tasks.spawn(seeds::follow(self.config.mesh.seeds.clone(), self.seeds));
         let table = self.outbound.table.clone();
         tasks.spawn(keep_routes(

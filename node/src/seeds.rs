@@ -2,10 +2,12 @@
 //!
 //! Seeds are needed only to join, so trouble with them is a warning and never an end.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use starling_gossip::handle::Gossip;
+use starling_transport::pool::Pool;
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
@@ -16,6 +18,9 @@ const RESOLVE_PERIOD: Duration = Duration::from_secs(15);
 
 /// How often while no seed has an address.
 const RETRY_PERIOD: Duration = Duration::from_secs(1);
+
+/// How often a node that is alone looks for the reason.
+const LONELY_PERIOD: Duration = Duration::from_secs(3);
 
 /// Addresses that one name may stand for.
 const ADDRESSES_PER_NAME_MAX: usize = 64;
@@ -33,6 +38,34 @@ pub(crate) async fn follow(seeds: Vec<HostPort>, addresses: watch::Sender<Vec<So
         tokio::select! {
             () = tokio::time::sleep(period) => {}
             () = addresses.closed() => return,
+        }
+    }
+}
+
+/// Says why this node stays alone, as long as it does: a foreign authority, a wrong port, a
+/// firewall. Once for each reason.
+pub(crate) async fn explain_loneliness(
+    gossip: Gossip,
+    pool: Pool,
+    addresses: watch::Receiver<Vec<SocketAddr>>,
+) {
+    let mut told = BTreeMap::new();
+    loop {
+        tokio::time::sleep(LONELY_PERIOD).await;
+        let own = gossip.owner();
+        let snapshot = gossip.snapshots().borrow().clone();
+        let is_alone = !snapshot.members.iter().any(|(owner, it)| owner != own && it.presence.is_present());
+        if !is_alone {
+            told.clear();
+            continue;
+        }
+        for address in addresses.borrow().iter() {
+            let Some(error) = pool.last_failure(*address) else { continue };
+            let reason = error.to_string();
+            if told.get(address) != Some(&reason) {
+                warn!(seed = %address, reason, "alone in the mesh: a seed does not take this node in; trying again");
+                told.insert(*address, reason);
+            }
         }
     }
 }

@@ -46,13 +46,12 @@ pub const HALF_OPEN_TOTAL_BYTES_MAX: u64 = 8 * 1024 * 1024;
 pub const STREAM_RECEIVE_WINDOW_BYTES: u32 = 1_250_000;
 
 /// The same for all streams of one connection together, and so all that a peer can make one
-/// connection hold: 10 Gbit/s at 13 ms. Thirteen streams that nobody reads use it up, and then the
-/// peer's other streams wait as well.
-pub const CONNECTION_RECEIVE_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+/// connection hold: 10 Gbit/s at 53 ms. Fifty streams that nobody reads use it up, and then the
+/// peer's other streams wait as well; more would be isolation paid with memory.
+pub const CONNECTION_RECEIVE_WINDOW_BYTES: u32 = 64 * 1024 * 1024;
 
-/// Bytes kept for one connection until the peer acknowledges them. As much as we permit a peer, so
-/// that neither end is the narrower one.
-pub const CONNECTION_SEND_WINDOW_BYTES: u64 = CONNECTION_RECEIVE_WINDOW_BYTES as u64;
+/// Bytes kept for one connection until the peer acknowledges them: 1 Gbit/s at 130 ms.
+pub const CONNECTION_SEND_WINDOW_BYTES: u64 = 16 * 1024 * 1024;
 
 /// A whole handshake, dialled or answered, up to the callee's welcome.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
