@@ -3,8 +3,10 @@
 
 use std::net::SocketAddr;
 
-use starling_tests::{Mesh, Node, within};
+use starling_gossip::clock::Clock;
+use starling_tests::{Mesh, Node, eventually, within};
 use tokio::net::TcpListener;
+use tokio::sync::oneshot;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint, Server};
@@ -31,7 +33,9 @@ impl World {
         reporter.set_service_status("shop", tonic_health::ServingStatus::Serving).await;
         let serving = tokio::spawn(async move {
             let incoming = TcpListenerStream::new(listener);
-            Server::builder().add_service(health).serve_with_incoming(incoming).await.expect("served");
+            // As many streams on a connection as RFC 9113, section 6.5.2, asks for, and no more.
+            let mut server = Server::builder().max_concurrent_streams(100);
+            server.add_service(health).serve_with_incoming(incoming).await.expect("served");
         });
         let server = mesh.node("server").serves("health", address).start().await;
         let caller = mesh.node("caller").calls("health").start().await;
@@ -124,4 +128,127 @@ async fn a_service_that_nobody_announces_is_unimplemented() {
     let status = within("an answer", by_name(&caller, "ghost").check(shop())).await.expect_err("an error");
     assert_eq!(status.code(), Code::Unimplemented, "{status:?}");
     assert!(status.message().contains("ghost"), "{status:?}");
+}
+
+/// A gRPC server that goes as a killed process does: all at once, its connections included.
+struct Killable {
+    address: SocketAddr,
+    stop: oneshot::Sender<()>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Killable {
+    async fn start(mesh: &Mesh) -> Self {
+        let (started, address) = oneshot::channel();
+        let (stop, stopped) = oneshot::channel();
+        let ip = mesh.ip();
+        let thread = std::thread::spawn(move || {
+            // Whatever tonic spawns ends with its runtime.
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.expect("a runtime").block_on(async move {
+                let listener = TcpListener::bind((ip, 0)).await.expect("a port");
+                started.send(listener.local_addr().expect("an address")).expect("somebody waits");
+                let (reporter, health) = tonic_health::server::health_reporter();
+                reporter.set_service_status("shop", tonic_health::ServingStatus::Serving).await;
+                let serving = Server::builder()
+                    .add_service(health)
+                    .serve_with_incoming(TcpListenerStream::new(listener));
+                tokio::select! {
+                    served = serving => served.expect("served"),
+                    _ = stopped => {}
+                }
+            });
+        });
+        Self { address: within("a gRPC server", address).await.expect("an address"), stop, thread }
+    }
+
+    async fn kill(self) {
+        drop(self.stop);
+        let joined = tokio::task::spawn_blocking(|| self.thread.join());
+        within("a gRPC server's end", joined).await.expect("no panic").expect("no panic");
+    }
+}
+
+const PROBE: &str = "[service.probe]\ntcp = true\ninterval = \"200ms\"\ntimeout = \"200ms\"";
+
+/// Two instances of `health`, probed with these keys, and a node that has called both.
+async fn two_instances(mesh: &Mesh, probe: &str) -> (Killable, Killable, [Node; 2], Node) {
+    let (doomed, other) = (Killable::start(mesh).await, Killable::start(mesh).await);
+    let nodes = [
+        mesh.node("one").serves_as("health", doomed.address, probe).start().await,
+        mesh.node("two").serves_as("health", other.address, probe).start().await,
+    ];
+    let caller = mesh.node("caller").start().await;
+    caller.finds("health", 2).await;
+    let mut client = by_name(&caller, "health");
+    eventually("calls to both", async || {
+        within("an answer", client.check(shop())).await.expect("an answer");
+        let route = caller.admin().get("/v1/routes/health").await.json;
+        let used = route["candidates"].as_array()?.iter().filter(|one| one["requests"].as_u64() > Some(3));
+        (used.count() == 2).then_some(())
+    })
+    .await;
+    (doomed, other, nodes, caller)
+}
+
+#[tokio::test]
+async fn a_killed_workload_of_two_is_passed_over_although_its_node_lives() {
+    let mesh = Mesh::new();
+    let (doomed, _other, _nodes, caller) = two_instances(&mesh, PROBE).await;
+    doomed.kill().await;
+    caller.finds("health", 1).await;
+    let mut client = by_name(&caller, "health");
+    for _ in 0..200 {
+        let answer = within("an answer", client.check(shop())).await.expect("an answer");
+        assert_eq!(answer.into_inner().status(), ServingStatus::Serving);
+    }
+}
+
+#[tokio::test]
+async fn a_killed_workload_that_nobody_probes_is_left_alone_between_trials() {
+    let mesh = Mesh::new();
+    let (doomed, _other, _nodes, caller) = two_instances(&mesh, "").await;
+    let mut client = by_name(&caller, "health");
+    let killed = Clock::System.now();
+    doomed.kill().await;
+    let mut failures = Vec::new();
+    for _ in 0..400 {
+        failures.extend(within("an answer", client.check(shop())).await.err());
+    }
+    // The first may be cut off, and one more refused; then there is at least the least pause between two.
+    let most = 3 + (Clock::System.now() - killed).as_millis() / 250;
+    assert!(
+        failures.len() as u128 <= most,
+        "{} of 400 failed, {most} expected: {failures:#?}",
+        failures.len()
+    );
+}
+
+#[tokio::test]
+async fn streams_beyond_what_a_workloads_connection_takes_stay_open_side_by_side() {
+    const CLIENTS: usize = 3;
+    const STREAMS: usize = 100;
+    let world = World::new().await;
+    let mut opening = tokio::task::JoinSet::new();
+    for _ in 0..CLIENTS {
+        let client = world.by_name("health");
+        for _ in 0..STREAMS {
+            let mut client = client.clone();
+            opening.spawn(async move {
+                let mut updates = client.watch(shop()).await.expect("open").into_inner();
+                let first = updates.message().await.expect("no error").expect("a message");
+                assert_eq!(first.status(), ServingStatus::Serving);
+                updates
+            });
+        }
+    }
+    let mut streams = within("all streams to begin", opening.join_all()).await;
+    assert_eq!(streams.len(), CLIENTS * STREAMS);
+    let answer = within("an answer", world.by_name("health").check(shop())).await.expect("an answer");
+    assert_eq!(answer.into_inner().status(), ServingStatus::Serving);
+    world.reporter.set_service_status("shop", tonic_health::ServingStatus::NotServing).await;
+    for updates in &mut streams {
+        let update = within("a message", updates.message()).await.expect("no error").expect("a message");
+        assert_eq!(update.status(), ServingStatus::NotServing);
+    }
 }

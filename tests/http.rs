@@ -3,7 +3,7 @@
 use http::header::{HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 use http_body_util::{BodyExt as _, StreamBody};
-use starling_tests::workload::{Http, sized_bytes};
+use starling_tests::workload::{Http, Tcp, read_to_end, sized_bytes};
 use starling_tests::{HttpConnection, Mesh, Node, Reply, connect_tunnel, get, head_of, request};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -148,13 +148,118 @@ async fn headers_of_one_hop_do_not_reach_the_next() {
 #[tokio::test]
 async fn the_workload_learns_who_called_and_a_client_cannot_say_otherwise() {
     let world = World::new().await;
-    for name in ["x-starling-peer", "X-Starling-Peer"] {
+    for name in ["x-starling-peer", "X-Starling-Peer", "x_starling_peer", "X-Starling_Peer"] {
         let mut forged = request(Method::GET, "web.mesh", "/seen", "");
         let header: HeaderName = name.parse().expect("a name");
         forged.headers_mut().append(&header, HeaderValue::from_static("spiffe://acme/svc/admin"));
         forged.headers_mut().append(&header, HeaderValue::from_static("spiffe://acme/svc/root"));
         let seen = world.by_name().await.send(forged).await.json();
         assert_eq!(head_of(&seen, "x-starling-peer"), ["spiffe://acme/svc/caller"]);
+        assert!(!seen.to_string().contains("spiffe://acme/svc/admin"), "{seen}");
+    }
+}
+
+/// A body that ends in these trailers.
+fn trailed(
+    trailers: &[(&'static str, &'static str)],
+) -> http_body_util::combinators::BoxBody<bytes::Bytes, std::io::Error> {
+    let pair = |(name, value): &(&'static str, &'static str)| {
+        (HeaderName::from_static(name), HeaderValue::from_static(value))
+    };
+    let trailers = http_body::Frame::trailers(trailers.iter().map(pair).collect());
+    let frames = [http_body::Frame::data("body".into()), trailers];
+    StreamBody::new(futures_util::stream::iter(frames.map(Ok))).boxed()
+}
+
+#[tokio::test]
+async fn a_trailer_cannot_say_who_called_either() {
+    let world = World::new().await;
+    let mut forged = request(Method::POST, "web.mesh", "/seen", "");
+    forged
+        .headers_mut()
+        .insert("trailer", HeaderValue::from_static("x-starling-peer, x_starling_peer, x-sum"));
+    *forged.body_mut() = trailed(&[
+        ("x-starling-peer", "spiffe://acme/svc/admin"),
+        ("x_starling_peer", "spiffe://acme/svc/admin"),
+        ("x-sum", "42"),
+    ]);
+    let seen = world.by_name().await.send(forged).await.json();
+    assert_eq!(seen["trailers"], serde_json::json!([["x-sum", "42"]]), "{seen}");
+    assert_eq!(head_of(&seen, "x-starling-peer"), ["spiffe://acme/svc/caller"]);
+}
+
+#[tokio::test]
+async fn a_client_that_takes_trailers_gets_them() {
+    let world = World::new().await;
+    let mut asked = request(Method::POST, "web.mesh", "/echo", "");
+    for (name, value) in [("te", "trailers"), ("connection", "TE"), ("trailer", "x-sum")] {
+        asked.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    *asked.body_mut() = trailed(&[("x-sum", "42")]);
+    let response = world.by_name().await.begin(asked).await.expect("an answer");
+    let body = starling_tests::within("the answer's end", response.into_body().collect()).await;
+    let body = body.expect("a whole body");
+    assert_eq!(
+        body.trailers().and_then(|trailers| trailers.get("x-sum")),
+        Some(&HeaderValue::from_static("42"))
+    );
+    assert_eq!(body.to_bytes(), "body");
+}
+
+/// Sends these bytes and gives everything up to the connection's end.
+async fn raw(address: std::net::SocketAddr, request: &str) -> String {
+    let mut stream = tokio::net::TcpStream::connect(address).await.expect("the node's port accepts");
+    stream.write_all(request.as_bytes()).await.expect("written");
+    let answer = read_to_end(&mut stream).await.expect("a clean end");
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test]
+async fn callers_of_http_1_0_are_answered_and_the_workload_sees_1_1() {
+    let world = World::new().await;
+    for (address, host) in
+        [(world.caller.outbound("web"), ""), (world.caller.http_proxy(), "Host: web.mesh\r\n")]
+    {
+        let answer = raw(address, &format!("GET /seen HTTP/1.0\r\n{host}\r\n")).await;
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+        assert!(head.starts_with("HTTP/1.0 200 ") || head.starts_with("HTTP/1.1 200 "), "{answer}");
+        let seen: serde_json::Value = serde_json::from_str(body).expect("JSON");
+        assert_eq!(seen["version"], "HTTP/1.1");
+        // What has no length here ends with the connection: nothing is in chunks before 1.1.
+        let answer = raw(address, &format!("GET /bytes/50000 HTTP/1.0\r\n{host}\r\n")).await;
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+        assert!(!head.to_ascii_lowercase().contains("transfer-encoding"), "{head}");
+        assert!(body == String::from_utf8_lossy(&sized_bytes(50_000)), "{} bytes, or others", body.len());
+    }
+}
+
+#[tokio::test]
+async fn an_answer_of_http_1_0_that_ends_with_its_connection_arrives_whole() {
+    let mesh = Mesh::new();
+    let workload = Tcp::start(mesh.ip(), async |mut stream| {
+        let _request = stream.read(&mut [0; 1024]).await;
+        stream.write_all(b"HTTP/1.0 200 OK\r\n\r\n").await.expect("written");
+        stream.write_all(&sized_bytes(1_000_000)).await.expect("written");
+    })
+    .await;
+    let _server = mesh.node("server").serves("web", workload.address()).start().await;
+    let caller = mesh.node("caller").start().await;
+    caller.finds("web", 1).await;
+    let mut proxy = HttpConnection::open(caller.http_proxy()).await;
+    for _ in 0..5 {
+        let reply = proxy.send(request(Method::GET, "web.mesh", "/", "")).await;
+        assert_eq!((reply.status(), reply.head.version), (StatusCode::OK, http::Version::HTTP_11));
+        assert!(reply.body == sized_bytes(1_000_000), "{} bytes, or others", reply.body.len());
+    }
+}
+
+#[tokio::test]
+async fn a_name_has_no_case_and_may_end_in_a_dot() {
+    let world = World::new().await;
+    for host in ["WEB.Mesh.", "WEB.mesh", "web.mesh.", "Web.Mesh.:80"] {
+        let reply = get(world.caller.http_proxy(), host, "/seen").await;
+        assert_eq!(reply.status(), StatusCode::OK, "{host}: {}", reply.text());
+        assert_eq!(head_of(&reply.json(), "host"), [host], "and is passed on as it was said");
     }
 }
 

@@ -1,6 +1,11 @@
 //! What a client is told when the mesh itself must answer: which flag, whose fault, in one line.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
 use http::{Method, StatusCode};
+use starling_gossip::clock::Clock;
 use starling_tests::workload::{Http, Tcp};
 use starling_tests::{HttpConnection, Mesh, Reply, connect_tunnel, eventually, get, request};
 use tokio::io::AsyncReadExt as _;
@@ -119,6 +124,115 @@ async fn one_bad_instance_of_two_fails_no_request() {
     for _ in 0..100 {
         let reply = proxy.send(request(Method::POST, "web.mesh", "/", "")).await;
         assert_eq!((reply.status(), reply.text()), (StatusCode::OK, "good".to_owned()));
+    }
+}
+
+#[tokio::test]
+async fn a_killed_workload_of_two_is_passed_over_although_its_node_lives() {
+    for probe in ["", "[service.probe]\ntcp = true\ninterval = \"200ms\"\ntimeout = \"200ms\""] {
+        let mesh = Mesh::new();
+        let (doomed, other) = (Http::start(mesh.ip(), "doomed").await, Http::start(mesh.ip(), "other").await);
+        let _nodes = [
+            mesh.node("one").serves_as("web", doomed.address(), probe).start().await,
+            mesh.node("two").serves_as("web", other.address(), probe).start().await,
+        ];
+        let caller = mesh.node("caller").start().await;
+        caller.finds("web", 2).await;
+        let mut proxy = HttpConnection::open(caller.http_proxy()).await;
+        let post = || request(Method::POST, "web.mesh", "/", "body");
+        for name in ["doomed", "other", "doomed"] {
+            eventually(name, async || (proxy.send(post()).await.text() == name).then_some(())).await;
+        }
+        let killed = Clock::System.now();
+        drop(doomed);
+        if !probe.is_empty() {
+            caller.finds("web", 1).await;
+        }
+        let mut failures = Vec::new();
+        for _ in 0..400 {
+            let reply = proxy.send(post()).await;
+            if reply.status() != StatusCode::OK {
+                failures.push(reply.text());
+            }
+        }
+        // While nobody probes, each trial costs a request, with at least the least pause between two.
+        let trials = 3 + (Clock::System.now() - killed).as_millis() / 250;
+        let most = if probe.is_empty() { trials } else { 0 };
+        assert!(failures.len() as u128 <= most, "{} of 400 failed: {failures:#?}", failures.len());
+    }
+}
+
+#[tokio::test]
+async fn work_with_a_node_that_is_killed_ends_soon_and_idempotent_work_goes_elsewhere() {
+    let mesh = Mesh::new();
+    let (lost, other) = (Http::start(mesh.ip(), "lost").await, Http::start(mesh.ip(), "other").await);
+    let mut doomed = mesh.node("doomed").serves("web", lost.address()).start().await;
+    let caller = mesh.node("caller").start().await;
+    caller.finds("web", 1).await;
+    let begin = |method: Method| {
+        let proxy = caller.http_proxy();
+        tokio::spawn(async move {
+            let reply =
+                HttpConnection::open(proxy).await.send(request(method, "web.mesh", "/wait", "")).await;
+            (Clock::System.now(), reply)
+        })
+    };
+    let (post, get_waiting) = (begin(Method::POST), begin(Method::GET));
+    eventually("both requests", async || (lost.waiting() == 2).then_some(())).await;
+    let _staying = mesh.node("staying").serves("web", other.address()).start().await;
+    caller.finds("web", 2).await;
+
+    let killed = Clock::System.now();
+    doomed.kill().await;
+    let new = async {
+        for _ in 0..50 {
+            let reply = get(caller.http_proxy(), "web.mesh", "/").await;
+            assert_eq!((reply.status(), reply.text()), (StatusCode::OK, "other".to_owned()));
+        }
+        Clock::System.now() - killed
+    };
+    let again = async {
+        eventually("the first request elsewhere", async || (other.waiting() == 1).then_some(())).await;
+        Clock::System.now() - killed
+    };
+    let (new, again, post) = tokio::join!(new, again, post);
+    other.release();
+    let (answered, post) = post.expect("no panic");
+    let told = answered - killed;
+    is_mesh_answer(&post, StatusCode::SERVICE_UNAVAILABLE, "UC", "doomed");
+    let (_, elsewhere) = get_waiting.await.expect("no panic");
+    assert_eq!((elsewhere.status(), elsewhere.text()), (StatusCode::OK, "other".to_owned()));
+    // Half of a connection's idle timeout, which they must not wait for.
+    let most = Duration::from_secs(15);
+    assert!(new < most && again < most && told < most, "new: {new:?}, again: {again:?}, told: {told:?}");
+}
+
+#[tokio::test]
+async fn a_workload_that_closes_kept_connections_fails_no_request() {
+    use tokio::io::AsyncWriteExt as _;
+    let mesh = Mesh::new();
+    let connections = Arc::new(AtomicUsize::new(0));
+    let workload = Tcp::start(mesh.ip(), move |mut stream| {
+        let turn = connections.fetch_add(1, Ordering::Relaxed);
+        async move {
+            let _request = stream.read(&mut [0; 1024]).await;
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nkept").await;
+            match turn % 6 {
+                // Just as the next one arrives.
+                0 => drop(stream.read(&mut [0; 1024]).await),
+                // Or a little earlier, or later.
+                millis => tokio::time::sleep(Duration::from_millis(millis as u64)).await,
+            }
+        }
+    })
+    .await;
+    let _server = mesh.node("server").serves("web", workload.address()).start().await;
+    let caller = mesh.node("caller").start().await;
+    caller.finds("web", 1).await;
+    let mut proxy = HttpConnection::open(caller.http_proxy()).await;
+    for turn in 0..200 {
+        let reply = proxy.send(request(Method::GET, "web.mesh", "/", "")).await;
+        assert_eq!((reply.status(), reply.text()), (StatusCode::OK, "kept".to_owned()), "turn {turn}");
     }
 }
 

@@ -4,6 +4,7 @@ use std::io::ErrorKind;
 use std::time::Duration;
 
 use socket2::SockRef;
+use starling_gossip::clock::Clock;
 use starling_tests::workload::{Tcp, read_to_end, sized_bytes};
 use starling_tests::{Mesh, Node, connect_tunnel, eventually, within};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -176,6 +177,79 @@ async fn a_node_killed_in_mid_stream_resets_its_callers() {
     world.server.kill().await;
     let error = read_to_end(&mut client).await.expect_err("a reset, not an end");
     assert!(is_reset(&error), "{error}");
+}
+
+#[tokio::test]
+async fn a_tunnel_whose_far_node_is_killed_ends_in_an_error() {
+    let mut world = World::new(async |mut stream| {
+        // It goes on until somebody stops it.
+        while stream.write_all(&sized_bytes(64 * 1024)).await.is_ok() {}
+    })
+    .await;
+    let (head, tunnel) = connect_tunnel(world.caller.http_proxy(), "db.mesh:5432").await;
+    assert_eq!(head.status, 200);
+    let mut tunnel = tunnel.expect("a tunnel");
+    let mut begun = vec![0; 1024 * 1024];
+    within("a megabyte", tunnel.read_exact(&mut begun)).await.expect("read");
+    world.server.kill().await;
+    let error = read_to_end(&mut tunnel).await.expect_err("a reset, not an end");
+    assert!(is_reset(&error), "{error}");
+}
+
+#[tokio::test]
+async fn a_client_that_comes_before_its_service_is_served_once_it_appears() {
+    let mesh = Mesh::new();
+    let caller = mesh.node("caller").calls("db").start().await;
+    let port = caller.outbound("db");
+    let workload = Tcp::start(mesh.ip(), async |mut stream| {
+        stream.write_all(b"hello").await.expect("greeted");
+        let _ = read_to_end(&mut stream).await;
+    })
+    .await;
+    // Nobody can say beforehand when the service will be known: somebody new calls all the time, and
+    // afterwards we see who came just before.
+    let mut clients = tokio::task::JoinSet::new();
+    let appearing = eventually("the service to be known", async || {
+        let connected = Clock::System.now();
+        clients.spawn(async move {
+            let mut client = TcpStream::connect(port).await.expect("the fixed port accepts");
+            let mut greeting = Vec::new();
+            let mut client = (&mut client).take(5);
+            let heard = within("a greeting or a reset", client.read_to_end(&mut greeting)).await;
+            (connected, heard.map(|_| greeting))
+        });
+        let route = caller.admin().get("/v1/routes/db").await;
+        (route.status == 200).then(|| Clock::System.now())
+    });
+    let server = mesh.node("server").serves_tcp("db", workload.address());
+    let (appeared, _server) = tokio::join!(appearing, server.start());
+    let mut early = 0;
+    for (connected, heard) in within("every client", clients.join_all()).await {
+        let waited = appeared.saturating_duration_since(connected);
+        match heard {
+            Ok(greeting) => assert_eq!(greeting, b"hello", "a client {waited:?} before its service"),
+            Err(error) => {
+                assert!(is_reset(&error), "{error}");
+                assert!(waited > Duration::from_millis(700), "reset {waited:?} before its service");
+            }
+        }
+        early += usize::from(waited > Duration::from_millis(50));
+    }
+    assert!(early > 0, "nobody came early");
+}
+
+#[tokio::test]
+async fn a_client_that_waits_for_a_service_that_never_appears_is_reset() {
+    let mesh = Mesh::new();
+    let caller = mesh.node("caller").calls("ghost").start().await;
+    let since = Clock::System.now();
+    let mut client = TcpStream::connect(caller.outbound("ghost")).await.expect("the fixed port accepts");
+    let mut heard = Vec::new();
+    let ended = within("a reset", client.read_to_end(&mut heard)).await;
+    assert!(is_reset(&ended.expect_err("a reset, not an end")));
+    assert_eq!(heard, b"", "nothing it would take for its server's word");
+    let waited = Clock::System.now() - since;
+    assert!(waited < Duration::from_secs(20), "{waited:?}");
 }
 
 #[tokio::test]

@@ -2,19 +2,21 @@
 //!
 //! | path | answer |
 //! |---|---|
-//! | `/seen` | the request as JSON: method, target, version, headers, length of its body |
+//! | `/seen` | the request as JSON: method, target, version, headers, length of its body, trailers |
 //! | `/echo` | the request's body, as it comes, and its trailers |
 //! | `/bytes/N` | N bytes, in chunks |
 //! | `/status/N` | that status, no body |
 //! | `/wait` | 200, once the test calls [`Http::release`] |
 //! | `/rude` | headers that end at a hop, and some that only the mesh may say |
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
+use http::header::{HeaderMap, TRAILER};
 use http::{Request, Response};
 use http_body::Frame;
 use http_body_util::combinators::BoxBody;
@@ -117,7 +119,7 @@ async fn answer(shared: &Shared, request: Request<Incoming>) -> Answer {
     let number = || path.rsplit('/').next().and_then(|number| number.parse::<usize>().ok());
     match path.split('/').nth(1).unwrap_or_default() {
         "seen" => seen(shared, request).await,
-        "echo" => Response::new(request.into_body().boxed()),
+        "echo" => echo(request),
         "bytes" => Response::new(chunks(number().expect("/bytes/N"))),
         "status" => {
             let status = u16::try_from(number().expect("/status/N")).expect("a status");
@@ -141,23 +143,34 @@ async fn answer(shared: &Shared, request: Request<Incoming>) -> Answer {
     }
 }
 
+fn echo(mut request: Request<Incoming>) -> Answer {
+    // HTTP/1.1 carries trailers that were announced.
+    let announced = request.headers_mut().remove(TRAILER);
+    let mut answer = Response::new(request.into_body().boxed());
+    answer.headers_mut().extend(announced.map(|announced| (TRAILER, announced)));
+    answer
+}
+
 async fn seen(shared: &Shared, request: Request<Incoming>) -> Answer {
     let (head, body) = request.into_parts();
-    let length = body.collect().await.map_or(0, |body| body.to_bytes().len());
-    let headers: Vec<_> = head
-        .headers
-        .iter()
-        .map(|(name, value)| (name.as_str(), String::from_utf8_lossy(value.as_bytes())))
-        .collect();
+    let body = body.collect().await.ok();
+    let trailers = body.as_ref().and_then(|body| body.trailers()).map(pairs).unwrap_or_default();
+    let trailers = json!(trailers);
+    let length = body.map_or(0, |body| body.to_bytes().len());
     let seen = json!({
         "workload": shared.name,
         "method": head.method.as_str(),
         "target": head.uri.to_string(),
         "version": format!("{:?}", head.version),
-        "headers": headers,
+        "headers": pairs(&head.headers),
         "length": length,
+        "trailers": trailers,
     });
     Response::new(full(seen.to_string()))
+}
+
+fn pairs(headers: &HeaderMap) -> Vec<(&str, Cow<'_, str>)> {
+    headers.iter().map(|(name, value)| (name.as_str(), String::from_utf8_lossy(value.as_bytes()))).collect()
 }
 
 /// `bytes` bytes of [`sized_bytes`], as a body of unknown length.
