@@ -205,29 +205,24 @@ async fn a_killed_workload_of_two_is_passed_over_although_its_node_lives() {
 }
 
 #[tokio::test]
-async fn a_killed_workload_that_nobody_probes_is_left_alone_between_trials() {
+async fn a_killed_workload_that_nobody_probes_is_tried_less_and_less_often() {
     let mesh = Mesh::new();
     let (doomed, _other, _nodes, caller) = two_instances(&mesh, "").await;
     let mut client = by_name(&caller, "health");
     let killed = Clock::System.now();
     doomed.kill().await;
     let mut failures = Vec::new();
-    for _ in 0..400 {
+    while (Clock::System.now() - killed).as_secs() < 6 {
         failures.extend(within("an answer", client.check(shop())).await.err());
     }
-    // The first may be cut off, and one more refused; then there is at least the least pause between two.
-    let most = 3 + (Clock::System.now() - killed).as_millis() / 250;
-    assert!(
-        failures.len() as u128 <= most,
-        "{} of 400 failed, {most} expected: {failures:#?}",
-        failures.len()
-    );
+    // At 0, 250, 750, 1750 and 3750 ms; the first may be cut off and one more refused.
+    assert!(failures.len() <= 8, "{} failed: {failures:#?}", failures.len());
 }
 
 #[tokio::test]
 async fn streams_beyond_what_a_workloads_connection_takes_stay_open_side_by_side() {
-    const CLIENTS: usize = 3;
-    const STREAMS: usize = 100;
+    const CLIENTS: usize = 1;
+    const STREAMS: usize = 300;
     let world = World::new().await;
     let mut opening = tokio::task::JoinSet::new();
     for _ in 0..CLIENTS {

@@ -225,6 +225,7 @@ async fn callers_of_http_1_0_are_answered_and_the_workload_sees_1_1() {
         assert!(head.starts_with("HTTP/1.0 200 ") || head.starts_with("HTTP/1.1 200 "), "{answer}");
         let seen: serde_json::Value = serde_json::from_str(body).expect("JSON");
         assert_eq!(seen["version"], "HTTP/1.1");
+        assert_eq!(head_of(&seen, "host").len(), 1, "HTTP/1.1 has a Host: {seen}");
         // What has no length here ends with the connection: nothing is in chunks before 1.1.
         let answer = raw(address, &format!("GET /bytes/50000 HTTP/1.0\r\n{host}\r\n")).await;
         let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");

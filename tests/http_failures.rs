@@ -208,6 +208,37 @@ async fn work_with_a_node_that_is_killed_ends_soon_and_idempotent_work_goes_else
 }
 
 #[tokio::test]
+async fn a_workload_that_closes_kept_connections_fails_no_request_of_many_at_once() {
+    use tokio::io::AsyncWriteExt as _;
+    let mesh = Mesh::new();
+    let workload = Tcp::start(mesh.ip(), async |mut stream| {
+        let _request = stream.read(&mut [0; 1024]).await;
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nkept").await;
+        drop(stream.read(&mut [0; 1024]).await);
+    })
+    .await;
+    let _server = mesh.node("server").serves("web", workload.address()).start().await;
+    let caller = mesh.node("caller").start().await;
+    caller.finds("web", 1).await;
+    let mut asking = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let proxy = caller.http_proxy();
+        asking.spawn(async move {
+            let mut connection = HttpConnection::open(proxy).await;
+            for turn in 0..100 {
+                let reply = connection.send(request(Method::GET, "web.mesh", "/", "")).await;
+                assert_eq!(
+                    (reply.status(), reply.text()),
+                    (StatusCode::OK, "kept".to_owned()),
+                    "turn {turn}"
+                );
+            }
+        });
+    }
+    asking.join_all().await;
+}
+
+#[tokio::test]
 async fn a_workload_that_closes_kept_connections_fails_no_request() {
     use tokio::io::AsyncWriteExt as _;
     let mesh = Mesh::new();

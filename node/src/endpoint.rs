@@ -204,6 +204,7 @@ impl Endpoint {
     ) -> Result<Answered, SendError> {
         let sent = self.upstream.send(request, version, give_up).await;
         match &sent {
+            Ok(answered) if answered.is_refusal() => self.fail(Fault::Refused),
             Ok(_) => self.reset_trouble(),
             Err(error) => self.handle_failure(&error.failure),
         }
@@ -224,11 +225,6 @@ impl Endpoint {
                 Err(failure)
             }
         }
-    }
-
-    /// The callee answered that its workload took nothing.
-    pub(crate) fn handle_refusal(&self) {
-        self.fail(Fault::Refused);
     }
 
     fn reset_trouble(&self) {

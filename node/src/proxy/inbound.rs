@@ -195,7 +195,7 @@ impl Caller {
         match (upstream.send(request, version, || false).await, spare) {
             (Err(SendError { failure: SendFailure::Broken(_), unsent: None }), Some(spare)) => {
                 let again = Request::from_parts(spare, RequestBody::Empty);
-                upstream.send(again, version, || false).await
+                upstream.send_again(again, version).await
             }
             (sent, _) => sent,
         }

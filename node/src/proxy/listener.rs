@@ -128,6 +128,7 @@ async fn serve_http(
     serves: Serves,
     outbound: Arc<Outbound>,
 ) {
+    let streams_max = u32::try_from(outbound.gate.limit()).unwrap_or(u32::MAX);
     let service = service_fn(move |request: Request<Incoming>| {
         let (serves, outbound) = (serves.clone(), outbound.clone());
         async move { Ok::<_, Infallible>(answer(&serves, &outbound, request).await) }
@@ -135,6 +136,7 @@ async fn serve_http(
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http2()
+        .max_concurrent_streams(streams_max)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
     if let Err(error) = builder.serve_connection_with_upgrades(client, service).await {

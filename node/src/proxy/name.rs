@@ -32,6 +32,11 @@ pub(crate) fn service_of<B>(request: &Request<B>) -> Result<String, Failure> {
     })
 }
 
+/// The name of `service` as a host.
+pub(crate) fn host_of(service: &str) -> String {
+    format!("{service}{SUFFIX}")
+}
+
 fn without_port(authority: &str) -> &str {
     match authority.rsplit_once(':') {
         Some((host, port)) if port.bytes().all(|digit| digit.is_ascii_digit()) => host,

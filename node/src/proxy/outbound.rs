@@ -20,10 +20,10 @@ use crate::proxy::body::{AnswerBody, AnswerGuard, RequestBody};
 use crate::proxy::failure::{Failure, Flag};
 use crate::proxy::forward::{self, Passing};
 use crate::proxy::gate::{Gate, Pass};
-use crate::proxy::headers;
+use crate::proxy::{headers, name};
 use crate::route::Target;
 use crate::telemetry::exchange::{Direction, Exchange, Meter};
-use crate::upstream::{Answered, ConnectFailure, HttpVersion, SendFailure};
+use crate::upstream::{ConnectFailure, HttpVersion, SendFailure};
 
 use starling_transport::header::RefusalReason;
 
@@ -68,7 +68,7 @@ impl Outbound {
         let Passing { mut request, version, switched } = Passing::new(request);
         let journey = Journey { outbound: self, service, version, exchange, tried: Vec::new(), spare: None };
         headers::start_trace(request.headers_mut(), &self.chance);
-        match self.enter().and_then(|pass| Ok((pass, address_for_hop(request, version)?))) {
+        match self.enter().and_then(|pass| Ok((pass, address_for_hop(request, version, service)?))) {
             Ok((pass, request)) => journey.run(request, switched, for_grpc, pass).await,
             Err(failure) => journey.fail(&failure, for_grpc),
         }
@@ -136,15 +136,13 @@ impl Journey<'_> {
             self.tried.push(endpoint.target().clone());
             let give_up = || self.spare.is_some() && self.could_go_elsewhere();
             match endpoint.send(sendable, self.version, give_up).await {
-                Ok(answered) if is_refusal(&answered) && self.spare.is_some() => {
-                    endpoint.handle_refusal();
+                Ok(answered) if answered.is_refusal() && self.spare.is_some() => {
                     let detail = "the workload does not accept connections";
                     last = Some(Failure::new(Flag::ConnectFailure, detail));
                     request = self.again();
                 }
                 Ok(answered) => {
-                    if is_refusal(&answered) {
-                        endpoint.handle_refusal();
+                    if answered.is_refusal() {
                         self.exchange.set_flag(Flag::ConnectFailure);
                     }
                     let mut guard = AnswerGuard::counting(self.exchange);
@@ -185,16 +183,12 @@ impl Journey<'_> {
     }
 }
 
-/// Whether the callee's sidecar says that its workload took nothing.
-fn is_refusal(answered: &Answered) -> bool {
-    answered.response.headers().contains_key(headers::UNSENT)
-}
-
 /// Addresses a request for the next hop: HTTP/1.1 in origin form with a `Host` (RFC 9112, section
 /// 3.2.1), HTTP/2 with scheme and authority (RFC 9113, section 8.3.1).
 fn address_for_hop(
     request: Request<RequestBody>,
     version: HttpVersion,
+    service: &str,
 ) -> Result<Request<RequestBody>, Failure> {
     let wrong = || Failure::new(Flag::Malformed, "the request's target cannot be passed on");
     if request.method() == Method::CONNECT {
@@ -206,6 +200,11 @@ fn address_for_hop(
         // Never with a user's name (RFC 9110, section 4.2.4).
         let host = authority.as_str().rsplit('@').next().unwrap_or_default();
         parts.headers.insert(HOST, HeaderValue::from_str(host).map_err(|_| wrong())?);
+    }
+    if version == HttpVersion::Http1 && !parts.headers.contains_key(HOST) {
+        // HTTP/1.0 needs none; what is passed on is HTTP/1.1, which does.
+        let host = HeaderValue::from_str(&name::host_of(service)).map_err(|_| wrong())?;
+        parts.headers.insert(HOST, host);
     }
     let builder = match (version, parts.uri.authority()) {
         (HttpVersion::Http2, Some(authority)) => {

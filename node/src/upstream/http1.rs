@@ -28,6 +28,13 @@ struct Kept {
     swept: bool,
 }
 
+/// Whether a kept connection will do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reuse {
+    Allowed,
+    Refused,
+}
+
 /// A connection on loan until its answer's body has ended.
 pub(crate) struct LentSender {
     kept: Kept,
@@ -44,10 +51,12 @@ impl Http1Pool {
         connect: &C,
         mut request: Request<RequestBody>,
         give_up: impl Fn() -> bool + Send + Sync,
+        reuse: Reuse,
     ) -> Result<Answered, SendError> {
         // Each turn uses up one idle connection or ends, so there are at most `idle_max` + 1.
         loop {
-            let (mut kept, was_idle) = match self.take() {
+            let idle = (reuse == Reuse::Allowed).then(|| self.take()).flatten();
+            let (mut kept, was_idle) = match idle {
                 Some(kept) => (kept, true),
                 None => match open(connect).await {
                     Ok(kept) => (kept, false),

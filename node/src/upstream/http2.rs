@@ -59,11 +59,10 @@ impl Http2Pool {
         request: Request<RequestBody>,
         give_up: impl Fn() -> bool + Send + Sync,
     ) -> Result<Answered, SendError> {
-        let mut shared = match self.connection(connect).await {
-            Ok(shared) => shared,
+        let (mut shared, stream) = match self.stream(connect).await {
+            Ok(opened) => opened,
             Err(failure) => return Err(SendError { failure: failure.into(), unsent: Some(request) }),
         };
-        let stream = shared.begin();
         tokio::select! {
             biased;
             sent = shared.sender.try_send_request(request) => match sent {
@@ -79,15 +78,15 @@ impl Http2Pool {
         }
     }
 
-    /// A connection with room, opened if there is none.
-    pub(super) async fn connection<C: Connect>(&self, connect: &C) -> Result<Shared, ConnectFailure> {
+    /// A place on a connection with room, opened if there is none.
+    pub(super) async fn stream<C: Connect>(&self, connect: &C) -> Result<(Shared, Stream), ConnectFailure> {
         let before = self.attempts.load(Ordering::Acquire);
-        if let Some(shared) = self.with_room() {
-            return Ok(shared);
+        if let Some(place) = self.with_room() {
+            return Ok(place);
         }
         let _only_one = self.connecting.lock().await;
-        if let Some(shared) = self.with_room() {
-            return Ok(shared);
+        if let Some(place) = self.with_room() {
+            return Ok(place);
         }
         if self.attempts.load(Ordering::Acquire) != before
             && let Some(failure) = self.last_failure().clone()
@@ -98,8 +97,9 @@ impl Http2Pool {
         *self.last_failure() = opened.as_ref().err().cloned();
         self.attempts.fetch_add(1, Ordering::Release);
         let shared = opened?;
+        let stream = shared.begin();
         self.connections().push(shared.clone());
-        Ok(shared)
+        Ok((shared, stream))
     }
 
     /// Closes connections that nobody used since the last sweep.
@@ -110,8 +110,9 @@ impl Http2Pool {
         });
     }
 
-    /// The least busy connection that stands, if it has room or there may be no other.
-    fn with_room(&self) -> Option<Shared> {
+    /// A place on the least busy connection that stands, if it has room or there may be no other.
+    /// Taken under the lock, so that a burst does not fill the same place twice.
+    fn with_room(&self) -> Option<(Shared, Stream)> {
         let mut connections = self.connections();
         connections.retain(|shared| !shared.sender.is_closed() && shared.next_hop.is_usable());
         let least = connections.iter().min_by_key(|shared| shared.streams.load(Ordering::Relaxed))?;
@@ -119,7 +120,7 @@ impl Http2Pool {
             NextHop::Peer(_) => true,
             NextHop::Workload => least.streams.load(Ordering::Relaxed) < STREAMS_PER_WORKLOAD_CONNECTION,
         };
-        (has_room || connections.len() >= CONNECTIONS_MAX).then(|| least.clone())
+        (has_room || connections.len() >= CONNECTIONS_MAX).then(|| (least.clone(), least.begin()))
     }
 
     fn connections(&self) -> MutexGuard<'_, Vec<Shared>> {

@@ -16,6 +16,9 @@ use starling_transport::header::RefusalReason;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::proxy::body::RequestBody;
+use crate::proxy::headers::UNSENT;
+
+use http1::Reuse;
 
 pub(crate) use http1::LentSender;
 
@@ -113,6 +116,13 @@ pub(crate) struct HttpUpstream<C> {
     http2: http2::Http2Pool,
 }
 
+impl Answered {
+    /// Whether it is the word of the callee's sidecar that its workload took nothing.
+    pub(crate) fn is_refusal(&self) -> bool {
+        self.response.headers().contains_key(UNSENT)
+    }
+}
+
 impl<C: Connect> HttpUpstream<C> {
     /// Keeps at most `idle_max` idle HTTP/1.1 connections.
     pub(crate) fn new(connect: C, idle_max: usize) -> Self {
@@ -133,8 +143,21 @@ impl<C: Connect> HttpUpstream<C> {
         give_up: impl Fn() -> bool + Send + Sync,
     ) -> Result<Answered, SendError> {
         match version {
-            HttpVersion::Http1 => self.http1.send(&self.connect, request, give_up).await,
+            HttpVersion::Http1 => self.http1.send(&self.connect, request, give_up, Reuse::Allowed).await,
             HttpVersion::Http2 => self.http2.send(&self.connect, request, give_up).await,
+        }
+    }
+
+    /// Sends `request` a second time: not on another kept connection, which may be as stale as the
+    /// one that failed it.
+    pub(crate) async fn send_again(
+        &self,
+        request: Request<RequestBody>,
+        version: HttpVersion,
+    ) -> Result<Answered, SendError> {
+        match version {
+            HttpVersion::Http1 => self.http1.send(&self.connect, request, || false, Reuse::Refused).await,
+            HttpVersion::Http2 => self.http2.send(&self.connect, request, || false).await,
         }
     }
 
@@ -149,7 +172,7 @@ impl<C: Connect> HttpUpstream<C> {
     pub(crate) async fn warm(&self, version: HttpVersion) -> Result<(), ConnectFailure> {
         match version {
             HttpVersion::Http1 => self.http1.warm(&self.connect).await,
-            HttpVersion::Http2 => self.http2.connection(&self.connect).await.map(drop),
+            HttpVersion::Http2 => self.http2.stream(&self.connect).await.map(drop),
         }
     }
 }
