@@ -19,8 +19,8 @@ use rustls_pki_types::CertificateDer;
 use crate::clock::{Instant, WallTime};
 use crate::lease::SeenLink;
 use crate::limits::{
-    DEPARTED_SHOWN, INSTANCES_PER_OWNER_MAX, OWNERS_MAX, OWNERS_PER_IDENTITY_MAX, RENEWALS_AHEAD_MAX,
-    RENEWALS_MISSED_MAX,
+    DEPARTED_SHOWN, INSTANCES_PER_OWNER_MAX, OWNERS_MAX, OWNERS_PER_IDENTITY_MAX, RENEWAL_LEAP_PERIOD,
+    RENEWALS_AHEAD_MAX, RENEWALS_MISSED_MAX,
 };
 use crate::record::{Instance, InstanceRecord, Label, NodeRecord, Owner, Record, Renewal, Version};
 use crate::signature::SealedRecord;
@@ -65,6 +65,8 @@ struct Known {
     certificate_ends: WallTime,
     seen: SeenLink,
     renewed_at: Instant,
+    /// When a renewal that time does not explain may be checked next.
+    next_leap: Instant,
     presence: Presence,
     /// When the presence last changed.
     since: Instant,
@@ -144,7 +146,10 @@ impl Catalogue {
             return Err(Rejected::Stale);
         }
         if renewal.counter > known.renewals_explained(now) {
-            return Err(Rejected::BadRenewal);
+            if now < known.next_leap {
+                return Err(Rejected::Implausible);
+            }
+            known.next_leap = now + RENEWAL_LEAP_PERIOD;
         }
         known.seen = known.seen.advance(renewal).ok_or(Rejected::BadRenewal)?;
         known.renewed_at = now;
@@ -262,6 +267,7 @@ impl Catalogue {
                     certificate_ends,
                     seen: anchor,
                     renewed_at: now,
+                    next_leap: now,
                     presence,
                     since: now,
                     is_shown: true,
@@ -404,7 +410,8 @@ impl Known {
 
     /// The highest counter that the time since the last renewal explains, with room for an owner
     /// whose clock is fast. It bounds what a forged renewal costs: one hash per link. Nothing is
-    /// known before the first, so that may be anywhere in the chain.
+    /// known before the first, so that may be anywhere in the chain; and this machine may have been
+    /// suspended, which its monotonic clock does not see, so now and then a leap is checked too.
     fn renewals_explained(&self, now: Instant) -> u32 {
         if self.seen.counter() == 0 {
             return u32::MAX;

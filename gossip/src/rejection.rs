@@ -28,6 +28,9 @@ pub enum Rejected {
     /// A link that does not lead to the owner's anchor.
     #[error("the renewal is not the owner's")]
     BadRenewal,
+    /// A renewal that leaps further than time explains; one such is checked now and then.
+    #[error("the renewal is further ahead than the time that has passed")]
+    Implausible,
     /// Known already, or older than what is known.
     #[error("nothing newer than what is known")]
     Stale,
@@ -43,7 +46,7 @@ impl Rejected {
     /// Whether the same bytes may be welcome later: when the bundle or the calendar is another, room
     /// was made, or the owner has introduced itself.
     pub(crate) fn may_heal(&self) -> bool {
-        matches!(self, Self::Chain(_) | Self::Full | Self::UnknownOwner)
+        matches!(self, Self::Chain(_) | Self::Full | Self::UnknownOwner | Self::Implausible)
     }
 
     /// A word for metrics; there are as many as there are variants.
@@ -57,6 +60,7 @@ impl Rejected {
             Self::MayNotAnnounce => "may_not_announce",
             Self::BadSignature => "bad_signature",
             Self::BadRenewal => "bad_renewal",
+            Self::Implausible => "implausible",
             Self::Stale => "stale",
             Self::UnknownOwner => "unknown_owner",
             Self::Full => "full",

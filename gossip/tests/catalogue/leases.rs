@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use starling_gossip::catalogue::Rejected;
 use starling_gossip::clock::WallTime;
-use starling_gossip::limits::DEPARTED_SHOWN;
+use starling_gossip::limits::{DEPARTED_SHOWN, RENEWAL_LEAP_PERIOD};
 use starling_gossip::publisher::{Publisher, Said};
 use starling_gossip::record::{Owner, Renewal};
 use starling_gossip::snapshot::Presence;
@@ -102,6 +103,27 @@ fn a_later_renewal_revives_and_brings_back_the_instances_but_a_replay_does_not()
     stage.watched.renew(&stage.owner, &second).expect("the second link");
     assert_eq!((stage.presence(), stage.watched.offered()), (Some(Presence::Alive), 1));
     assert_eq!(stage.watched.catalogue.digest(), digest);
+}
+
+#[test]
+fn an_owner_that_leapt_ahead_while_this_machine_slept_is_believed_and_forgers_pay_little() {
+    let mut stage = stage();
+    let short_name = stage.owner.short_name();
+    let first = stage.renewal();
+    let now = stage.watched.now;
+    assert_eq!(stage.watched.catalogue.apply_renewal(&short_name, &first, now), Ok(()));
+    // An hour of renewals, none of which this catalogue's clock has seen pass.
+    let mut sleepless = (0..720).map(|_| stage.renewal()).collect::<Vec<_>>();
+    let newest = sleepless.pop().expect("720 renewals");
+    let forged = Renewal { link: [9; 32], ..newest };
+    let apply = |stage: &mut Stage, renewal: &Renewal, at| {
+        stage.watched.catalogue.apply_renewal(&short_name, renewal, at)
+    };
+    assert_eq!(apply(&mut stage, &forged, now), Err(Rejected::BadRenewal));
+    assert_eq!(apply(&mut stage, &forged, now), Err(Rejected::Implausible), "not hashed again so soon");
+    let later = now + RENEWAL_LEAP_PERIOD;
+    assert_eq!(apply(&mut stage, &newest, later), Ok(()));
+    assert_eq!(apply(&mut stage, &newest, later), Err(Rejected::Stale));
 }
 
 #[test]
