@@ -59,7 +59,7 @@ pub const INSTANCES_PER_OWNER_MAX: usize = 256;
 /// pushed out is offered again by the repair path.
 pub const WAITING_RECORDS_MAX: usize = 1024;
 
-/// Links of one lease chain, and so the most hashes one renewal can cost its receiver (0.4 ms). At a
+/// Links of one lease chain, and so the most hashes one renewal can cost its receiver (about 1 ms). At a
 /// renewal every 5 s a chain lasts 5.7 hours; then the node record carries a new anchor.
 pub const LEASE_LINKS_MAX: u32 = 4096;
 
@@ -74,7 +74,7 @@ pub const LEASE_MILLIS_MAX: u32 = 3_600_000;
 pub const RENEWALS_AHEAD_MAX: u32 = 16;
 
 /// How often, for one owner, a renewal further ahead than that is checked all the same: this
-/// machine may have been suspended. Five hundred owners' forged leaps cost 2 % of a core.
+/// machine may have been suspended. Five hundred owners' forged leaps cost about 5 % of a core.
 pub const RENEWAL_LEAP_PERIOD: Duration = Duration::from_secs(10);
 
 /// Renewals missed before a member is shown as suspect and ranked lower.

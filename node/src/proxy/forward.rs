@@ -1,4 +1,5 @@
-//! PURE: what both sidecars of a call do to the messages they pass on.
+//! What both sidecars of a call do to the messages they pass on: take over, and hand on. Where to
+//! is decided by `outbound` and `inbound`.
 
 use http::header::UPGRADE;
 use http::{Request, Response, StatusCode, Version};
