@@ -40,6 +40,11 @@ impl HealthState {
         Self { thresholds, health: Health::Unknown, against: 0, draining: false }
     }
 
+    /// It takes other numbers of answers from now on; the health stands.
+    pub fn set_thresholds(&mut self, thresholds: Thresholds) {
+        self.thresholds = thresholds;
+    }
+
     /// What to announce now. Draining hides what probes say.
     pub fn health(&self) -> Health {
         if self.draining { Health::Draining } else { self.health }

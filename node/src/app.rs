@@ -23,7 +23,7 @@ use starling_transport::gossip_link::GossipLink;
 use starling_transport::incoming::IncomingStream;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::admin::Admin;
 use crate::balance::Chance;
@@ -103,7 +103,8 @@ impl Node {
             seeds: seed_addresses,
         })
         .await?;
-        let local = LocalInstances::new(&config.services, gossip.clone(), clock.clone());
+        let local =
+            LocalInstances::new(gossip.clone(), clock.clone(), &config.limits, config.node.drain_timeout);
         let outbound = Arc::new(outbound(&config, &clock, rng.random()));
         let inbound = Arc::new(inbound(&config, &clock, &local));
         let listeners = bind_listeners(&config, &outbound).await?;
@@ -148,7 +149,9 @@ impl Node {
         for listener in self.listeners {
             tasks.spawn(listener.run());
         }
-        let local = self.local.start();
+        if let Err(reason) = self.local.apply(&self.config.services) {
+            error!(%reason, "the services cannot be announced");
+        }
         tasks.spawn(self.admin.run());
         info!(
             node = %self.config.node.name, identity = %credentials.id(),
@@ -160,9 +163,9 @@ impl Node {
             shutdown = drain.requested() => shutdown,
         };
         info!(?shutdown, "stopping");
-        local.drain().await;
+        self.local.drain();
         drain.finish(shutdown, self.config.node.drain_timeout, &clock).await;
-        local.withdraw().await;
+        self.local.withdraw().await;
         gossip.leave().await;
         transport.close(CLOSE_GRACE).await;
         tasks.shutdown().await;
@@ -184,7 +187,7 @@ fn outbound(config: &Config, clock: &Clock, seed: u64) -> Outbound {
 
 fn inbound(config: &Config, clock: &Clock, local: &LocalInstances) -> Inbound {
     Inbound {
-        workloads: local.workloads(config.limits.idle_streams_per_endpoint_max as usize),
+        workloads: local.workloads(),
         gate: Gate::new(config.limits.requests_in_flight_max as usize),
         clock: clock.clone(),
     }
@@ -288,7 +291,7 @@ async fn sweep_idle(table: Arc<ArcSwap<LiveTable>>, inbound: Arc<Inbound>) {
     loop {
         tokio::time::sleep(IDLE_SWEEP).await;
         table.load().endpoints().for_each(|endpoint| endpoint.sweep());
-        inbound.workloads.values().for_each(|workload| workload.upstream.sweep());
+        inbound.workloads.sweep();
     }
 }
 

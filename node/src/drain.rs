@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use crate::proxy::gate::Gate;
 
 /// Callers hear of a draining instance within a gossip round or two; until then they are served.
-const ANNOUNCE: Duration = Duration::from_millis(1500);
+pub(crate) const ANNOUNCE: Duration = Duration::from_millis(1500);
 
 /// How a node stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

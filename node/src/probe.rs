@@ -30,7 +30,7 @@ impl Prober {
             WorkloadAddress::Tcp(host_port) => host_port.to_string(),
             WorkloadAddress::Unix(_) => "localhost".to_owned(),
         };
-        let connect = WorkloadConnect::new(service.address.clone());
+        let connect = WorkloadConnect::new(service);
         Self { probe: service.probe.clone(), connect, host, next_wait: Duration::ZERO }
     }
 

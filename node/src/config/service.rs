@@ -73,6 +73,13 @@ pub struct Outbound {
     pub service: ServiceName,
 }
 
+impl Service {
+    /// Whether `other` describes the same workload: what is known of one holds for the other.
+    pub(crate) fn is_same_workload(&self, other: &Self) -> bool {
+        (&self.name, self.protocol, &self.address) == (&other.name, other.protocol, &other.address)
+    }
+}
+
 pub(super) fn read_services(mut sections: Vec<Section<'_>>, claims: &mut Claims) -> Vec<Service> {
     if let Some(section) = sections.get(INSTANCES_PER_OWNER_MAX) {
         let most = format!("one node announces at most {INSTANCES_PER_OWNER_MAX}; start another node");

@@ -52,6 +52,8 @@ pub(crate) struct AnswerGuard {
     pub(crate) flight: Option<Flight>,
     /// Counts the request among the node's.
     pub(crate) pass: Option<Pass>,
+    /// Counts the request among its workload's.
+    pub(crate) workload_pass: Option<Pass>,
     /// Counts and logs the exchange.
     pub(crate) exchange: Option<Exchange>,
 }

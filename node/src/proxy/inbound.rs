@@ -3,7 +3,6 @@
 //! The workload is connected before the stream is accepted, so a refusal costs the caller nothing
 //! but a look elsewhere. HTTP is parsed, because the workload is told who calls; TCP is not.
 
-use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::Arc;
 
@@ -23,7 +22,7 @@ use crate::proxy::body::{AnswerBody, AnswerGuard, RequestBody};
 use crate::proxy::failure::{Failure, Flag};
 use crate::proxy::forward::{self, Passing};
 use crate::proxy::gate::{Gate, Pass};
-use crate::proxy::workload::Workload;
+use crate::proxy::workload::{Workload, Workloads};
 use crate::proxy::{headers, tunnel};
 use crate::telemetry::exchange::Meter;
 use crate::upstream::http2::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
@@ -31,8 +30,8 @@ use crate::upstream::{Answered, HttpVersion, SendError, SendFailure};
 
 /// Takes streams in for the local workloads.
 pub(crate) struct Inbound {
-    /// By instance id.
-    pub(crate) workloads: BTreeMap<String, Arc<Workload>>,
+    /// The local instances.
+    pub(crate) workloads: Workloads,
     /// Requests and connections under way.
     pub(crate) gate: Gate,
     /// The node's time.
@@ -43,6 +42,7 @@ pub(crate) struct Inbound {
 #[derive(Clone)]
 struct Caller {
     inbound: Arc<Inbound>,
+    instance: Arc<str>,
     workload: Arc<Workload>,
     peer: Arc<SpiffeId>,
     meter: Arc<Meter>,
@@ -71,7 +71,8 @@ impl Inbound {
         match version {
             None => self.carry(&workload, &meter, stream).await,
             Some(version) => {
-                let caller = Caller { inbound: self, workload, peer: Arc::new(peer.id), meter };
+                let (peer, instance) = (Arc::new(peer.id), instance.into());
+                let caller = Caller { inbound: self, instance, workload, peer, meter };
                 caller.serve(version, stream).await;
             }
         }
@@ -85,8 +86,8 @@ impl Inbound {
         if self.gate.is_closed() {
             return Err((RefusalReason::Draining, "this node is leaving"));
         }
-        let workload = self.workloads.get(instance).filter(|workload| workload.service == *service);
-        workload.cloned().ok_or((RefusalReason::NoSuchInstance, "no such instance of this service here"))
+        let workload = self.workloads.find(instance).filter(|workload| workload.service == *service);
+        workload.ok_or((RefusalReason::NoSuchInstance, "no such instance of this service here"))
     }
 
     /// Room for one more piece of work.
@@ -106,6 +107,7 @@ impl Inbound {
                 .refuse(RefusalReason::Overloaded, "this node carries as much work as it may")
                 .await;
         };
+        let _workload_pass = workload.gate.enter();
         let opened = workload.upstream.connector().open().await;
         let mut io = match opened {
             Ok(io) => io,
@@ -130,7 +132,7 @@ impl Caller {
             return stream.refuse(RefusalReason::WorkloadUnreachable, failure.to_string()).await;
         }
         let Ok(stream) = stream.accept().await else { return };
-        let gate = self.inbound.gate.clone();
+        let (gate, workload_gate) = (self.inbound.gate.clone(), self.workload.gate.clone());
         let service = service_fn(move |request| {
             let caller = self.clone();
             async move { Ok::<_, std::convert::Infallible>(caller.answer(request).await) }
@@ -148,9 +150,15 @@ impl Caller {
                     .initial_stream_window_size(STREAM_WINDOW_BYTES)
                     .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
                 let mut connection = pin!(builder.serve_connection(io, service));
+                let retired = async {
+                    tokio::select! {
+                        () = gate.draining() => {}
+                        () = workload_gate.draining() => {}
+                    }
+                };
                 tokio::select! {
                     ended = connection.as_mut() => ended,
-                    () = gate.draining() => {
+                    () = retired => {
                         // GOAWAY: what is under way ends here, what is new goes elsewhere.
                         connection.as_mut().graceful_shutdown();
                         connection.await
@@ -172,33 +180,60 @@ impl Caller {
             Ok(pass) => Some(pass),
             Err(failure) => return fail(&failure, for_grpc, true, guard),
         };
+        let Some(workload) = self.workload_now() else {
+            let withdrawn = Failure::new(Flag::ConnectFailure, "the instance has been withdrawn");
+            let mut answer = fail(&withdrawn, for_grpc, true, guard);
+            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            return answer;
+        };
+        guard.workload_pass = workload.gate.enter();
         let Passing { mut request, version, switched } = Passing::new(request);
         headers::set_peer(request.headers_mut(), &self.peer);
-        let mut answered = match self.send(request, version).await {
+        let mut answered = match send(&workload, request, version).await {
             Ok(answered) => answered,
             Err(error) => return fail(&failure_of(&error), for_grpc, error.unsent.is_some(), guard),
         };
         headers::remove_own(answered.response.headers_mut());
         let mut answer = forward::answer(answered, switched, guard);
-        if self.inbound.gate.is_draining() && version == HttpVersion::Http1 {
+        if self.is_retired() && version == HttpVersion::Http1 {
             // The caller retires the stream with this answer instead of losing a race with our end.
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         answer
     }
 
-    /// Sends to the workload; once more if it closed a kept connection just then, and the request
-    /// may be sent twice.
-    async fn send(&self, request: Request<RequestBody>, version: HttpVersion) -> Result<Answered, SendError> {
-        let upstream = &self.workload.upstream;
-        let spare = forward::spare(&request);
-        match (upstream.send(request, version, || false).await, spare) {
-            (Err(SendError { failure: SendFailure::Broken(_), unsent: None }), Some(spare)) => {
-                let again = Request::from_parts(spare, RequestBody::Empty);
-                upstream.send_again(again, version).await
-            }
-            (sent, _) => sent,
+    /// The workload for the next request: the instance may live elsewhere than when this stream
+    /// began, or no longer.
+    fn workload_now(&self) -> Option<Arc<Workload>> {
+        if !self.workload.gate.is_draining() {
+            return Some(self.workload.clone());
         }
+        let now = self.inbound.workloads.find(&self.instance)?;
+        let same_kind = now.service == self.workload.service && now.protocol == self.workload.protocol;
+        (same_kind && !now.gate.is_closed()).then_some(now)
+    }
+
+    /// Whether the peer should begin a new stream for its next request.
+    fn is_retired(&self) -> bool {
+        self.inbound.gate.is_draining() || self.workload.gate.is_draining()
+    }
+}
+
+/// Sends to the workload; once more if it closed a kept connection just then, and the request may
+/// be sent twice.
+async fn send(
+    workload: &Workload,
+    request: Request<RequestBody>,
+    version: HttpVersion,
+) -> Result<Answered, SendError> {
+    let upstream = &workload.upstream;
+    let spare = forward::spare(&request);
+    match (upstream.send(request, version, || false).await, spare) {
+        (Err(SendError { failure: SendFailure::Broken(_), unsent: None }), Some(spare)) => {
+            let again = Request::from_parts(spare, RequestBody::Empty);
+            upstream.send_again(again, version).await
+        }
+        (sent, _) => sent,
     }
 }
 

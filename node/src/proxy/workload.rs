@@ -1,15 +1,17 @@
-//! The local workload: how to reach it, and what it serves.
+//! The local workloads: how to reach each, and what it serves.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use starling_gossip::identity::{ServiceName, SpiffeId};
 use starling_gossip::record::Protocol;
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::either::Either;
 
-use crate::config::WorkloadAddress;
+use crate::config::{Service, WorkloadAddress};
+use crate::proxy::gate::Gate;
 use crate::telemetry::exchange::{Direction, Meter};
 use crate::upstream::{Connect, ConnectFailure, HttpUpstream, HttpVersion, NextHop};
 
@@ -20,7 +22,13 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Callers with metrics of their own; the rest share one series.
 const PEERS_METERED_MAX: usize = 256;
 
-/// One local instance.
+/// The local workloads by instance id, swapped as a whole; cheap to clone.
+#[derive(Clone, Default)]
+pub(crate) struct Workloads {
+    table: Arc<ArcSwap<BTreeMap<String, Arc<Workload>>>>,
+}
+
+/// One local instance's workload: one service at one address. Another address is another workload.
 pub(crate) struct Workload {
     /// What it serves.
     pub(crate) service: ServiceName,
@@ -28,6 +36,9 @@ pub(crate) struct Workload {
     pub(crate) protocol: Protocol,
     /// How it is reached.
     pub(crate) upstream: HttpUpstream<WorkloadConnect>,
+    /// Its work under way; drained when the instance is withdrawn or lives elsewhere.
+    pub(crate) gate: Gate,
+    described: ArcSwap<Service>,
     meters: Mutex<BTreeMap<SpiffeId, Arc<Meter>>>,
     rest: Arc<Meter>,
 }
@@ -37,21 +48,47 @@ pub(crate) struct WorkloadConnect {
     address: WorkloadAddress,
 }
 
+impl Workloads {
+    /// The instance's workload.
+    pub(crate) fn find(&self, instance: &str) -> Option<Arc<Workload>> {
+        self.table.load().get(instance).cloned()
+    }
+
+    /// All there are now.
+    pub(crate) fn set(&self, table: BTreeMap<String, Arc<Workload>>) {
+        self.table.store(Arc::new(table));
+    }
+
+    /// Gives back connections that nobody uses.
+    pub(crate) fn sweep(&self) {
+        self.table.load().values().for_each(|workload| workload.upstream.sweep());
+    }
+}
+
 impl Workload {
-    /// A workload at `address`.
-    pub(crate) fn new(
-        service: ServiceName,
-        protocol: Protocol,
-        address: WorkloadAddress,
-        idle_max: usize,
-    ) -> Self {
+    /// The workload that `service` describes, with at most `idle_max` idle connections.
+    pub(crate) fn new(service: &Service, idle_max: usize) -> Self {
         Self {
-            rest: Meter::new(Direction::Inbound, Some(&service), "other"),
-            upstream: HttpUpstream::new(WorkloadConnect::new(address), idle_max),
+            rest: Meter::new(Direction::Inbound, Some(&service.name), "other"),
+            upstream: HttpUpstream::new(WorkloadConnect::new(service), idle_max),
+            // The node's own gate sets the limit; this one only counts.
+            gate: Gate::new(usize::MAX),
             meters: Mutex::default(),
-            protocol,
-            service,
+            protocol: service.protocol,
+            service: service.name.clone(),
+            described: ArcSwap::from_pointee(service.clone()),
         }
+    }
+
+    /// Everything that is said of it at this moment: what can change while it stays the same
+    /// workload is read here, each time.
+    pub(crate) fn service_now(&self) -> Arc<Service> {
+        self.described.load_full()
+    }
+
+    /// Something else is said of the same workload.
+    pub(crate) fn set_service(&self, service: &Service) {
+        self.described.store(Arc::new(service.clone()));
     }
 
     /// Counts `peer`'s calls. Asked once per stream, not per request.
@@ -70,9 +107,9 @@ impl Workload {
 }
 
 impl WorkloadConnect {
-    /// For the workload at `address`.
-    pub(crate) fn new(address: WorkloadAddress) -> Self {
-        Self { address }
+    /// For the workload that `service` describes.
+    pub(crate) fn new(service: &Service) -> Self {
+        Self { address: service.address.clone() }
     }
 
     /// Connects to the workload.

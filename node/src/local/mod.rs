@@ -1,0 +1,216 @@
+//! The instances this node serves: which ones, what is announced of them, who keeps them current.
+//!
+//! What is served can change at any moment ([`LocalInstances::apply`]); [`plan`] decides what that
+//! means for each instance, one [`keeper`] per instance carries it out. The request path sees
+//! none of it: it loads one pointer ([`Workloads`]).
+
+mod keeper;
+mod plan;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use starling_gossip::clock::Clock;
+use starling_gossip::handle::Gossip;
+use starling_gossip::limits::INSTANCES_PER_OWNER_MAX;
+use starling_gossip::record::Label;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tracing::info;
+
+use crate::config::{Limits, Service};
+use crate::proxy::workload::{Workload, Workloads};
+use keeper::{Keeper, Order};
+use plan::Step;
+
+/// The instances this node serves; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct LocalInstances {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    workloads: Workloads,
+    table: Mutex<Table>,
+    gossip: Gossip,
+    clock: Clock,
+    /// Idle connections kept to one workload.
+    idle_max: usize,
+    /// How long work may finish with an instance that is withdrawn.
+    drain_timeout: Duration,
+}
+
+#[derive(Default)]
+struct Table {
+    entries: BTreeMap<Label, Entry>,
+    /// Ids that this life of the node has announced: others remember withdrawn ones too.
+    used: BTreeSet<Label>,
+    /// The node is stopping: nothing changes any more.
+    ended: bool,
+}
+
+/// One instance, until it is withdrawn.
+struct Entry {
+    workload: Arc<Workload>,
+    orders: watch::Sender<Order>,
+    task: JoinHandle<()>,
+}
+
+/// Why the instances stay as they were.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ApplyError {
+    /// More ids than others would remember.
+    #[error(
+        "{0} instance ids would be in use since this node started, withdrawn ones included, and others \
+         remember {INSTANCES_PER_OWNER_MAX}: use earlier ids again, or restart the node"
+    )]
+    TooManyIds(usize),
+    /// The node is stopping.
+    #[error("this node is leaving")]
+    Leaving,
+}
+
+impl LocalInstances {
+    /// None yet. Those withdrawn later get `drain_timeout` for their work.
+    pub(crate) fn new(gossip: Gossip, clock: Clock, limits: &Limits, drain_timeout: Duration) -> Self {
+        let shared = Shared {
+            workloads: Workloads::default(),
+            table: Mutex::default(),
+            gossip,
+            clock,
+            idle_max: limits.idle_streams_per_endpoint_max as usize,
+            drain_timeout,
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// How each is reached, at any moment.
+    pub(crate) fn workloads(&self) -> Workloads {
+        self.shared.workloads.clone()
+    }
+
+    /// Serves exactly `services` from now on, or changes nothing. What stays the same keeps its
+    /// health, connections and counters; what is gone drains and is withdrawn.
+    pub(crate) fn apply(&self, services: &[Service]) -> Result<(), ApplyError> {
+        let mut table = self.shared.table();
+        table.check(services)?;
+        let before = table.entries.iter().map(|(id, entry)| (id, entry.served()));
+        for step in plan::steps(before, services) {
+            self.shared.take(&mut table, step);
+        }
+        self.shared.publish(&table);
+        Ok(())
+    }
+
+    /// Announces that none takes new work; from now on nothing changes.
+    pub(crate) fn drain(&self) {
+        let mut table = self.shared.table();
+        table.ended = true;
+        for entry in table.entries.values() {
+            entry.orders.send_replace(Order::Drain);
+        }
+    }
+
+    /// Withdraws all.
+    pub(crate) async fn withdraw(&self) {
+        let entries = {
+            let mut table = self.shared.table();
+            table.ended = true;
+            std::mem::take(&mut table.entries)
+        };
+        for (id, entry) in entries {
+            entry.task.abort();
+            let _ = entry.task.await;
+            self.shared.gossip.set_instance(id, None).await;
+        }
+    }
+}
+
+impl Shared {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        // Nothing panics while it is held; a poisoned table is still the table.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(self: &Arc<Self>, table: &mut Table, step: Step<'_>) {
+        let entry = table.entries.get_mut(step.id());
+        match (step, entry) {
+            (Step::Start(service), None) => self.start(table, service),
+            (Step::Start(service) | Step::Replace(service), Some(entry)) => {
+                info!(service = %service.name, id = %service.id, address = %service.address, "instance moved");
+                let new = Arc::new(Workload::new(service, self.idle_max));
+                let old = std::mem::replace(&mut entry.workload, new);
+                // Streams that callers keep open go over to the new one, request by request.
+                old.gate.drain();
+                entry.serve();
+            }
+            (Step::Update(service), Some(entry)) => {
+                info!(service = %service.name, id = %service.id, "instance changed");
+                entry.workload.set_service(service);
+                entry.serve();
+            }
+            (Step::Remove(id), Some(entry)) => {
+                info!(service = %entry.workload.service, %id, "instance is to be withdrawn");
+                entry.orders.send_replace(Order::Withdraw);
+            }
+            (Step::Replace(_) | Step::Update(_) | Step::Remove(_), None) => {}
+        }
+    }
+
+    fn start(self: &Arc<Self>, table: &mut Table, service: &Service) {
+        let id = service.id.clone();
+        let workload = Arc::new(Workload::new(service, self.idle_max));
+        let (orders, inbox) = watch::channel(Order::Serve(workload.clone()));
+        let keeper = Keeper::new(id.clone(), workload.clone(), inbox, self.clone());
+        let task = tokio::spawn(keeper.run());
+        table.used.insert(id.clone());
+        table.entries.insert(id, Entry { workload, orders, task });
+    }
+
+    fn publish(&self, table: &Table) {
+        let workload = |(id, entry): (&Label, &Entry)| (id.to_string(), entry.workload.clone());
+        self.workloads.set(table.entries.iter().map(workload).collect());
+    }
+
+    /// The keeper of `id` has withdrawn it. `false` when it is wanted again meanwhile.
+    fn forget(&self, id: &Label) -> bool {
+        let mut table = self.table();
+        let wanted = table.entries.get(id).is_some_and(|entry| !entry.is_withdrawn());
+        if !wanted {
+            table.entries.remove(id);
+            self.publish(&table);
+        }
+        !wanted
+    }
+}
+
+impl Table {
+    fn check(&self, services: &[Service]) -> Result<(), ApplyError> {
+        if self.ended {
+            return Err(ApplyError::Leaving);
+        }
+        let new = services.iter().filter(|service| !self.used.contains(&service.id));
+        match self.used.len() + new.count() {
+            0..=INSTANCES_PER_OWNER_MAX => Ok(()),
+            ids => Err(ApplyError::TooManyIds(ids)),
+        }
+    }
+}
+
+impl Entry {
+    /// What it serves; `None` while it is withdrawn.
+    fn served(&self) -> Option<Arc<Service>> {
+        (!self.is_withdrawn()).then(|| self.workload.service_now())
+    }
+
+    fn serve(&self) {
+        self.orders.send_replace(Order::Serve(self.workload.clone()));
+    }
+
+    fn is_withdrawn(&self) -> bool {
+        matches!(*self.orders.borrow(), Order::Withdraw)
+    }
+}
