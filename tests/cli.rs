@@ -47,6 +47,29 @@ async fn a_right_configuration_is_exit_code_0_and_a_summary() {
 }
 
 #[tokio::test]
+async fn a_summary_says_who_may_call() {
+    let directory = with_identity().await;
+    let service = "[[service]]\nname = \"web\"\naddress = \"127.0.0.1:8080\"\n";
+    let several = "allow = [\"spiffe://acme/ns/shop/sa/cart\", \"spiffe://acme/ns/shop/*\"]\n";
+    directory.write("starling.toml", format!("{service}{service}{several}{service}allow = []\n"));
+    let text = check(&directory, &[], &[]).await;
+    assert_eq!(text.code, 0, "{text:?}");
+    for told in [
+        "accepts any identity of acme\n",
+        "accepts spiffe://acme/ns/shop/sa/cart, spiffe://acme/ns/shop/*\n",
+        "accepts nobody (allow is empty)\n",
+        "note: service web: spiffe://acme/ns/shop/sa/cart in allow changes nothing",
+    ] {
+        assert!(text.out.contains(told), "{told}\nis not in\n{}", text.out);
+    }
+    let json = check(&directory, &[], &["-o", "json"]).await.json();
+    let accepts: Vec<_> = (0..3).map(|index| json["services"][index]["accepts"].as_str()).collect();
+    assert_eq!(accepts, [Some("any"), Some("listed"), Some("nobody")]);
+    assert_eq!(json["services"][1]["allow"][1], "spiffe://acme/ns/shop/*");
+    assert_eq!(json["notes"].as_array().map(Vec::len), Some(1), "{json}");
+}
+
+#[tokio::test]
 async fn every_mistake_is_told_at_once_with_its_line_and_what_is_right() {
     let directory = with_identity().await;
     directory.write(

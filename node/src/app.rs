@@ -5,7 +5,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -189,6 +189,7 @@ fn inbound(config: &Config, clock: &Clock, local: &LocalInstances) -> Inbound {
     Inbound {
         workloads: local.workloads(),
         gate: Gate::new(config.limits.requests_in_flight_max as usize),
+        denials: Mutex::default(),
         clock: clock.clone(),
     }
 }

@@ -204,6 +204,7 @@ impl Endpoint {
     ) -> Result<Answered, SendError> {
         let sent = self.upstream.send(request, version, give_up).await;
         match &sent {
+            Ok(answered) if answered.is_denial() => self.reset_trouble(),
             Ok(answered) if answered.is_refusal() => self.fail(Fault::Refused),
             Ok(_) => self.reset_trouble(),
             Err(error) => self.handle_failure(&error.failure),
@@ -246,8 +247,9 @@ impl Endpoint {
     fn handle_connect_failure(&self, failure: &ConnectFailure) {
         match failure {
             ConnectFailure::Unreachable(_) => self.fail(Fault::Unreachable),
-            // A denied caller is denied everywhere; the endpoint is fine.
-            ConnectFailure::Refused(RefusalReason::Denied, _) => {}
+            // The endpoint is fine, and says why it does nothing for this caller. A pause would
+            // hide that; nor does being asked cost its workload anything.
+            ConnectFailure::Refused(RefusalReason::Denied, _) => self.reset_trouble(),
             ConnectFailure::Refused(..) => self.fail(Fault::Refused),
         }
     }

@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod authz;
 mod balance;
 mod breaker;
 pub mod ca;

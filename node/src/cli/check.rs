@@ -8,8 +8,12 @@ use starling_gossip::clock::{Clock, WallTime};
 
 use super::environment;
 use super::output::{Failure, Output};
+use crate::authz::{Allow, IdentityPattern};
 use crate::config::files::Files;
 use crate::config::{Config, ProbeQuestion, Service};
+
+/// Callers that one line names; programs get all of them.
+const CALLERS_SHOWN_MAX: usize = 4;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -40,7 +44,22 @@ fn text(config: &Config, files: &Files, wall: WallTime) -> String {
     for service in &config.services {
         let _ = write!(text, "\n  {}", describe(service, files));
     }
+    for note in notes(config) {
+        let _ = write!(text, "\n  note: {note}");
+    }
     text
+}
+
+/// What is right, and probably not what was meant.
+fn notes(config: &Config) -> Vec<String> {
+    let of_one = |service: &Service| {
+        let covered = service.allow.covered();
+        let say = |(narrow, wide)| {
+            format!("service {}: {narrow} in allow changes nothing, {wide} covers it", service.name)
+        };
+        covered.map(say).collect::<Vec<_>>()
+    };
+    config.services.iter().flat_map(of_one).collect()
 }
 
 /// One line for one service.
@@ -56,12 +75,29 @@ fn describe(service: &Service, files: &Files) -> String {
         format!(" ({})", service.id)
     };
     format!(
-        "service {}{id}: {} at {}, {probe}, accepts any identity of {}",
+        "service {}{id}: {} at {}, {probe}, accepts {}",
         service.name,
         service.protocol.as_str(),
         service.address,
-        files.trust_bundle.domain(),
+        callers(&service.allow, files),
     )
+}
+
+/// Who may call, in a few words.
+fn callers(allow: &Allow, files: &Files) -> String {
+    let patterns = allow.patterns();
+    match (allow, patterns.len()) {
+        (Allow::Anybody, _) => format!("any identity of {}", files.trust_bundle.domain()),
+        (Allow::Listed(_), 0) => "nobody (allow is empty)".to_owned(),
+        (Allow::Listed(_), 1..=CALLERS_SHOWN_MAX) => join(patterns),
+        (Allow::Listed(_), count) => {
+            format!("{} and {} more", join(&patterns[..CALLERS_SHOWN_MAX]), count - CALLERS_SHOWN_MAX)
+        }
+    }
+}
+
+fn join(patterns: &[IdentityPattern]) -> String {
+    patterns.iter().map(IdentityPattern::as_str).collect::<Vec<_>>().join(", ")
 }
 
 /// Seconds in the largest unit that leaves at least two of it.
@@ -85,7 +121,12 @@ fn json(config: &Config, files: &Files) -> Value {
             "name": service.name,
             "address": service.address.to_string(),
             "protocol": service.protocol,
-            "accepts": "any",
+            "accepts": match &service.allow {
+                Allow::Anybody => "any",
+                Allow::Listed(patterns) if patterns.is_empty() => "nobody",
+                Allow::Listed(_) => "listed",
+            },
+            "allow": service.allow.patterns().iter().map(IdentityPattern::as_str).collect::<Vec<_>>(),
         })
     });
     json!({
@@ -96,6 +137,7 @@ fn json(config: &Config, files: &Files) -> Value {
         "services": services.collect::<Vec<_>>(),
         "outbounds": config.outbounds.len(),
         "seeds": config.mesh.seeds.len(),
+        "notes": notes(config),
     })
 }
 

@@ -40,6 +40,7 @@ impl Files {
         }
         if let Some(svid) = &svid {
             check_names(config, svid, &mut mistakes);
+            check_allowed(config, svid, &mut mistakes);
         }
         Mistakes::none_of(mistakes)?;
         let (svid, trust_bundle) = svid.zip(trust_bundle).expect("a file that cannot be used is a mistake");
@@ -138,6 +139,22 @@ fn check_names(config: &Config, svid: &Svid, mistakes: &mut Vec<Mistake>) {
     }
 }
 
+/// Only identities of this node's own trust domain get as far as being asked for.
+fn check_allowed(config: &Config, svid: &Svid, mistakes: &mut Vec<Mistake>) {
+    let own = svid.id().trust_domain();
+    for (index, service) in config.services.iter().enumerate() {
+        let foreign = service.allow.patterns().iter().enumerate();
+        for (at, pattern) in foreign.filter(|(_, pattern)| *pattern.trust_domain() != own) {
+            let domain = pattern.trust_domain();
+            mistakes.push(config.sources.mistake(
+                &format!("service[{index}].allow[{at}]"),
+                format!("{pattern} is of the trust domain {domain}, and nobody of it can connect: this node's is {own}"),
+                format!("write identities of spiffe://{own}/, or remove it"),
+            ));
+        }
+    }
+}
+
 fn read_file(config: &Config, key: &str, path: &Path, mistakes: &mut Vec<Mistake>) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
     let read =
@@ -200,10 +217,17 @@ mod tests {
         }
 
         fn load(&self, wall: WallTime) -> Result<Files, Mistakes> {
-            let text = "[admin]\ntoken_file = \"token\"\n[identity]\n\
-                        [[service]]\nname = \"web\"\naddress = \"127.0.0.1:80\"\n";
+            self.load_with(wall, "")
+        }
+
+        /// With further keys of the service.
+        fn load_with(&self, wall: WallTime, keys: &str) -> Result<Files, Mistakes> {
+            let text = format!(
+                "[admin]\ntoken_file = \"token\"\n[identity]\n\
+                 [[service]]\nname = \"web\"\naddress = \"127.0.0.1:80\"\n{keys}"
+            );
             let path = self.directory.path().join("starling.toml");
-            let config = Config::parse(text, &path, []).expect("a right configuration");
+            let config = Config::parse(&text, &path, []).expect("a right configuration");
             Files::load(&config, wall)
         }
 
@@ -256,6 +280,17 @@ mod tests {
             assert_eq!(keys, [key], "{told}");
             assert!(told.contains(message), "{told}\nshould say: {message}");
         }
+    }
+
+    #[test]
+    fn nobody_of_another_trust_domain_is_let_in() {
+        let world = World::new();
+        world.load_with(NOW, "allow = [\"spiffe://acme/*\"]").expect("the own trust domain");
+        let allow = "allow = [\"spiffe://acme/svc/db\", \"spiffe://other/svc/db\"]";
+        let mistakes = world.load_with(NOW, allow).expect_err("another trust domain");
+        let told: Vec<&Mistake> = mistakes.iter().collect();
+        assert_eq!((told.len(), told[0].key.as_str()), (1, "service[0].allow[1]"), "{mistakes}");
+        assert!(told[0].problem.contains("nobody of it can connect"), "{mistakes}");
     }
 
     #[test]

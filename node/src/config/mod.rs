@@ -8,6 +8,7 @@
 //! Adding a key: a field with its reason in the section's type, one line in its reader, a row in
 //! `tests.rs` for each way of getting it wrong.
 
+mod access;
 mod address;
 mod environment;
 pub mod files;

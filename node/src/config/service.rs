@@ -8,12 +8,14 @@ use starling_gossip::identity::ServiceName;
 use starling_gossip::limits::{INSTANCES_PER_OWNER_MAX, LABEL_BYTES_MAX, TAGS_MAX};
 use starling_gossip::record::{Label, Protocol};
 
+use super::access::read_allow;
 use super::address::WorkloadAddress;
 use super::limits::{OUTBOUNDS_MAX, PROBE_INTERVAL, PROBE_STREAK, PROBE_TIMEOUT, WEIGHT_MAX};
 use super::mistake::{Wrong, wrong};
 use super::relations::Claims;
 use super::section::{Given, Section};
 use super::value::{boolean, duration, label, listen_address, number, one_of, service_name, text};
+use crate::authz::Allow;
 
 /// `[[service]]`: one workload of this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +35,8 @@ pub struct Service {
     pub tags: BTreeMap<Label, Label>,
     /// Its share among the service's instances; 0 takes no new work.
     pub weight: u16,
+    /// Who may call it.
+    pub allow: Allow,
     /// How its health is asked. `None`: it counts as healthy until calls fail.
     pub probe: Option<Probe>,
 }
@@ -134,6 +138,7 @@ fn read_service(
         section.report().add(&section.path_of("tags"), format!("{} tags", tags.len()), most);
     }
     let weight = section.or("weight", 100, number(0..=WEIGHT_MAX));
+    let allow = read_allow(&mut section);
     let has_probe = section.has("probe");
     let probe = section.section("probe");
     let probe = if has_probe { read_probe(probe) } else { None };
@@ -141,7 +146,7 @@ fn read_service(
 
     let (name, address) = (name?, address?);
     let id = id.or_else(|| free_id(&name, taken))?;
-    Some(Service { id, name, address, protocol, version, tags, weight, probe })
+    Some(Service { id, name, address, protocol, version, tags, weight, allow, probe })
 }
 
 /// `payments`, or `payments-2`, `payments-3` … where that is taken.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use starling_gossip::record::Protocol;
 
 use super::*;
+use crate::authz::{Allow, PATTERNS_MAX};
 
 const NONE: [(String, String); 0] = [];
 
@@ -46,7 +47,7 @@ fn five_lines_are_enough_and_the_rest_has_defaults() {
     assert_eq!((config.gossip, config.limits), (Gossip::default(), Limits::default()));
     let web = &config.services[0];
     assert_eq!((web.id.as_str(), web.protocol, web.weight), ("web", Protocol::Http, 100));
-    assert_eq!(web.probe, None);
+    assert_eq!((&web.probe, &web.allow), (&None, &Allow::Anybody));
 }
 
 #[test]
@@ -67,6 +68,9 @@ fn everything_that_can_be_said_is_understood() {
     let track: BTreeMap<_, _> = [("track".parse().expect("ok"), "canary".parse().expect("ok"))].into();
     assert_eq!(config.services[0].tags, track);
     assert_eq!(config.services[1].protocol, Protocol::Tcp);
+    let allowed = ["spiffe://acme/svc/web", "spiffe://acme/ns/shop/*"].map(|text| text.parse().expect(text));
+    assert_eq!(config.services[0].allow, Allow::Listed(allowed.into()));
+    assert_eq!(config.services[1].allow, Allow::Listed(Vec::new()), "an empty list is nobody");
     assert_eq!(config.outbounds[0].service.as_str(), "ledger.shop");
     assert_eq!(config.access_log.expect("on").format, LogFormat::Json);
     assert_eq!(config.admin.socket, Some(PathBuf::from("/etc/starling/run/admin.sock")));
@@ -179,6 +183,22 @@ const WRONG: &[(&str, &str, &str)] = &[
         "did you mean \"address\"?",
     ),
     ("[[outbound]]\nlisten = \"127.0.0.1:9001\"", "outbound[0].service", "service is missing"),
+    // Who may call.
+    (
+        "service.allow = \"spiffe://acme/*\"",
+        "service[0].allow",
+        "write a list: allow = [\"spiffe://acme/*\"]",
+    ),
+    ("service.allow = [\"web\"]", "service[0].allow[0]", "write for instance \"spiffe://acme/svc/web\""),
+    ("service.allow = [\"*\"]", "service[0].allow[0]", "leave allow out to let everybody in"),
+    ("service.allow = [\"spiffe://acme\"]", "service[0].allow[0]", "write \"spiffe://acme/*\" for everybody"),
+    ("service.allow = [\"spiffe://acme/svc/web*\"]", "service[0].allow[0]", "or \"spiffe://acme/svc/*\""),
+    ("service.allow = [\"spiffe://acme/*/web\"]", "service[0].allow[0]", "a star stands alone"),
+    (
+        "service.allow = [\"spiffe://acme/svc/a\", \"spiffe://acme/svc/a\"]",
+        "service[0].allow[1]",
+        "in the list already",
+    ),
     // Probes.
     ("service.probe = {}", "service[0].probe", "asks nothing"),
     ("service.probe = { tcp = false }", "service[0].probe", "asks nothing"),
@@ -257,6 +277,17 @@ fn ids_are_given_once() {
     let told: Vec<&Mistake> = mistakes.iter().collect();
     assert_eq!((told.len(), told[0].key.as_str()), (1, "service[1].id"), "{mistakes}");
     assert_eq!(told[0].place, Place::Line { line: 8, column: 1 });
+}
+
+#[test]
+fn a_list_of_callers_has_an_end() {
+    let text = |count: usize| {
+        let list: Vec<String> = (0..count).map(|number| format!("spiffe://acme/svc/s{number}")).collect();
+        format!("{SMALLEST}allow = {list:?}\n")
+    };
+    parse(&text(PATTERNS_MAX)).expect("the most there may be");
+    let mistakes = parse(&text(PATTERNS_MAX + 1)).expect_err("one too many");
+    assert!(mistakes.to_string().contains("service[0].allow\n    257 patterns"), "{mistakes}");
 }
 
 #[test]

@@ -141,7 +141,7 @@ impl Shared {
             (Step::Start(service), None) => self.start(table, service),
             (Step::Start(service) | Step::Replace(service), Some(entry)) => {
                 info!(service = %service.name, id = %service.id, address = %service.address, "instance moved");
-                let new = Arc::new(Workload::new(service, self.idle_max));
+                let new = Arc::new(entry.workload.succeeded_by(service, self.idle_max));
                 let old = std::mem::replace(&mut entry.workload, new);
                 // Streams that callers keep open go over to the new one, request by request.
                 old.gate.drain();

@@ -156,6 +156,21 @@ async fn another_address_is_another_workload_and_streams_leave_the_old_one() {
 }
 
 #[tokio::test]
+async fn streams_that_are_open_obey_the_list_of_now_wherever_their_instance_lives() {
+    let world = World::new().await;
+    world.apply(&[("a", "")]);
+    let peer = "spiffe://acme/svc/db".parse().expect("an identity");
+    let admission = world.workload("a").access.admit(&peer).expect("anybody is let in");
+    world.apply(&[("a", "allow = [\"spiffe://acme/svc/cart\"]")]);
+    assert!(admission.check().is_err(), "the same workload");
+    world.apply(&[("a", "address = \"127.0.0.1:9\"\nallow = [\"spiffe://acme/svc/*\"]")]);
+    assert!(admission.check().is_ok(), "another workload");
+    world.apply(&[("a", "address = \"127.0.0.1:9\"\nallow = []")]);
+    assert!(admission.check().is_err());
+    assert!(world.workload("a").access.admit(&peer).is_err(), "and so do new ones");
+}
+
+#[tokio::test]
 async fn what_is_gone_drains_for_the_work_under_way_and_is_withdrawn() {
     let world = World::new().await;
     world.apply(&[("a", ""), ("b", "")]);

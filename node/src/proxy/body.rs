@@ -1,6 +1,7 @@
 //! The bodies that pass through: the caller's on its way up, the answer's on its way down.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -9,6 +10,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 
 use crate::endpoint::Flight;
+use crate::proxy::access::Admission;
 use crate::proxy::gate::Pass;
 use crate::proxy::headers;
 use crate::telemetry::exchange::Exchange;
@@ -54,6 +56,8 @@ pub(crate) struct AnswerGuard {
     pub(crate) pass: Option<Pass>,
     /// Counts the request among its workload's.
     pub(crate) workload_pass: Option<Pass>,
+    /// Says whether the caller is still let in, for what has no requests to ask at.
+    pub(crate) admission: Option<Arc<Admission>>,
     /// Counts and logs the exchange.
     pub(crate) exchange: Option<Exchange>,
 }

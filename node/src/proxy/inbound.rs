@@ -1,10 +1,11 @@
 //! Inbound: streams from authenticated peers find the local workload.
 //!
-//! The workload is connected before the stream is accepted, so a refusal costs the caller nothing
+//! Who may not call is refused before anything else happens, and whenever its list changes. The
+//! workload is connected before the stream is accepted, so a refusal costs the caller nothing
 //! but a look elsewhere. HTTP is parsed, because the workload is told who calls; TCP is not.
 
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response};
@@ -16,15 +17,18 @@ use starling_gossip::identity::{ServiceName, SpiffeId};
 use starling_gossip::record::Protocol;
 use starling_transport::header::{RefusalReason, StreamKind};
 use starling_transport::incoming::{IncomingStream, UnansweredStream};
-use tracing::debug;
+use tracing::{debug, warn};
 
+use crate::authz::Reason;
+use crate::proxy::access::Admission;
 use crate::proxy::body::{AnswerBody, AnswerGuard, RequestBody};
+use crate::proxy::denials::Denials;
 use crate::proxy::failure::{Failure, Flag};
 use crate::proxy::forward::{self, Passing};
 use crate::proxy::gate::{Gate, Pass};
 use crate::proxy::workload::{Workload, Workloads};
 use crate::proxy::{headers, tunnel};
-use crate::telemetry::exchange::Meter;
+use crate::telemetry::exchange::{Exchange, Meter};
 use crate::upstream::http2::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 use crate::upstream::{Answered, HttpVersion, SendError, SendFailure};
 
@@ -34,6 +38,8 @@ pub(crate) struct Inbound {
     pub(crate) workloads: Workloads,
     /// Requests and connections under way.
     pub(crate) gate: Gate,
+    /// Callers that were denied, as far as the log has told.
+    pub(crate) denials: Mutex<Denials>,
     /// The node's time.
     pub(crate) clock: Clock,
 }
@@ -44,7 +50,7 @@ struct Caller {
     inbound: Arc<Inbound>,
     instance: Arc<str>,
     workload: Arc<Workload>,
-    peer: Arc<SpiffeId>,
+    admission: Arc<Admission>,
     meter: Arc<Meter>,
 }
 
@@ -63,16 +69,24 @@ impl Inbound {
             Ok(workload) => workload,
             Err((reason, detail)) => return stream.refuse(reason, detail).await,
         };
+        let admission = match workload.access.admit(&peer.id) {
+            Ok(admission) => admission,
+            Err(reason) => {
+                let mut exchange = workload.meter_of_the_rest().start(&self.clock);
+                let failure = self.deny(&workload, &peer.id, reason, &mut exchange);
+                return stream.refuse(RefusalReason::Denied, failure.detail).await;
+            }
+        };
         if version.is_none() && workload.protocol == Protocol::Http {
             // Unparsed, its bytes could name any caller in `x-starling-peer`.
             return stream.refuse(RefusalReason::UnsupportedKind, "this service takes HTTP only").await;
         }
         let meter = workload.meter(&peer.id);
         match version {
-            None => self.carry(&workload, &meter, stream).await,
+            None => self.carry(&workload, &admission, &meter, stream).await,
             Some(version) => {
-                let (peer, instance) = (Arc::new(peer.id), instance.into());
-                let caller = Caller { inbound: self, instance, workload, peer, meter };
+                let instance = instance.into();
+                let caller = Caller { inbound: self, instance, workload, admission, meter };
                 caller.serve(version, stream).await;
             }
         }
@@ -99,8 +113,27 @@ impl Inbound {
         self.gate.enter().ok_or_else(full)
     }
 
-    async fn carry(&self, workload: &Workload, meter: &Arc<Meter>, stream: UnansweredStream) {
+    /// Tells the log and the metrics that `peer` is denied; gives what the caller is told.
+    fn deny(&self, workload: &Workload, peer: &SpiffeId, reason: Reason, exchange: &mut Exchange) -> Failure {
+        exchange.set_caller(peer, None);
+        exchange.set_flag(Flag::Denied);
+        let (service, reason) = (&workload.service, reason.as_str());
+        let mut denials = self.denials.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(calls) = denials.handle_denial(service, peer, self.clock.now()) {
+            warn!(%service, %peer, reason, calls, "caller denied; service.allow says who may call");
+        }
+        Failure::new(Flag::Denied, format!("{reason}: {peer}"))
+    }
+
+    async fn carry(
+        &self,
+        workload: &Workload,
+        admission: &Admission,
+        meter: &Arc<Meter>,
+        stream: UnansweredStream,
+    ) {
         let mut exchange = meter.start(&self.clock);
+        exchange.set_caller(admission.peer(), Some(&admission.rule()));
         let Some(_pass) = self.gate.enter() else {
             exchange.set_flag(Flag::Overflow);
             return stream
@@ -117,7 +150,7 @@ impl Inbound {
             }
         };
         let Ok(stream) = stream.accept().await else { return };
-        if let Err(error) = tunnel::carry(stream, &mut io, &mut exchange).await {
+        if let Err(error) = tunnel::carry_admitted(stream, &mut io, &mut exchange, admission).await {
             debug!(service = %workload.service, %error, "connection broken");
             if let tokio_util::either::Either::Left(tcp) = &io {
                 tunnel::reset(tcp);
@@ -175,7 +208,12 @@ impl Caller {
         let mut exchange = self.meter.start(&self.inbound.clock);
         exchange.set_request(request.method(), request.uri().path());
         let for_grpc = headers::is_grpc(request.headers());
+        if let Err(reason) = self.admission.check() {
+            return self.deny(reason, for_grpc, request.version(), exchange);
+        }
+        exchange.set_caller(self.admission.peer(), Some(&self.admission.rule()));
         let mut guard = AnswerGuard::counting(exchange);
+        guard.admission = Some(self.admission.clone());
         guard.pass = match self.inbound.enter() {
             Ok(pass) => Some(pass),
             Err(failure) => return fail(&failure, for_grpc, true, guard),
@@ -188,7 +226,7 @@ impl Caller {
         };
         guard.workload_pass = workload.gate.enter();
         let Passing { mut request, version, switched } = Passing::new(request);
-        headers::set_peer(request.headers_mut(), &self.peer);
+        headers::set_peer(request.headers_mut(), self.admission.peer());
         let mut answered = match send(&workload, request, version).await {
             Ok(answered) => answered,
             Err(error) => return fail(&failure_of(&error), for_grpc, error.unsent.is_some(), guard),
@@ -197,6 +235,23 @@ impl Caller {
         let mut answer = forward::answer(answered, switched, guard);
         if self.is_retired() && version == HttpVersion::Http1 {
             // The caller retires the stream with this answer instead of losing a race with our end.
+            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        answer
+    }
+
+    /// The list has changed since the stream was accepted.
+    fn deny(
+        &self,
+        reason: Reason,
+        for_grpc: bool,
+        version: http::Version,
+        mut exchange: Exchange,
+    ) -> Response<AnswerBody> {
+        let failure = self.inbound.deny(&self.workload, self.admission.peer(), reason, &mut exchange);
+        let mut answer = fail(&failure, for_grpc, true, AnswerGuard::counting(exchange));
+        if version != http::Version::HTTP_2 {
+            // The next stream is refused before a request is spent on it.
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         answer

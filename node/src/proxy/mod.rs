@@ -4,7 +4,9 @@
 //! It decides nothing about routes; it asks [`crate::live`]. Failures become answers in
 //! [`failure`] alone.
 
+pub(crate) mod access;
 pub(crate) mod body;
+pub(crate) mod denials;
 pub(crate) mod failure;
 pub(crate) mod forward;
 pub(crate) mod gate;

@@ -23,7 +23,7 @@ use crate::proxy::gate::{Gate, Pass};
 use crate::proxy::{headers, name};
 use crate::route::Target;
 use crate::telemetry::exchange::{Direction, Exchange, Meter};
-use crate::upstream::{ConnectFailure, HttpVersion, SendFailure};
+use crate::upstream::{Answered, ConnectFailure, HttpVersion, SendFailure};
 
 use starling_transport::header::RefusalReason;
 
@@ -137,13 +137,12 @@ impl Journey<'_> {
             let give_up = || self.spare.is_some() && self.could_go_elsewhere();
             match endpoint.send(sendable, self.version, give_up).await {
                 Ok(answered) if answered.is_refusal() && self.spare.is_some() => {
-                    let detail = "the workload does not accept connections";
-                    last = Some(Failure::new(Flag::ConnectFailure, detail));
+                    last = Some(failure_of_refusal(&answered, &endpoint));
                     request = self.again();
                 }
                 Ok(answered) => {
                     if answered.is_refusal() {
-                        self.exchange.set_flag(Flag::ConnectFailure);
+                        self.exchange.set_flag(failure_of_refusal(&answered, &endpoint).flag);
                     }
                     let mut guard = AnswerGuard::counting(self.exchange);
                     guard.flight = Some(flight);
@@ -227,6 +226,15 @@ fn failure_of(failure: &SendFailure, endpoint: &Endpoint) -> Failure {
         SendFailure::Silent => {
             Failure::new(Flag::ConnectionEnded, format!("node {node} fell silent before its answer"))
         }
+    }
+}
+
+/// What a client is told when the callee's sidecar answers that its workload took nothing.
+fn failure_of_refusal(answered: &Answered, endpoint: &Endpoint) -> Failure {
+    let node = &endpoint.target().owner.node;
+    match answered.is_denial() {
+        true => Failure::new(Flag::Denied, format!("node {node} no longer lets this caller in")),
+        false => Failure::new(Flag::ConnectFailure, "the workload does not accept connections"),
     }
 }
 

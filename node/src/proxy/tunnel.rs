@@ -12,6 +12,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_util::either::Either;
 use tracing::debug;
 
+use crate::proxy::access::Admission;
 use crate::proxy::body::{AnswerBody, AnswerGuard};
 use crate::proxy::failure::Flag;
 use crate::telemetry::exchange::Exchange;
@@ -39,6 +40,25 @@ where
     }
 }
 
+/// [`carry`], for as long as the caller is let in.
+pub(crate) async fn carry_admitted<D, U>(
+    down: D,
+    up: U,
+    exchange: &mut Exchange,
+    admission: &Admission,
+) -> std::io::Result<()>
+where
+    D: AsyncRead + AsyncWrite + Unpin,
+    U: AsyncRead + AsyncWrite + Unpin,
+{
+    let reason = tokio::select! {
+        carried = carry(down, up, exchange) => return carried,
+        reason = admission.revoked() => reason,
+    };
+    exchange.set_flag(Flag::Denied);
+    Err(std::io::Error::new(std::io::ErrorKind::PermissionDenied, reason.as_str()))
+}
+
 /// Joins both halves of an exchange whose server agreed to switch protocols (101). `guard` lasts
 /// as long as the tunnel.
 pub(crate) fn join_upgrade(
@@ -54,7 +74,11 @@ pub(crate) fn join_upgrade(
         };
         let Some(exchange) = &mut guard.exchange else { return };
         let (mut down, mut up) = (TokioIo::new(down), TokioIo::new(up));
-        if let Err(error) = carry(&mut down, &mut up, exchange).await {
+        let carried = match &guard.admission {
+            Some(admission) => carry_admitted(&mut down, &mut up, exchange, admission).await,
+            None => carry(&mut down, &mut up, exchange).await,
+        };
+        if let Err(error) = carried {
             debug!(%error, "switched connection broken");
             reset_upgraded(down.into_inner());
             reset_upgraded(up.into_inner());

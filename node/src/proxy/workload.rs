@@ -11,6 +11,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_util::either::Either;
 
 use crate::config::{Service, WorkloadAddress};
+use crate::proxy::access::Access;
 use crate::proxy::gate::Gate;
 use crate::telemetry::exchange::{Direction, Meter};
 use crate::upstream::{Connect, ConnectFailure, HttpUpstream, HttpVersion, NextHop};
@@ -34,6 +35,8 @@ pub(crate) struct Workload {
     pub(crate) service: ServiceName,
     /// How it speaks.
     pub(crate) protocol: Protocol,
+    /// Who may call it.
+    pub(crate) access: Arc<Access>,
     /// How it is reached.
     pub(crate) upstream: HttpUpstream<WorkloadConnect>,
     /// Its work under way; drained when the instance is withdrawn or lives elsewhere.
@@ -68,12 +71,28 @@ impl Workloads {
 impl Workload {
     /// The workload that `service` describes, with at most `idle_max` idle connections.
     pub(crate) fn new(service: &Service, idle_max: usize) -> Self {
+        let access = Access::new(service.name.clone(), service.allow.clone());
+        Self::with_access(service, idle_max, access)
+    }
+
+    /// The same instance as `service` describes it now: another workload. Streams that callers of
+    /// this one keep open obey the next one's list.
+    pub(crate) fn succeeded_by(&self, service: &Service, idle_max: usize) -> Self {
+        if self.service != service.name {
+            return Self::new(service, idle_max);
+        }
+        self.access.replace(&service.allow);
+        Self::with_access(service, idle_max, self.access.clone())
+    }
+
+    fn with_access(service: &Service, idle_max: usize, access: Arc<Access>) -> Self {
         Self {
             rest: Meter::new(Direction::Inbound, Some(&service.name), "other"),
             upstream: HttpUpstream::new(WorkloadConnect::new(service), idle_max),
             // The node's own gate sets the limit; this one only counts.
             gate: Gate::new(usize::MAX),
             meters: Mutex::default(),
+            access,
             protocol: service.protocol,
             service: service.name.clone(),
             described: ArcSwap::from_pointee(service.clone()),
@@ -89,6 +108,12 @@ impl Workload {
     /// Something else is said of the same workload.
     pub(crate) fn set_service(&self, service: &Service) {
         self.described.store(Arc::new(service.clone()));
+        self.access.replace(&service.allow);
+    }
+
+    /// Counts calls of those who get no metrics of their own, such as who is denied.
+    pub(crate) fn meter_of_the_rest(&self) -> &Arc<Meter> {
+        &self.rest
     }
 
     /// Counts `peer`'s calls. Asked once per stream, not per request.

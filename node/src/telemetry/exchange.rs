@@ -9,9 +9,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use http::StatusCode;
 use metrics::{Counter, Histogram};
 use starling_gossip::clock::{Clock, Instant};
-use starling_gossip::identity::ServiceName;
+use starling_gossip::identity::{ServiceName, SpiffeId};
 use tracing::Level;
 
+use crate::authz::Rule;
 use crate::proxy::failure::Flag;
 
 /// Which way work goes, as seen from this node.
@@ -59,6 +60,10 @@ struct Line {
     method: String,
     path: String,
     attempts: Vec<String>,
+    /// The proved identity of an inbound caller, which its meter does not always name.
+    peer: String,
+    /// What let it in.
+    rule: String,
 }
 
 impl Direction {
@@ -132,6 +137,14 @@ impl Exchange {
         }
     }
 
+    /// Who calls, and what lets it in, if anything does; for the access log.
+    pub(crate) fn set_caller(&mut self, peer: &SpiffeId, rule: Option<&Rule>) {
+        if let Some(line) = &mut self.line {
+            line.peer = peer.to_string();
+            line.rule = rule.map_or("", Rule::as_str).to_owned();
+        }
+    }
+
     /// `meter` counts it from here on.
     pub(crate) fn set_meter(&mut self, meter: &Arc<Meter>) {
         self.meter = meter.clone();
@@ -178,7 +191,8 @@ impl Drop for Exchange {
             target: "access",
             direction = self.meter.direction.as_str(),
             service = self.meter.service,
-            peer = self.meter.peer,
+            peer = if line.peer.is_empty() { &self.meter.peer } else { &line.peer },
+            rule = line.rule,
             method = line.method,
             path = line.path,
             status = self.outcome.status,

@@ -74,6 +74,7 @@ fn describe() {
         "Bytes of connections, towards the service"
     );
     describe_counter!("starling_response_bytes_total", Unit::Bytes, "Bytes of answers and connections");
+    describe_counter!("starling_access_decisions_total", "Streams of callers let in or denied, by rule");
     describe_counter!("starling_gossip_records_total", "Records and renewals taken in");
     describe_counter!("starling_gossip_rejected_total", "Records and renewals refused, by reason");
     describe_counter!("starling_gossip_overwritten_total", "Own records that somebody altered, said again");

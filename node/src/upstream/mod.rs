@@ -16,7 +16,8 @@ use starling_transport::header::RefusalReason;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::proxy::body::RequestBody;
-use crate::proxy::headers::UNSENT;
+use crate::proxy::failure::Flag;
+use crate::proxy::headers::{FLAGS, UNSENT};
 
 use http1::Reuse;
 
@@ -120,6 +121,12 @@ impl Answered {
     /// Whether it is the word of the callee's sidecar that its workload took nothing.
     pub(crate) fn is_refusal(&self) -> bool {
         self.response.headers().contains_key(UNSENT)
+    }
+
+    /// Whether that is because the caller may not call it.
+    pub(crate) fn is_denial(&self) -> bool {
+        let flags = self.response.headers().get(FLAGS);
+        self.is_refusal() && flags.is_some_and(|flags| flags == Flag::Denied.as_str())
     }
 }
 
