@@ -18,6 +18,7 @@ use starling_transport::answer::AnswerError;
 use starling_transport::credentials::Credentials;
 use starling_transport::endpoint::{Endpoint, Incoming};
 use starling_transport::header::{RefusalReason, StreamHeader, StreamKind};
+use starling_transport::limits::Windows;
 use starling_transport::pool::Target;
 use starling_transport::tls;
 use starling_transport::verify::{Expected, PeerVerifier};
@@ -31,7 +32,8 @@ fn credentials(mesh: &Mesh, id: &str) -> Credentials {
 
 /// A member that speaks the transport's protocol by itself, and need not be honest.
 fn member(mesh: &Mesh, id: &str, listen: SocketAddr) -> (Endpoint, Incoming) {
-    Endpoint::bind(listen, credentials(mesh, id), StdRng::seed_from_u64(1)).expect("bound")
+    Endpoint::bind(listen, credentials(mesh, id), Windows::within(None), StdRng::seed_from_u64(1))
+        .expect("bound")
 }
 
 /// How a node ends the connection of a QUIC client that shows this certificate, or none.

@@ -14,7 +14,7 @@ use rand::{Rng as _, SeedableRng as _};
 use starling_gossip::clock::{Clock, Instant};
 use starling_gossip::handle::{Gossip, Setup};
 use starling_gossip::publisher::NodeDescription;
-use starling_gossip::record::Label;
+use starling_gossip::record::{Label, Locality};
 use starling_gossip::run::GossipLoop;
 use starling_transport::credential_files::CredentialFiles;
 use starling_transport::credentials::Credentials;
@@ -27,19 +27,21 @@ use tracing::{error, info, warn};
 
 use crate::admin::Admin;
 use crate::balance::Chance;
+use crate::capacity::Capacity;
 use crate::config::Config;
 use crate::config::files::Files;
 use crate::drain::{Drain, Shutdown};
 use crate::endpoint::Endpoint;
 use crate::live::LiveTable;
 use crate::local::LocalInstances;
-use crate::proxy::gate::Gate;
+use crate::memory;
 use crate::proxy::inbound::Inbound;
-use crate::proxy::listener::{self, Listener, Serves};
+use crate::proxy::listener::{self, Clients, Listener, Serves};
 use crate::proxy::outbound::Outbound;
 use crate::route;
 use crate::seeds;
 use crate::telemetry::Metrics;
+use crate::upstream::UpstreamLimits;
 
 /// Changes of the catalogue that come within this are computed into one route table: a health
 /// flip waits no longer, and a flood of joins costs twenty tables a second.
@@ -55,6 +57,7 @@ const CLOSE_GRACE: Duration = Duration::from_secs(1);
 /// A node that is set up: every port bound, nothing announced yet.
 pub struct Node {
     config: Config,
+    capacity: Capacity,
     shown: Shown,
     gossip_loop: GossipLoop,
     streams: mpsc::Receiver<IncomingStream>,
@@ -87,8 +90,13 @@ impl Node {
         let mut rng = StdRng::from_os_rng();
         let started = clock.now();
         let credentials = Credentials::new(files.svid, files.trust_bundle, clock.clone())?;
-        let (transport, incoming) =
-            Transport::bind(config.node.listen, credentials.clone(), StdRng::seed_from_u64(rng.random()))?;
+        let capacity = Capacity::new(&config.limits);
+        let (transport, incoming) = Transport::bind(
+            config.node.listen,
+            credentials.clone(),
+            capacity.windows,
+            StdRng::seed_from_u64(rng.random()),
+        )?;
         let address = advertised(&config, transport.local_addr())?;
         let (seeds, seed_addresses) = watch::channel(Vec::new());
         let current = credentials.current();
@@ -103,11 +111,12 @@ impl Node {
             seeds: seed_addresses,
         })
         .await?;
+        let drain_timeout = config.node.drain_timeout;
         let local =
-            LocalInstances::new(gossip.clone(), clock.clone(), &config.limits, config.node.drain_timeout);
-        let outbound = Arc::new(outbound(&config, &clock, rng.random()));
-        let inbound = Arc::new(inbound(&config, &clock, &local));
-        let listeners = bind_listeners(&config, &outbound).await?;
+            LocalInstances::new(gossip.clone(), clock.clone(), capacity.workloads.clone(), drain_timeout);
+        let outbound = Arc::new(outbound(&config, &capacity, &clock, rng.random()));
+        let inbound = Arc::new(inbound(&capacity, &clock, &local));
+        let listeners = bind_listeners(&config, &outbound, &capacity.clients).await?;
         let shown = Shown {
             gossip,
             transport,
@@ -121,7 +130,19 @@ impl Node {
         };
         let admin = Admin::bind(&config.admin, files.token, shown.clone()).await?;
         let streams = incoming.streams;
-        Ok(Self { config, shown, gossip_loop, streams, listeners, admin, outbound, inbound, local, seeds })
+        Ok(Self {
+            config,
+            capacity,
+            shown,
+            gossip_loop,
+            streams,
+            listeners,
+            admin,
+            outbound,
+            inbound,
+            local,
+            seeds,
+        })
     }
 
     /// Runs until `signal` or an action of the admin API asks for the end, then drains, withdraws
@@ -137,10 +158,15 @@ impl Node {
         tasks.spawn(keep_routes(
             gossip.clone(),
             table,
-            self.config.clone(),
+            self.config.node.locality.clone(),
+            self.capacity.upstream,
             transport.clone(),
             clock.clone(),
         ));
+        if let Some(bytes_max) = self.capacity.memory_max {
+            tasks.spawn(memory::keep_below(bytes_max, self.capacity.gates(), clock.clone()));
+        }
+        tasks.spawn(self.capacity.clients.watches.clone().look());
         tasks.spawn(sweep_idle(self.outbound.table.clone(), self.inbound.clone()));
         tasks.spawn(accept_streams(self.streams, self.inbound.clone()));
         tasks.spawn(credential_files(&self.config).follow(credentials.clone()));
@@ -174,10 +200,11 @@ impl Node {
     }
 }
 
-fn outbound(config: &Config, clock: &Clock, seed: u64) -> Outbound {
+fn outbound(config: &Config, capacity: &Capacity, clock: &Clock, seed: u64) -> Outbound {
     Outbound {
         table: Arc::default(),
-        gate: Gate::new(config.limits.requests_in_flight_max as usize),
+        gate: capacity.outbound.clone(),
+        windows: capacity.upstream.windows,
         attempts_max: config.limits.attempts_max as usize,
         chance: Chance::new(seed),
         clock: clock.clone(),
@@ -185,10 +212,12 @@ fn outbound(config: &Config, clock: &Clock, seed: u64) -> Outbound {
     }
 }
 
-fn inbound(config: &Config, clock: &Clock, local: &LocalInstances) -> Inbound {
+fn inbound(capacity: &Capacity, clock: &Clock, local: &LocalInstances) -> Inbound {
     Inbound {
         workloads: local.workloads(),
-        gate: Gate::new(config.limits.requests_in_flight_max as usize),
+        gate: capacity.inbound.clone(),
+        streams: capacity.streams.clone(),
+        windows: capacity.upstream.windows,
         denials: Mutex::default(),
         clock: clock.clone(),
     }
@@ -242,20 +271,23 @@ fn source_towards(to: &str) -> Option<IpAddr> {
     socket.local_addr().ok().map(|local| local.ip())
 }
 
-async fn bind_listeners(config: &Config, outbound: &Arc<Outbound>) -> io::Result<Vec<Listener>> {
+async fn bind_listeners(
+    config: &Config,
+    outbound: &Arc<Outbound>,
+    clients: &Clients,
+) -> io::Result<Vec<Listener>> {
     let fixed = config.outbounds.iter().enumerate().map(|(index, fixed)| {
         (fixed.listen, format!("outbound[{index}].listen"), Serves::Service(fixed.service.clone()))
     });
     let by_name =
         config.http_proxy.iter().map(|proxy| (proxy.listen, "http_proxy.listen".to_owned(), Serves::ByName));
-    let connections = Gate::new(config.limits.connections_max as usize);
     let mut listeners = Vec::new();
     for (address, key, serves) in fixed.chain(by_name) {
         listeners.push(Listener {
             socket: listener::bind(address, &key).await?,
             serves,
             outbound: outbound.clone(),
-            connections: connections.clone(),
+            clients: clients.clone(),
         });
     }
     Ok(listeners)
@@ -265,18 +297,18 @@ async fn bind_listeners(config: &Config, outbound: &Arc<Outbound>) -> io::Result
 async fn keep_routes(
     gossip: Gossip,
     table: Arc<ArcSwap<LiveTable>>,
-    config: Config,
+    locality: Locality,
+    limits: UpstreamLimits,
     transport: Transport,
     clock: Clock,
 ) {
-    let idle_max = config.limits.idle_streams_per_endpoint_max as usize;
     let mut snapshots = gossip.snapshots();
     loop {
         let snapshot = snapshots.borrow_and_update().clone();
-        let routes = route::compute(&snapshot, &config.node.locality);
+        let routes = route::compute(&snapshot, &locality);
         let pool = transport.pool();
         let next = table.load().next(routes, &clock, |service, target| {
-            Endpoint::new(target.clone(), service.clone(), pool.clone(), idle_max, clock.clone())
+            Endpoint::new(target.clone(), service.clone(), pool.clone(), limits, clock.clone())
         });
         table.store(Arc::new(next));
         metrics::counter!("starling_route_tables_total").increment(1);

@@ -24,6 +24,7 @@ use crate::route::Target;
 use crate::telemetry::exchange::{Direction, Meter};
 use crate::upstream::{
     Answered, Connect, ConnectFailure, HttpUpstream, HttpVersion, NextHop, SendError, SendFailure,
+    UpstreamLimits,
 };
 
 /// A request waits so long for a connection to a new peer (two round trips) before it looks
@@ -79,7 +80,7 @@ impl Endpoint {
         target: Target,
         service: ServiceName,
         pool: Pool,
-        idle_max: usize,
+        limits: UpstreamLimits,
         clock: Clock,
     ) -> Arc<Self> {
         let meter = Meter::new(Direction::Outbound, Some(&service), target.owner.identity.as_str());
@@ -96,7 +97,7 @@ impl Endpoint {
         Arc::new(Self {
             target,
             meter,
-            upstream: HttpUpstream::new(connect, idle_max),
+            upstream: HttpUpstream::new(connect, limits),
             created: clock.now(),
             clock,
             in_flight: AtomicU32::new(0),
@@ -204,7 +205,8 @@ impl Endpoint {
     ) -> Result<Answered, SendError> {
         let sent = self.upstream.send(request, version, give_up).await;
         match &sent {
-            Ok(answered) if answered.is_denial() => self.reset_trouble(),
+            // It works; it only has no room, or not for this caller.
+            Ok(answered) if answered.is_denial() || answered.is_overload() => self.reset_trouble(),
             Ok(answered) if answered.is_refusal() => self.fail(Fault::Refused),
             Ok(_) => self.reset_trouble(),
             Err(error) => self.handle_failure(&error.failure),
@@ -249,7 +251,9 @@ impl Endpoint {
             ConnectFailure::Unreachable(_) => self.fail(Fault::Unreachable),
             // The endpoint is fine, and says why it does nothing for this caller. A pause would
             // hide that; nor does being asked cost its workload anything.
-            ConnectFailure::Refused(RefusalReason::Denied, _) => self.reset_trouble(),
+            ConnectFailure::Refused(RefusalReason::Denied | RefusalReason::Overloaded, _) => {
+                self.reset_trouble();
+            }
             ConnectFailure::Refused(..) => self.fail(Fault::Refused),
         }
     }

@@ -32,6 +32,7 @@ pub struct NodeConfig<'m> {
     gossip: String,
     extra: String,
     admin: String,
+    before: String,
 }
 
 /// A node's process. It is killed when this is dropped.
@@ -42,6 +43,7 @@ pub struct Node {
     /// before waiting.)
     leash: ChildStdin,
     directory: PathBuf,
+    before: String,
     listen: SocketAddr,
     admin: SocketAddr,
     http_proxy: SocketAddr,
@@ -62,6 +64,7 @@ impl<'m> NodeConfig<'m> {
             gossip: GOSSIP.to_owned(),
             extra: String::new(),
             admin: String::new(),
+            before: String::new(),
         }
     }
 
@@ -118,6 +121,12 @@ impl<'m> NodeConfig<'m> {
         self
     }
 
+    /// What a shell does before it becomes the node: `ulimit`, or joining a control group.
+    pub fn after(mut self, command: &str) -> Self {
+        self.before = command.to_owned();
+        self
+    }
+
     /// Further sections.
     pub fn sections(mut self, toml: &str) -> Self {
         self.extra = toml.to_owned();
@@ -149,8 +158,9 @@ impl<'m> NodeConfig<'m> {
         let (admin, http_proxy) = (self.mesh.free_address(), self.mesh.free_address());
         fs::write(directory.join("starling.toml"), self.toml(listen, admin, http_proxy)).expect("a file");
         self.mesh.add_seed(listen);
-        let (process, leash) = spawn(&directory);
+        let (process, leash) = spawn(&directory, &self.before);
         let mut node = Node {
+            before: self.before,
             process,
             leash,
             name: self.name,
@@ -227,6 +237,14 @@ impl Node {
         fs::read_to_string(self.directory.join("log")).unwrap_or_default()
     }
 
+    /// Its resident memory, as the system counts it.
+    pub fn resident_bytes(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid().as_raw_nonzero()));
+        let status = status.expect("a running process");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
+    }
+
     /// Its process.
     pub fn pid(&self) -> Pid {
         let id = self.process.id().expect("a running process");
@@ -286,7 +304,7 @@ impl Node {
 
     /// Starts it again after its end, with the same files.
     pub async fn restart(&mut self) {
-        (self.process, self.leash) = spawn(&self.directory);
+        (self.process, self.leash) = spawn(&self.directory, &self.before);
         self.wait_until_ready().await;
     }
 
@@ -310,9 +328,10 @@ impl Drop for Node {
     }
 }
 
-fn spawn(directory: &Path) -> (Child, ChildStdin) {
+fn spawn(directory: &Path, before: &str) -> (Child, ChildStdin) {
     let log = fs::OpenOptions::new().create(true).append(true).open(directory.join("log")).expect("a log");
-    let mut command = tokio::process::Command::new(program());
+    let mut command = tokio::process::Command::new("/bin/sh");
+    command.arg("-c").arg(format!("set -e; {before}\nexec \"$0\" \"$@\"")).arg(program());
     command.args(["run", "--config"]).arg(directory.join("starling.toml"));
     // A developer's own settings are not the tests'.
     command.env_clear().env(LEASH, "1");

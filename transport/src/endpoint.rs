@@ -22,10 +22,9 @@ use crate::credentials::Credentials;
 use crate::dial::Dialler;
 use crate::incoming::IncomingStream;
 use crate::limits::{
-    CALLS_PER_CONNECTION_MAX, CLOSE_FLUSH, CONNECTION_RECEIVE_WINDOW_BYTES, CONNECTION_SEND_WINDOW_BYTES,
-    GOSSIP_RECEIVED_MAX, HALF_OPEN_BYTES_MAX, HALF_OPEN_MAX, HALF_OPEN_TOTAL_BYTES_MAX, IDLE_TIMEOUT,
-    INCOMING_STREAMS_MAX, INITIAL_RTT, KEEP_ALIVE, MESSAGES_PER_CONNECTION_MAX, PROBE_BUFFER_BYTES_MAX,
-    SOCKET_BUFFER_BYTES, STREAM_RECEIVE_WINDOW_BYTES,
+    CALLS_PER_CONNECTION_MAX, CLOSE_FLUSH, GOSSIP_RECEIVED_MAX, HALF_OPEN_BYTES_MAX, HALF_OPEN_MAX,
+    HALF_OPEN_TOTAL_BYTES_MAX, IDLE_TIMEOUT, INCOMING_STREAMS_MAX, INITIAL_RTT, KEEP_ALIVE,
+    MESSAGES_PER_CONNECTION_MAX, PROBE_BUFFER_BYTES_MAX, SOCKET_BUFFER_BYTES, Windows,
 };
 use crate::pool::Pool;
 use crate::serve::Inbox;
@@ -60,16 +59,18 @@ pub struct BindError {
 }
 
 impl Endpoint {
-    /// Binds `listen` and starts to accept. `[::]` takes IPv4 as well. Must run in a tokio
+    /// Binds `listen` and starts to accept. `[::]` takes IPv4 as well. Connections hold what `windows`
+    /// allow. Must run in a tokio
     /// runtime; `rng` is seeded by the caller and used for nothing secret.
     pub fn bind(
         listen: SocketAddr,
         credentials: Credentials,
+        windows: Windows,
         mut rng: StdRng,
     ) -> Result<(Self, Incoming), BindError> {
         let failed = |why| BindError { listen, why };
         let provider = Arc::new(tls::crypto_provider());
-        let transport = Arc::new(transport_config());
+        let transport = Arc::new(transport_config(windows));
         let config = server_config(&provider, &credentials, transport.clone());
         let socket = bind_socket(listen).map_err(failed)?;
         let quinn = quinn::Endpoint::new(
@@ -162,15 +163,15 @@ fn server_config(
     config
 }
 
-fn transport_config() -> TransportConfig {
+fn transport_config(windows: Windows) -> TransportConfig {
     let idle = IdleTimeout::try_from(IDLE_TIMEOUT).expect("half a minute is a valid idle timeout");
     let mut config = TransportConfig::default();
     config
         .max_concurrent_bidi_streams(VarInt::from_u32(CALLS_PER_CONNECTION_MAX))
         .max_concurrent_uni_streams(VarInt::from_u32(MESSAGES_PER_CONNECTION_MAX))
-        .stream_receive_window(VarInt::from_u32(STREAM_RECEIVE_WINDOW_BYTES))
-        .receive_window(VarInt::from_u32(CONNECTION_RECEIVE_WINDOW_BYTES))
-        .send_window(CONNECTION_SEND_WINDOW_BYTES)
+        .stream_receive_window(VarInt::from_u32(windows.stream_bytes))
+        .receive_window(VarInt::from_u32(windows.connection_bytes))
+        .send_window(windows.send_bytes)
         .max_idle_timeout(Some(idle))
         .keep_alive_interval(Some(KEEP_ALIVE))
         .initial_rtt(INITIAL_RTT)

@@ -41,6 +41,36 @@ pub const HALF_OPEN_BYTES_MAX: u64 = 64 * 1024;
 /// The same for all of them together.
 pub const HALF_OPEN_TOTAL_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
+/// What connections may hold in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Windows {
+    /// Of one stream, received and not read yet.
+    pub(crate) stream_bytes: u32,
+    /// Of all streams of one connection, received and not read yet.
+    pub(crate) connection_bytes: u32,
+    /// Of one connection, sent and not acknowledged yet.
+    pub(crate) send_bytes: u64,
+}
+
+impl Windows {
+    /// For a node that may use `memory_bytes`, or as much as it likes: what one peer can make it hold
+    /// is an eighth of that, and what it holds for one peer a sixteenth.
+    pub fn within(memory_bytes: Option<u64>) -> Self {
+        let memory_bytes = memory_bytes.unwrap_or(u64::MAX);
+        let eighth = u32::try_from(memory_bytes / 8).unwrap_or(u32::MAX);
+        let connection_bytes = eighth.clamp(CONNECTION_WINDOW_BYTES_MIN, CONNECTION_RECEIVE_WINDOW_BYTES);
+        Self {
+            stream_bytes: (connection_bytes / 8).min(STREAM_RECEIVE_WINDOW_BYTES),
+            connection_bytes,
+            send_bytes: (memory_bytes / 16)
+                .clamp(CONNECTION_WINDOW_BYTES_MIN.into(), CONNECTION_SEND_WINDOW_BYTES),
+        }
+    }
+}
+
+/// Less than this and a path of 100 ms carries less than 10 MB/s.
+const CONNECTION_WINDOW_BYTES_MIN: u32 = 1024 * 1024;
+
 /// Bytes a peer may send on one stream before we read them. A stream's speed is this per round
 /// trip: 1 Gbit/s at 10 ms, 100 Mbit/s at 100 ms.
 pub const STREAM_RECEIVE_WINDOW_BYTES: u32 = 1_250_000;

@@ -12,6 +12,7 @@ use super::output::Failure;
 use crate::app::Node;
 use crate::config::Config;
 use crate::config::files::Files;
+use crate::descriptors;
 use crate::drain::Shutdown;
 use crate::telemetry::{self, Metrics};
 
@@ -26,6 +27,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     arguments.parent.follow()?;
+    descriptors::raise_limit();
     let clock = Clock::System;
     let config = Config::load(&arguments.config, environment())?;
     let files = Files::load(&config, clock.wall())?;

@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::section::Section;
-use super::value::number;
+use super::value::{number, size};
 
 /// `[limits]`: what one node takes on before it answers "overloaded" to the newest work.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +21,10 @@ pub struct Limits {
     /// Kept-alive streams waiting for the next HTTP/1.1 request to one endpoint. As many as requests
     /// usually overlap; each costs a few KiB at both ends.
     pub idle_streams_per_endpoint_max: u32,
+    /// Memory this process may use, in bytes; `None` is what its control group allows, else half of
+    /// the machine's. Above four fifths of it new work is refused, above nine tenths work is cut off.
+    /// One connection's unread bytes are an eighth of it at most. A node without work needs 16 MiB.
+    pub memory_max: Option<u64>,
     /// Tries of one request, the first included. Two retries hide a crashed endpoint and a stale
     /// route; more multiply the load of a service that is failing already.
     pub attempts_max: u32,
@@ -32,6 +36,7 @@ impl Default for Limits {
             connections_max: 10_000,
             requests_in_flight_max: 10_000,
             idle_streams_per_endpoint_max: 64,
+            memory_max: None,
             attempts_max: 3,
         }
     }
@@ -52,11 +57,15 @@ pub(super) fn read(mut section: Section<'_>) -> Limits {
             default.idle_streams_per_endpoint_max,
             number(0..=10_000),
         ),
+        memory_max: section.optional("memory_max", size(MEMORY)),
         attempts_max: section.or("attempts_max", default.attempts_max, number(1..=10)),
     };
     section.finish();
     limits
 }
+
+/// Below this a node has no room for work; above this nobody has a machine.
+pub(super) const MEMORY: RangeInclusive<u64> = 32 * 1024 * 1024..=64 * 1024 * 1024 * 1024 * 1024;
 
 /// The configuration file itself. A node agent with 256 services fits ten times.
 pub(super) const FILE_BYTES_MAX: u64 = 1024 * 1024;

@@ -134,6 +134,48 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, Wrong> {
     }
 }
 
+/// An amount of memory such as `"64MiB"`, in bytes, within `range`. Units as Kubernetes writes them
+/// (`Mi`) are understood.
+pub(super) fn size(range: RangeInclusive<u64>) -> impl FnOnce(Given<'_>) -> Result<u64, Wrong> {
+    move |given| {
+        let parsed = match given.value {
+            Value::Integer(number) => u64::try_from(*number).ok(),
+            _ => parse_size(text(given)?.trim()),
+        };
+        let Some(bytes) = parsed else {
+            let example = "write a whole number and its unit, such as \"64MiB\" or \"2GiB\"";
+            return wrong(format!("{} is not an amount of memory", given.value), example);
+        };
+        if !range.contains(&bytes) {
+            let (least, most) = (show_size(*range.start()), show_size(*range.end()));
+            return wrong(
+                format!("{} is out of range", show_size(bytes)),
+                format!("write {least} to {most}"),
+            );
+        }
+        Ok(bytes)
+    }
+}
+
+const SIZE_UNITS: [(&str, u64); 4] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+
+fn parse_size(text: &str) -> Option<u64> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let unit = unit.trim();
+    let each = match unit {
+        "" | "B" => 1,
+        _ => SIZE_UNITS.iter().find(|(name, _)| *name == unit || name.strip_suffix('B') == Some(unit))?.1,
+    };
+    number.parse::<u64>().ok()?.checked_mul(each)
+}
+
+/// The shortest form that reads back the same.
+pub(crate) fn show_size(bytes: u64) -> String {
+    let unit = SIZE_UNITS.iter().find(|(_, each)| bytes >= *each && bytes.is_multiple_of(*each));
+    unit.map_or_else(|| bytes.to_string(), |(name, each)| format!("{}{name}", bytes / each))
+}
+
 /// The shortest form that reads back the same.
 pub(crate) fn show_duration(duration: Duration) -> String {
     let millis = duration.as_millis();

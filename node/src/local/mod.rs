@@ -21,8 +21,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::info;
 
-use crate::config::{Limits, Service};
-use crate::proxy::workload::{Workload, Workloads};
+use crate::config::Service;
+use crate::proxy::workload::{Workload, WorkloadLimits, Workloads};
 use keeper::{Keeper, Order};
 use plan::Step;
 
@@ -37,8 +37,8 @@ struct Shared {
     table: Mutex<Table>,
     gossip: Gossip,
     clock: Clock,
-    /// Idle connections kept to one workload.
-    idle_max: usize,
+    /// What connections to workloads may take.
+    limits: WorkloadLimits,
     /// How long work may finish with an instance that is withdrawn.
     drain_timeout: Duration,
 }
@@ -75,13 +75,13 @@ pub(crate) enum ApplyError {
 
 impl LocalInstances {
     /// None yet. Those withdrawn later get `drain_timeout` for their work.
-    pub(crate) fn new(gossip: Gossip, clock: Clock, limits: &Limits, drain_timeout: Duration) -> Self {
+    pub(crate) fn new(gossip: Gossip, clock: Clock, limits: WorkloadLimits, drain_timeout: Duration) -> Self {
         let shared = Shared {
             workloads: Workloads::default(),
             table: Mutex::default(),
             gossip,
             clock,
-            idle_max: limits.idle_streams_per_endpoint_max as usize,
+            limits,
             drain_timeout,
         };
         Self { shared: Arc::new(shared) }
@@ -141,7 +141,7 @@ impl Shared {
             (Step::Start(service), None) => self.start(table, service),
             (Step::Start(service) | Step::Replace(service), Some(entry)) => {
                 info!(service = %service.name, id = %service.id, address = %service.address, "instance moved");
-                let new = Arc::new(entry.workload.succeeded_by(service, self.idle_max));
+                let new = Arc::new(entry.workload.succeeded_by(service, &self.limits));
                 let old = std::mem::replace(&mut entry.workload, new);
                 // Streams that callers keep open go over to the new one, request by request.
                 old.gate.drain();
@@ -162,7 +162,7 @@ impl Shared {
 
     fn start(self: &Arc<Self>, table: &mut Table, service: &Service) {
         let id = service.id.clone();
-        let workload = Arc::new(Workload::new(service, self.idle_max));
+        let workload = Arc::new(Workload::new(service, &self.limits));
         let (orders, inbox) = watch::channel(Order::Serve(workload.clone()));
         let keeper = Keeper::new(id.clone(), workload.clone(), inbox, self.clone());
         let task = tokio::spawn(keeper.run());

@@ -17,7 +17,8 @@ use tokio::sync::watch;
 
 use super::*;
 use crate::ca::Authority;
-use crate::config::Config;
+use crate::capacity::Capacity;
+use crate::config::{Config, Limits};
 
 /// Long enough for a busy machine; nothing waits for it to pass.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -73,8 +74,8 @@ impl World {
         .await
         .expect("gossip");
         tokio::spawn(gossip_loop.run());
-        let limits = Limits::default();
-        let local = LocalInstances::new(gossip.clone(), Clock::System, &limits, DRAIN_TIMEOUT);
+        let limits = Capacity::new(&Limits::default()).workloads;
+        let local = LocalInstances::new(gossip.clone(), Clock::System, limits, DRAIN_TIMEOUT);
         let workload = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         Self { local, gossip, workload, _seeds: seeds }
     }

@@ -13,6 +13,7 @@ use crate::endpoint::Flight;
 use crate::proxy::access::Admission;
 use crate::proxy::gate::Pass;
 use crate::proxy::headers;
+use crate::proxy::overdue::Busy;
 use crate::telemetry::exchange::Exchange;
 use crate::upstream::LentSender;
 use crate::upstream::http2::Stream;
@@ -58,6 +59,8 @@ pub(crate) struct AnswerGuard {
     pub(crate) workload_pass: Option<Pass>,
     /// Says whether the caller is still let in, for what has no requests to ask at.
     pub(crate) admission: Option<Arc<Admission>>,
+    /// Counts the request among its local connection's.
+    pub(crate) busy: Option<Busy>,
     /// Counts and logs the exchange.
     pub(crate) exchange: Option<Exchange>,
 }

@@ -1,9 +1,11 @@
 //! Counts work under way, and knows when a draining node has none left.
+//!
+//! It counts and says no; why the limit is what it is, and who is told, is its owners' business.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 /// Work under way on this node, of one kind, with a limit.
 #[derive(Clone)]
@@ -14,6 +16,11 @@ pub(crate) struct Gate {
 struct Shared {
     under_way: AtomicUsize,
     limit: usize,
+    /// Below the limit while memory is short.
+    ceiling: AtomicUsize,
+    entered: AtomicUsize,
+    /// How often half of the work was cut off.
+    cuts: watch::Sender<u32>,
     draining: AtomicBool,
     closed: AtomicBool,
     idle: Notify,
@@ -23,6 +30,7 @@ struct Shared {
 /// One piece of work under way, as long as it lives.
 pub(crate) struct Pass {
     shared: Arc<Shared>,
+    number: usize,
 }
 
 impl Gate {
@@ -31,6 +39,9 @@ impl Gate {
         let shared = Shared {
             under_way: AtomicUsize::new(0),
             limit,
+            ceiling: AtomicUsize::new(usize::MAX),
+            entered: AtomicUsize::new(0),
+            cuts: watch::Sender::new(0),
             draining: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             idle: Notify::new(),
@@ -41,10 +52,22 @@ impl Gate {
 
     /// Lets one more in; `None` at the limit.
     pub(crate) fn enter(&self) -> Option<Pass> {
-        let pass = Pass { shared: self.shared.clone() };
+        let number = self.shared.entered.fetch_add(1, Ordering::Relaxed);
+        let pass = Pass { shared: self.shared.clone(), number };
         // Counted first and taken back by the drop, so that the limit holds among many.
         let before = self.shared.under_way.fetch_add(1, Ordering::Relaxed);
-        (before < self.shared.limit).then_some(pass)
+        let ceiling = self.shared.ceiling.load(Ordering::Relaxed);
+        (before < self.shared.limit.min(ceiling)).then_some(pass)
+    }
+
+    /// Lets in less than the limit for now, or with `None` as much as the limit again.
+    pub(crate) fn set_ceiling(&self, ceiling: Option<usize>) {
+        self.shared.ceiling.store(ceiling.unwrap_or(usize::MAX), Ordering::Relaxed);
+    }
+
+    /// Cuts off half of what is under way.
+    pub(crate) fn cut_half(&self) {
+        self.shared.cuts.send_modify(|cuts| *cuts = cuts.wrapping_add(1));
     }
 
     /// How much may be under way.
@@ -101,10 +124,65 @@ impl Gate {
     }
 }
 
+impl Pass {
+    /// Resolves when this piece of work must be given up.
+    pub(crate) async fn cut(&self) {
+        let mut cuts = self.shared.cuts.subscribe();
+        while cuts.changed().await.is_ok() {
+            // Each cut takes those whose number has one more bit set, so two cuts take three quarters.
+            let bit = (*cuts.borrow_and_update()).wrapping_sub(1) % usize::BITS;
+            if self.number >> bit & 1 == 1 {
+                return;
+            }
+        }
+    }
+}
+
 impl Drop for Pass {
     fn drop(&mut self) {
         if self.shared.under_way.fetch_sub(1, Ordering::Relaxed) == 1 {
             self.shared.idle.notify_waiters();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_newest_is_refused_at_the_limit_and_below_it_while_there_is_a_ceiling() {
+        let gate = Gate::new(2);
+        let passes = [gate.enter(), gate.enter()];
+        assert!(passes.iter().all(Option::is_some) && gate.enter().is_none());
+        drop(passes);
+        gate.set_ceiling(Some(1));
+        let one = gate.enter();
+        assert!(one.is_some() && gate.enter().is_none());
+        gate.set_ceiling(None);
+        assert!(gate.enter().is_some());
+    }
+
+    /// Every task has had its turn; the runtime gives its own future one after 61 others.
+    async fn settle() {
+        for _ in 0..8 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_cut_takes_half_and_a_second_one_half_of_the_rest() {
+        let gate = Gate::new(1024);
+        let mut tasks = tokio::task::JoinSet::new();
+        for _ in 0..64 {
+            let pass = gate.enter().expect("room");
+            tasks.spawn(async move { pass.cut().await });
+        }
+        for left in [32, 16] {
+            settle().await;
+            gate.cut_half();
+            settle().await;
+            assert_eq!(gate.under_way(), left);
         }
     }
 }

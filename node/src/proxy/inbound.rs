@@ -29,8 +29,8 @@ use crate::proxy::gate::{Gate, Pass};
 use crate::proxy::workload::{Workload, Workloads};
 use crate::proxy::{headers, tunnel};
 use crate::telemetry::exchange::{Exchange, Meter};
-use crate::upstream::http2::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
-use crate::upstream::{Answered, HttpVersion, SendError, SendFailure};
+use crate::upstream::http2::Windows;
+use crate::upstream::{Answered, ConnectFailure, HttpVersion, SendError, SendFailure};
 
 /// Takes streams in for the local workloads.
 pub(crate) struct Inbound {
@@ -40,6 +40,10 @@ pub(crate) struct Inbound {
     pub(crate) gate: Gate,
     /// Callers that were denied, as far as the log has told.
     pub(crate) denials: Mutex<Denials>,
+    /// Streams being served, idle ones included.
+    pub(crate) streams: Gate,
+    /// Unread bytes of a peer's HTTP/2 stream.
+    pub(crate) windows: Windows,
     /// The node's time.
     pub(crate) clock: Clock,
 }
@@ -55,8 +59,19 @@ struct Caller {
 }
 
 impl Inbound {
-    /// Serves one stream to its end.
+    /// Serves one stream to its end, or until memory is critical.
     pub(crate) async fn handle(self: Arc<Self>, incoming: IncomingStream) {
+        let Some(pass) = self.streams.enter() else {
+            let detail = "this node has as many streams as it may";
+            return incoming.stream.refuse(RefusalReason::Overloaded, detail).await;
+        };
+        tokio::select! {
+            () = self.serve(incoming) => {}
+            () = pass.cut() => debug!("stream cut off: memory is critical"),
+        }
+    }
+
+    async fn serve(self: Arc<Self>, incoming: IncomingStream) {
         let IncomingStream { peer, header, stream } = incoming;
         let (version, service, instance) = match header.kind {
             StreamKind::Tcp { service, instance } => (None, service, instance),
@@ -142,11 +157,11 @@ impl Inbound {
         };
         let _workload_pass = workload.gate.enter();
         let opened = workload.upstream.connector().open().await;
-        let mut io = match opened {
-            Ok(io) => io,
+        let (mut io, _passes) = match opened {
+            Ok(opened) => opened,
             Err(failure) => {
-                exchange.set_flag(Flag::ConnectFailure);
-                return stream.refuse(RefusalReason::WorkloadUnreachable, failure.to_string()).await;
+                exchange.set_flag(flag_of(&failure));
+                return refuse(stream, &failure).await;
             }
         };
         let Ok(stream) = stream.accept().await else { return };
@@ -162,10 +177,11 @@ impl Inbound {
 impl Caller {
     async fn serve(self, version: HttpVersion, stream: UnansweredStream) {
         if let Err(failure) = self.workload.upstream.warm(version).await {
-            return stream.refuse(RefusalReason::WorkloadUnreachable, failure.to_string()).await;
+            return refuse(stream, &failure).await;
         }
         let Ok(stream) = stream.accept().await else { return };
-        let (gate, workload_gate) = (self.inbound.gate.clone(), self.workload.gate.clone());
+        let (gate, windows) = (self.inbound.gate.clone(), self.inbound.windows);
+        let workload_gate = self.workload.gate.clone();
         let service = service_fn(move |request| {
             let caller = self.clone();
             async move { Ok::<_, std::convert::Infallible>(caller.answer(request).await) }
@@ -180,8 +196,8 @@ impl Caller {
                 let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
                 builder
                     .max_concurrent_streams(u32::try_from(gate.limit()).unwrap_or(u32::MAX))
-                    .initial_stream_window_size(STREAM_WINDOW_BYTES)
-                    .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
+                    .initial_stream_window_size(windows.stream_bytes)
+                    .initial_connection_window_size(windows.connection_bytes);
                 let mut connection = pin!(builder.serve_connection(io, service));
                 let retired = async {
                     tokio::select! {
@@ -292,9 +308,25 @@ async fn send(
     }
 }
 
+/// The workload was not reached: that is its node's word to the caller.
+async fn refuse(stream: UnansweredStream, failure: &ConnectFailure) {
+    let reason = match failure {
+        ConnectFailure::Refused(reason, _) => *reason,
+        ConnectFailure::Unreachable(_) => RefusalReason::WorkloadUnreachable,
+    };
+    stream.refuse(reason, failure.to_string()).await;
+}
+
+fn flag_of(failure: &ConnectFailure) -> Flag {
+    match failure {
+        ConnectFailure::Refused(RefusalReason::Overloaded, _) => Flag::Overflow,
+        ConnectFailure::Refused(..) | ConnectFailure::Unreachable(_) => Flag::ConnectFailure,
+    }
+}
+
 fn failure_of(error: &SendError) -> Failure {
     match &error.failure {
-        SendFailure::Connect(failure) => Failure::new(Flag::ConnectFailure, failure.to_string()),
+        SendFailure::Connect(failure) => Failure::new(flag_of(failure), failure.to_string()),
         SendFailure::Broken(error) => Failure::new(
             Flag::ConnectionEnded,
             format!("the workload ended the connection before its answer: {error}"),

@@ -3,34 +3,41 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Method, Request, Response};
 use hyper::body::Incoming;
-use hyper::rt::{Read, Write};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use starling_gossip::identity::ServiceName;
 use starling_gossip::record::Protocol;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::live::{HOLD, HOLD_STEP};
 use crate::proxy::body::AnswerBody;
 use crate::proxy::failure::Flag;
 use crate::proxy::gate::{Gate, Pass};
 use crate::proxy::outbound::Outbound;
-use crate::proxy::{headers, name, tunnel};
-use crate::upstream::http2::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
+use crate::proxy::overdue::{Overdue, Watches};
+use crate::proxy::{headers, name, refusal, tunnel};
 
 /// After an accept failed for want of descriptors, others end meanwhile.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// A client that speaks first does so at once.
 const FIRST_BYTES: Duration = Duration::from_secs(1);
+
+/// Bytes kept for one HTTP/1.1 connection in each direction: a head at most, or what a slow client
+/// has not taken yet.
+const BUFFER_BYTES_MAX: usize = 64 * 1024;
+
+/// Heads of one HTTP/2 request: as much as of HTTP/1.1.
+const HEADER_LIST_BYTES_MAX: u32 = 64 * 1024;
 
 /// What a local listener serves.
 #[derive(Clone)]
@@ -46,50 +53,95 @@ pub(crate) struct Listener {
     pub(crate) socket: TcpListener,
     pub(crate) serves: Serves,
     pub(crate) outbound: Arc<Outbound>,
-    /// Local connections.
+    /// Who may connect, and for how long.
+    pub(crate) clients: Clients,
+}
+
+/// The local connections of all listeners; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Clients {
+    /// How many there are.
     pub(crate) connections: Gate,
+    /// How many there are with those to workloads.
+    pub(crate) descriptors: Gate,
+    /// Which of them hold their place in vain.
+    pub(crate) watches: Watches,
+    /// Those that are being told that there is no room.
+    pub(crate) refusals: Gate,
 }
 
 impl Listener {
     /// Accepts until it is dropped.
     pub(crate) async fn run(self) {
+        let mut in_trouble = false;
         loop {
-            let (client, from) = match self.socket.accept().await {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    warn!(%error, "cannot accept a local connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
+            match self.socket.accept().await {
+                Ok((client, _)) => {
+                    if std::mem::take(&mut in_trouble) {
+                        info!(listen = ?self.socket.local_addr().ok(), "accepting local connections again");
+                    }
+                    self.admit(client);
                 }
-            };
-            match self.connections.enter() {
-                Some(pass) => self.start(client, pass),
-                None => {
-                    debug!(%from, flag = Flag::Overflow.as_str(), "local connection refused: as many as allowed");
-                    tunnel::reset(&client);
+                Err(error) => {
+                    // Without descriptors every attempt fails at once; one line for all of them.
+                    if !std::mem::replace(&mut in_trouble, true) {
+                        warn!(%error, "cannot accept local connections; trying again");
+                    }
+                    metrics::counter!("starling_local_accept_errors_total").increment(1);
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
     }
 
-    fn start(&self, client: TcpStream, pass: Pass) {
+    fn admit(&self, client: TcpStream) {
+        if let (Some(pass), Some(descriptor)) =
+            (self.clients.connections.enter(), self.clients.descriptors.enter())
+        {
+            return self.start(client, pass, descriptor);
+        }
+        metrics::counter!("starling_local_refused_total", "flag" => Flag::Overflow.as_str()).increment(1);
+        let speaks_http = match &self.serves {
+            Serves::ByName => true,
+            Serves::Service(service) => self.outbound.speaks(service.as_str()) == Some(Protocol::Http),
+        };
+        match self.clients.refusals.enter() {
+            Some(pass) if speaks_http => {
+                tokio::spawn(async move {
+                    let _pass = pass;
+                    refusal::tell(client).await;
+                });
+            }
+            _ => tunnel::reset(&client),
+        }
+    }
+
+    fn start(&self, client: TcpStream, pass: Pass, descriptor: Pass) {
         let (serves, outbound) = (self.serves.clone(), self.outbound.clone());
+        let watches = self.clients.watches.clone();
         // Requests are small and wait for answers; Nagle's algorithm would hold them back.
         let _ = client.set_nodelay(true);
         tokio::spawn(async move {
-            let _pass = pass;
-            let is_http = match &serves {
-                Serves::ByName => true,
-                Serves::Service(service) => match outbound.will_speak(service.as_str()).await {
-                    Some(protocol) => protocol == Protocol::Http,
-                    None => begins_like_http(&client).await,
-                },
-            };
-            match &serves {
-                Serves::Service(service) if !is_http => outbound.carry(service.as_str(), client).await,
-                _ => serve_http(TokioIo::new(client), serves, outbound).await,
+            let _descriptor = descriptor;
+            tokio::select! {
+                () = serve(client, serves, outbound, watches) => {}
+                () = pass.cut() => debug!("local connection cut off: memory is critical"),
             }
         });
+    }
+}
+
+async fn serve(client: TcpStream, serves: Serves, outbound: Arc<Outbound>, watches: Watches) {
+    let is_http = match &serves {
+        Serves::ByName => true,
+        Serves::Service(service) => match outbound.will_speak(service.as_str()).await {
+            Some(protocol) => protocol == Protocol::Http,
+            None => begins_like_http(&client).await,
+        },
+    };
+    match &serves {
+        Serves::Service(service) if !is_http => outbound.carry(service.as_str(), client).await,
+        _ => serve_http(client, serves, outbound, watches).await,
     }
 }
 
@@ -124,29 +176,60 @@ async fn begins_like_http(client: &TcpStream) -> bool {
 }
 
 async fn serve_http(
-    client: impl Read + Write + Unpin + Send + 'static,
+    client: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     serves: Serves,
     outbound: Arc<Outbound>,
+    watches: Watches,
 ) {
+    let (client, watch) = watches.watch(client);
+    let watch = Arc::new(watch);
+    let service = {
+        let (outbound, watch) = (outbound.clone(), watch.clone());
+        service_fn(move |request: Request<Incoming>| {
+            let (serves, outbound, watches) = (serves.clone(), outbound.clone(), watches.clone());
+            let busy = watch.begin_request();
+            async move {
+                let mut response = answer(&serves, &outbound, &watches, request).await;
+                response.body_mut().guard_mut().busy = Some(busy);
+                Ok::<_, Infallible>(response)
+            }
+        })
+    };
+    let builder = http_builder(&outbound);
+    let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(client), service));
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        overdue = watch.overdue() => {
+            debug!(?overdue, "local HTTP connection closed: it holds its place in vain");
+            if overdue == Overdue::Head {
+                return;
+            }
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        debug!(%error, "local HTTP connection ended");
+    }
+}
+
+fn http_builder(outbound: &Outbound) -> auto::Builder<TokioExecutor> {
     let streams_max = u32::try_from(outbound.gate.limit()).unwrap_or(u32::MAX);
-    let service = service_fn(move |request: Request<Incoming>| {
-        let (serves, outbound) = (serves.clone(), outbound.clone());
-        async move { Ok::<_, Infallible>(answer(&serves, &outbound, request).await) }
-    });
     let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().max_buf_size(BUFFER_BYTES_MAX);
     builder
         .http2()
         .max_concurrent_streams(streams_max)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
-    if let Err(error) = builder.serve_connection_with_upgrades(client, service).await {
-        debug!(%error, "local HTTP connection ended");
-    }
+        .max_header_list_size(HEADER_LIST_BYTES_MAX)
+        .initial_stream_window_size(outbound.windows.stream_bytes)
+        .initial_connection_window_size(outbound.windows.connection_bytes);
+    builder
 }
 
 async fn answer(
     serves: &Serves,
     outbound: &Arc<Outbound>,
+    watches: &Watches,
     request: Request<Incoming>,
 ) -> Response<AnswerBody> {
     let service = match serves {
@@ -154,7 +237,9 @@ async fn answer(
         Serves::ByName => name::service_of(&request),
     };
     match service {
-        Ok(service) if request.method() == Method::CONNECT => connect(outbound, &service, request).await,
+        Ok(service) if request.method() == Method::CONNECT => {
+            connect(outbound, watches, &service, request).await
+        }
         Ok(service) => outbound.handle(&service, request).await,
         Err(failure) => failure.answer(headers::is_grpc(request.headers())),
     }
@@ -165,13 +250,15 @@ async fn answer(
 /// read, like anywhere: its workload is told who calls.
 async fn connect(
     outbound: &Arc<Outbound>,
+    watches: &Watches,
     service: &str,
     request: Request<Incoming>,
 ) -> Response<AnswerBody> {
     if let (Some(Protocol::Http), Ok(name)) = (outbound.speaks(service), service.parse()) {
         return match outbound.enter() {
             Ok(pass) => {
-                tokio::spawn(serve_tunnel(request, Serves::Service(name), outbound.clone(), pass));
+                let (serves, watches) = (Serves::Service(name), watches.clone());
+                tokio::spawn(serve_tunnel(request, serves, outbound.clone(), watches, pass));
                 Response::new(tunnel::no_body())
             }
             Err(failure) => failure.answer(false),
@@ -199,12 +286,13 @@ fn serve_tunnel(
     request: Request<Incoming>,
     serves: Serves,
     outbound: Arc<Outbound>,
+    watches: Watches,
     pass: Pass,
 ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
     Box::pin(async move {
         let _pass = pass;
         if let Ok(client) = hyper::upgrade::on(request).await {
-            serve_http(client, serves, outbound).await;
+            serve_http(TokioIo::new(client), serves, outbound, watches).await;
         }
     })
 }

@@ -16,5 +16,7 @@ pub(crate) mod listener;
 pub(crate) mod name;
 pub(crate) mod outbound;
 pub(crate) mod outbound_tcp;
+pub(crate) mod overdue;
+pub(crate) mod refusal;
 pub(crate) mod tunnel;
 pub(crate) mod workload;

@@ -23,6 +23,7 @@ use crate::proxy::gate::{Gate, Pass};
 use crate::proxy::{headers, name};
 use crate::route::Target;
 use crate::telemetry::exchange::{Direction, Exchange, Meter};
+use crate::upstream::http2::Windows;
 use crate::upstream::{Answered, ConnectFailure, HttpVersion, SendFailure};
 
 use starling_transport::header::RefusalReason;
@@ -33,6 +34,8 @@ pub(crate) struct Outbound {
     pub(crate) table: Arc<ArcSwap<LiveTable>>,
     /// Requests and connections under way.
     pub(crate) gate: Gate,
+    /// Unread bytes of a local HTTP/2 connection.
+    pub(crate) windows: Windows,
     /// Endpoints that one request tries at most.
     pub(crate) attempts_max: usize,
     /// Draws endpoints and trace ids.
@@ -232,9 +235,12 @@ fn failure_of(failure: &SendFailure, endpoint: &Endpoint) -> Failure {
 /// What a client is told when the callee's sidecar answers that its workload took nothing.
 fn failure_of_refusal(answered: &Answered, endpoint: &Endpoint) -> Failure {
     let node = &endpoint.target().owner.node;
-    match answered.is_denial() {
-        true => Failure::new(Flag::Denied, format!("node {node} no longer lets this caller in")),
-        false => Failure::new(Flag::ConnectFailure, "the workload does not accept connections"),
+    if answered.is_denial() {
+        Failure::new(Flag::Denied, format!("node {node} no longer lets this caller in"))
+    } else if answered.is_overload() {
+        Failure::new(Flag::Overflow, format!("node {node} carries as much work as it may"))
+    } else {
+        Failure::new(Flag::ConnectFailure, "the workload does not accept connections")
     }
 }
 

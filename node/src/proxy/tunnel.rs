@@ -15,6 +15,7 @@ use tracing::debug;
 use crate::proxy::access::Admission;
 use crate::proxy::body::{AnswerBody, AnswerGuard};
 use crate::proxy::failure::Flag;
+use crate::proxy::overdue::Watched;
 use crate::telemetry::exchange::Exchange;
 
 /// Bytes on their way in one direction of one connection.
@@ -94,8 +95,8 @@ pub(crate) fn reset(stream: &TcpStream) {
 
 /// The same for a connection that HTTP has handed over. A mesh stream resets itself when dropped.
 pub(crate) fn reset_upgraded(connection: Upgraded) {
-    let connection = match auto::upgrade::downcast::<TokioIo<TcpStream>>(connection) {
-        Ok(parts) => return reset(&parts.io.into_inner()),
+    let connection = match auto::upgrade::downcast::<TokioIo<Watched<TcpStream>>>(connection) {
+        Ok(parts) => return reset(parts.io.inner().get_ref()),
         Err(other) => other,
     };
     if let Ok(parts) = connection.downcast::<TokioIo<Either<TcpStream, UnixStream>>>()

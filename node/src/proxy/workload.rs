@@ -7,14 +7,16 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use starling_gossip::identity::{ServiceName, SpiffeId};
 use starling_gossip::record::Protocol;
+use starling_transport::header::RefusalReason;
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::either::Either;
 
 use crate::config::{Service, WorkloadAddress};
+use crate::descriptors;
 use crate::proxy::access::Access;
-use crate::proxy::gate::Gate;
+use crate::proxy::gate::{Gate, Pass};
 use crate::telemetry::exchange::{Direction, Meter};
-use crate::upstream::{Connect, ConnectFailure, HttpUpstream, HttpVersion, NextHop};
+use crate::upstream::{Connect, ConnectFailure, HttpUpstream, HttpVersion, NextHop, UpstreamLimits};
 
 /// A workload on this machine answers in microseconds, one in the same pod or host network in
 /// milliseconds.
@@ -38,7 +40,7 @@ pub(crate) struct Workload {
     /// Who may call it.
     pub(crate) access: Arc<Access>,
     /// How it is reached.
-    pub(crate) upstream: HttpUpstream<WorkloadConnect>,
+    pub(crate) upstream: HttpUpstream<LimitedConnect>,
     /// Its work under way; drained when the instance is withdrawn or lives elsewhere.
     pub(crate) gate: Gate,
     described: ArcSwap<Service>,
@@ -46,9 +48,26 @@ pub(crate) struct Workload {
     rest: Arc<Meter>,
 }
 
+/// What connections to local workloads may take; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct WorkloadLimits {
+    /// Of each.
+    pub(crate) upstream: UpstreamLimits,
+    /// How many there are.
+    pub(crate) connections: Gate,
+    /// How many there are with those of local programs.
+    pub(crate) descriptors: Gate,
+}
+
 /// Opens connections to a local workload.
 pub(crate) struct WorkloadConnect {
     address: WorkloadAddress,
+}
+
+/// The same, within limits. Probes need none: a full node's workloads are still well.
+pub(crate) struct LimitedConnect {
+    connect: WorkloadConnect,
+    limits: WorkloadLimits,
 }
 
 impl Workloads {
@@ -69,26 +88,26 @@ impl Workloads {
 }
 
 impl Workload {
-    /// The workload that `service` describes, with at most `idle_max` idle connections.
-    pub(crate) fn new(service: &Service, idle_max: usize) -> Self {
+    /// The workload that `service` describes, with connections as `limits` allow.
+    pub(crate) fn new(service: &Service, limits: &WorkloadLimits) -> Self {
         let access = Access::new(service.name.clone(), service.allow.clone());
-        Self::with_access(service, idle_max, access)
+        Self::with_access(service, limits, access)
     }
 
     /// The same instance as `service` describes it now: another workload. Streams that callers of
     /// this one keep open obey the next one's list.
-    pub(crate) fn succeeded_by(&self, service: &Service, idle_max: usize) -> Self {
+    pub(crate) fn succeeded_by(&self, service: &Service, limits: &WorkloadLimits) -> Self {
         if self.service != service.name {
-            return Self::new(service, idle_max);
+            return Self::new(service, limits);
         }
         self.access.replace(&service.allow);
-        Self::with_access(service, idle_max, self.access.clone())
+        Self::with_access(service, limits, self.access.clone())
     }
 
-    fn with_access(service: &Service, idle_max: usize, access: Arc<Access>) -> Self {
+    fn with_access(service: &Service, limits: &WorkloadLimits, access: Arc<Access>) -> Self {
         Self {
             rest: Meter::new(Direction::Inbound, Some(&service.name), "other"),
-            upstream: HttpUpstream::new(WorkloadConnect::new(service), idle_max),
+            upstream: HttpUpstream::new(LimitedConnect::new(service, limits), limits.upstream),
             // The node's own gate sets the limit; this one only counts.
             gate: Gate::new(usize::MAX),
             meters: Mutex::default(),
@@ -143,10 +162,16 @@ impl WorkloadConnect {
             ConnectFailure::Unreachable(format!("the workload at {} does not accept: {why}", self.address))
         };
         match tokio::time::timeout(CONNECT_TIMEOUT, connect(&self.address)).await {
+            Ok(Err(error)) if descriptors::are_used_up(&error) => Err(no_descriptors()),
             Ok(connected) => connected.map_err(|error| failed(&error)),
             Err(_elapsed) => Err(failed(&"no answer within 2 s")),
         }
     }
+}
+
+fn no_descriptors() -> ConnectFailure {
+    let detail = "this node has as many connections to workloads as it may";
+    ConnectFailure::Refused(RefusalReason::Overloaded, detail.to_owned())
 }
 
 async fn connect(address: &WorkloadAddress) -> std::io::Result<Either<TcpStream, UnixStream>> {
@@ -160,10 +185,24 @@ async fn connect(address: &WorkloadAddress) -> std::io::Result<Either<TcpStream,
     }
 }
 
-impl Connect for WorkloadConnect {
+impl LimitedConnect {
+    fn new(service: &Service, limits: &WorkloadLimits) -> Self {
+        Self { connect: WorkloadConnect::new(service), limits: limits.clone() }
+    }
+
+    /// Connects to the workload; the connection counts as long as the passes live.
+    pub(crate) async fn open(&self) -> Result<(Either<TcpStream, UnixStream>, [Pass; 2]), ConnectFailure> {
+        let passes = (self.limits.connections.enter(), self.limits.descriptors.enter());
+        let (Some(connection), Some(descriptor)) = passes else { return Err(no_descriptors()) };
+        Ok((self.connect.open().await?, [connection, descriptor]))
+    }
+}
+
+impl Connect for LimitedConnect {
     type Io = Either<TcpStream, UnixStream>;
 
     async fn connect(&self, _version: HttpVersion) -> Result<(Self::Io, NextHop), ConnectFailure> {
-        Ok((self.open().await?, NextHop::Workload))
+        let (io, passes) = self.open().await?;
+        Ok((io, NextHop::Workload { _counted: Arc::new(passes) }))
     }
 }

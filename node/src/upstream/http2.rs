@@ -17,11 +17,13 @@ use super::{Answered, Connect, ConnectFailure, HttpVersion, NextHop, SendError, 
 use crate::proxy::body::RequestBody;
 
 /// Received but unread bytes of one stream. On a path of 100 ms a stream gets 5 MB/s at this.
-pub(crate) const STREAM_WINDOW_BYTES: u32 = 512 * 1024;
+const STREAM_WINDOW_BYTES: u32 = 512 * 1024;
+const STREAM_WINDOW_BYTES_MIN: u32 = 64 * 1024;
 
-/// Of all streams together: as much as there is, so that one slow reader never stalls the others.
-/// What they hold is bounded by the streams' own windows.
-pub(crate) const CONNECTION_WINDOW_BYTES: u32 = (1 << 31) - 1;
+/// Of all streams together: five hundred that nobody reads stall a connection's others. As much as
+/// QUIC carries on one connection without anybody reading, times four.
+const CONNECTION_WINDOW_BYTES: u32 = 256 * 1024 * 1024;
+const CONNECTION_WINDOW_BYTES_MIN: u32 = 1024 * 1024;
 
 /// Streams on one connection to a workload before another is opened, and connections at most.
 const STREAMS_PER_WORKLOAD_CONNECTION: u32 = 100;
@@ -31,8 +33,17 @@ const CONNECTIONS_MAX: usize = 16;
 /// connection asks by itself.)
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
-#[derive(Default)]
+/// How many bytes others may send on an HTTP/2 connection before somebody reads them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Windows {
+    /// On one stream.
+    pub(crate) stream_bytes: u32,
+    /// On all streams of one connection.
+    pub(crate) connection_bytes: u32,
+}
+
 pub(super) struct Http2Pool {
+    windows: Windows,
     connections: Mutex<Vec<Shared>>,
     /// Held while connecting, so that a burst of first requests opens one connection.
     connecting: tokio::sync::Mutex<()>,
@@ -52,7 +63,29 @@ pub(super) struct Shared {
 /// Counts a stream of a connection as long as it lives.
 pub(crate) struct Stream(Arc<AtomicU32>);
 
+impl Windows {
+    /// For a node that may use `memory_bytes`: one connection that nobody reads takes an eighth of
+    /// it at most, and no fewer than eight streams fill that.
+    pub(crate) fn within(memory_bytes: Option<u64>) -> Self {
+        let eighth = u32::try_from(memory_bytes.unwrap_or(u64::MAX) / 8).unwrap_or(u32::MAX);
+        Self {
+            stream_bytes: (eighth / 64).clamp(STREAM_WINDOW_BYTES_MIN, STREAM_WINDOW_BYTES),
+            connection_bytes: eighth.clamp(CONNECTION_WINDOW_BYTES_MIN, CONNECTION_WINDOW_BYTES),
+        }
+    }
+}
+
 impl Http2Pool {
+    pub(super) fn new(windows: Windows) -> Self {
+        Self {
+            windows,
+            connections: Mutex::default(),
+            connecting: tokio::sync::Mutex::default(),
+            attempts: AtomicU64::new(0),
+            last_failure: Mutex::default(),
+        }
+    }
+
     pub(super) async fn send<C: Connect>(
         &self,
         connect: &C,
@@ -93,7 +126,7 @@ impl Http2Pool {
         {
             return Err(failure);
         }
-        let opened = open(connect).await;
+        let opened = open(connect, self.windows).await;
         *self.last_failure() = opened.as_ref().err().cloned();
         self.attempts.fetch_add(1, Ordering::Release);
         let shared = opened?;
@@ -118,7 +151,9 @@ impl Http2Pool {
         let least = connections.iter().min_by_key(|shared| shared.streams.load(Ordering::Relaxed))?;
         let has_room = match least.next_hop {
             NextHop::Peer(_) => true,
-            NextHop::Workload => least.streams.load(Ordering::Relaxed) < STREAMS_PER_WORKLOAD_CONNECTION,
+            NextHop::Workload { .. } => {
+                least.streams.load(Ordering::Relaxed) < STREAMS_PER_WORKLOAD_CONNECTION
+            }
         };
         (has_room || connections.len() >= CONNECTIONS_MAX).then(|| (least.clone(), least.begin()))
     }
@@ -146,14 +181,14 @@ impl Drop for Stream {
     }
 }
 
-async fn open<C: Connect>(connect: &C) -> Result<Shared, ConnectFailure> {
+async fn open<C: Connect>(connect: &C, windows: Windows) -> Result<Shared, ConnectFailure> {
     let (io, next_hop) = connect.connect(HttpVersion::Http2).await?;
     let mut builder = Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
-    if matches!(next_hop, NextHop::Workload) {
+        .initial_stream_window_size(windows.stream_bytes)
+        .initial_connection_window_size(windows.connection_bytes);
+    if matches!(next_hop, NextHop::Workload { .. }) {
         builder.keep_alive_interval(KEEP_ALIVE);
     }
     let (sender, connection) = builder

@@ -7,6 +7,7 @@
 mod http1;
 pub(crate) mod http2;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -17,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::proxy::body::RequestBody;
 use crate::proxy::failure::Flag;
+use crate::proxy::gate::Pass;
 use crate::proxy::headers::{FLAGS, UNSENT};
 
 use http1::Reuse;
@@ -64,8 +66,9 @@ pub(crate) trait Connect: Send + Sync + 'static {
 pub(crate) enum NextHop {
     /// A peer across the network, which may fall silent.
     Peer(Connection),
-    /// The workload on this machine: the kernel says when it is gone.
-    Workload,
+    /// The workload on this machine: the kernel says when it is gone. Its descriptors are counted
+    /// as long as this lives.
+    Workload { _counted: Arc<[Pass; 2]> },
 }
 
 /// Why no byte stream could be opened. Nothing was sent.
@@ -110,6 +113,15 @@ pub(crate) struct Answered {
     pub(crate) stream: Option<http2::Stream>,
 }
 
+/// What connections to one place may hold.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct UpstreamLimits {
+    /// Idle HTTP/1.1 connections kept for the next request.
+    pub(crate) idle_max: usize,
+    /// Unread bytes of an HTTP/2 connection.
+    pub(crate) windows: http2::Windows,
+}
+
 /// HTTP connections to one place.
 pub(crate) struct HttpUpstream<C> {
     connect: C,
@@ -123,17 +135,27 @@ impl Answered {
         self.response.headers().contains_key(UNSENT)
     }
 
+    /// Whether that is because its node takes nothing more on.
+    pub(crate) fn is_overload(&self) -> bool {
+        self.is_refusal_for(Flag::Overflow)
+    }
+
     /// Whether that is because the caller may not call it.
     pub(crate) fn is_denial(&self) -> bool {
+        self.is_refusal_for(Flag::Denied)
+    }
+
+    fn is_refusal_for(&self, flag: Flag) -> bool {
         let flags = self.response.headers().get(FLAGS);
-        self.is_refusal() && flags.is_some_and(|flags| flags == Flag::Denied.as_str())
+        self.is_refusal() && flags.is_some_and(|flags| flags == flag.as_str())
     }
 }
 
 impl<C: Connect> HttpUpstream<C> {
-    /// Keeps at most `idle_max` idle HTTP/1.1 connections.
-    pub(crate) fn new(connect: C, idle_max: usize) -> Self {
-        Self { connect, http1: http1::Http1Pool::new(idle_max), http2: http2::Http2Pool::default() }
+    /// No connection stands yet.
+    pub(crate) fn new(connect: C, limits: UpstreamLimits) -> Self {
+        let UpstreamLimits { idle_max, windows } = limits;
+        Self { connect, http1: http1::Http1Pool::new(idle_max), http2: http2::Http2Pool::new(windows) }
     }
 
     /// Opens byte streams to the same place, for other protocols.
@@ -189,7 +211,7 @@ impl NextHop {
     pub(crate) fn is_usable(&self) -> bool {
         match self {
             Self::Peer(connection) => connection.is_usable(),
-            Self::Workload => true,
+            Self::Workload { .. } => true,
         }
     }
 

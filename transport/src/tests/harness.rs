@@ -27,6 +27,7 @@ use crate::dial::ConnectError;
 use crate::endpoint::Endpoint;
 use crate::header::{StreamHeader, StreamKind};
 use crate::incoming::IncomingStream;
+use crate::limits::Windows;
 use crate::pool::Target;
 use crate::verify::Expected;
 
@@ -101,7 +102,8 @@ impl Node {
     pub(super) fn bind(listen: &str, credentials: Credentials) -> Self {
         let listen = listen.parse().expect("an address");
         let rng = StdRng::seed_from_u64(1);
-        let (endpoint, incoming) = Endpoint::bind(listen, credentials.clone(), rng).expect("bound");
+        let (endpoint, incoming) =
+            Endpoint::bind(listen, credentials.clone(), Windows::within(None), rng).expect("bound");
         Self { endpoint, streams: Mutex::new(incoming.streams), gossip: Some(incoming.gossip), credentials }
     }
 

@@ -80,7 +80,12 @@ async fn a_restarted_peer_is_noticed_at_once() {
         loop {
             let listen = address.parse().expect("an address");
             let rng = rand::SeedableRng::seed_from_u64(2);
-            match crate::endpoint::Endpoint::bind(listen, credentials.clone(), rng) {
+            match crate::endpoint::Endpoint::bind(
+                listen,
+                credentials.clone(),
+                crate::limits::Windows::within(None),
+                rng,
+            ) {
                 Ok(bound) => return bound,
                 Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
             }

@@ -1,0 +1,131 @@
+//! What memory this process uses and may use, as the system says, and keeping the one below the
+//! other. What to do about it is [`crate::pressure`]'s to decide.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use starling_gossip::clock::{Clock, Instant};
+use tracing::{info, warn};
+
+use crate::pressure::{Pressure, SAMPLE_PERIOD};
+use crate::proxy::gate::Gate;
+
+/// Work of one kind, which can be refused and cut off.
+struct Watched {
+    what: &'static str,
+    gate: Gate,
+    pressure: Pressure,
+}
+
+/// Keeps the process below `bytes_max` by refusing work at the `gates`, for as long as it is polled.
+pub(crate) async fn keep_below(bytes_max: u64, gates: Vec<(&'static str, Gate)>, clock: Clock) {
+    let watched = |(what, gate)| Watched { what, gate, pressure: Pressure::new(bytes_max) };
+    let mut all: Vec<Watched> = gates.into_iter().map(watched).collect();
+    let mut was_short = false;
+    metrics::gauge!("starling_memory_max_bytes").set(bytes_max as f64);
+    loop {
+        tokio::time::sleep(SAMPLE_PERIOD).await;
+        let Some(bytes) = used() else { continue };
+        metrics::gauge!("starling_memory_used_bytes").set(bytes as f64);
+        let now = clock.now();
+        all.iter_mut().for_each(|watched| watched.handle_sample(bytes, now));
+        let is_short = all.iter().any(|watched| watched.pressure.is_short());
+        match (std::mem::replace(&mut was_short, is_short), is_short) {
+            (false, true) => warn!(bytes, bytes_max, "memory is short: new work is refused"),
+            (true, false) => info!(bytes, bytes_max, "memory suffices again"),
+            _ => {}
+        }
+    }
+}
+
+impl Watched {
+    fn handle_sample(&mut self, bytes: u64, now: Instant) {
+        let under_way = self.gate.under_way();
+        let order = self.pressure.handle_sample(bytes, under_way, now);
+        self.gate.set_ceiling(order.ceiling);
+        if order.cut {
+            warn!(bytes, what = self.what, under_way, "memory is critical: half is cut off");
+            self.gate.cut_half();
+        }
+    }
+}
+
+/// What the node may use when nobody says: what its control group may, else half of the machine's.
+/// `None` where the system does not tell.
+pub(crate) fn default_max() -> Option<u64> {
+    let machine = total_of_machine(&fs::read_to_string("/proc/meminfo").ok()?)?;
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let group = limit_files(&groups).into_iter().filter_map(|file| limit_in(&file)).min();
+    Some(group.filter(|group| *group < machine).unwrap_or(machine / 2))
+}
+
+/// The files that may hold a limit of ours, by the lines of `/proc/self/cgroup` (cgroups(7)): of
+/// version 2 `0::/path`, of version 1 `N:memory:/path`. Inside a container the path's own root is
+/// mounted.
+fn limit_files(groups: &str) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for line in groups.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
+        let (root, name) = match controllers {
+            "" => ("/sys/fs/cgroup", "memory.max"),
+            "memory" => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+            _ => continue,
+        };
+        // Every group above limits us as well.
+        let path = Path::new(path.trim_start_matches('/'));
+        files.extend(path.ancestors().map(|path| Path::new(root).join(path).join(name)));
+    }
+    files
+}
+
+/// `max`, and version 1's enormous number, are no limit that matters.
+fn limit_in(file: &Path) -> Option<u64> {
+    fs::read_to_string(file).ok()?.trim().parse().ok()
+}
+
+fn total_of_machine(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
+/// Memory that only this process can give back: its resident pages without those of files, which
+/// the system drops by itself (proc_pid_statm(5): the second and third number are pages).
+fn used() -> Option<u64> {
+    let statm = fs::read_to_string("/proc/self/statm").ok()?;
+    let mut pages = statm.split(' ').skip(1).map_while(|number| number.parse::<u64>().ok());
+    let (resident, of_files) = (pages.next()?, pages.next()?);
+    Some(resident.saturating_sub(of_files) * rustix::param::page_size() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_of_all_groups_above_are_looked_at() {
+        let files = limit_files("12:memory:/pods/web\n3:cpu:/pods/web\n0::/pods/web\n");
+        let names: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
+        assert_eq!(
+            names,
+            [
+                "/sys/fs/cgroup/memory/pods/web/memory.limit_in_bytes",
+                "/sys/fs/cgroup/memory/pods/memory.limit_in_bytes",
+                "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+                "/sys/fs/cgroup/pods/web/memory.max",
+                "/sys/fs/cgroup/pods/memory.max",
+                "/sys/fs/cgroup/memory.max",
+            ]
+        );
+        assert!(limit_files("nonsense").is_empty());
+    }
+
+    #[test]
+    fn the_machines_memory_is_read() {
+        assert_eq!(total_of_machine("MemTotal:       16 kB\nMemFree: 1 kB\n"), Some(16 * 1024));
+        assert_eq!(total_of_machine("MemTotal: lots"), None);
+        assert!(used().is_some_and(|bytes| bytes > 0));
+        assert!(default_max().is_some_and(|bytes| bytes > used().unwrap_or(u64::MAX)));
+    }
+}

@@ -1,0 +1,165 @@
+//! STATE MACHINE: how much memory the node uses -> how much work it may take on.
+//!
+//! Windows and queues bound what one connection can make a node hold; this bounds all of them
+//! together. Work is refused before memory runs out, and only if that does not help, some is cut off.
+//! It measures nothing and refuses nothing by itself: samples go in, an [`Order`] comes out.
+//!
+//! The ceiling halves when memory is short and grows back step by step (as TCP's window does),
+//! because memory that was given back to the allocator is not always given back to the system: what
+//! is measured may stay high when there is room for work again.
+
+use std::time::Duration;
+
+use starling_gossip::clock::Instant;
+
+/// Above this share of the most, in percent, new work is refused.
+const SHORT_PERCENT: u64 = 80;
+
+/// Below this one, everything is as usual again.
+const EASY_PERCENT: u64 = 70;
+
+/// Above this one, half of the work is cut off.
+const CRITICAL_PERCENT: u64 = 90;
+
+/// However short memory is, so much work at a time is let in: a node that takes nothing would
+/// never learn that the trouble is over.
+const CEILING_MIN: usize = 16;
+
+/// What was cut off needs a moment to be gone before more is.
+const CUT_PERIOD: Duration = Duration::from_millis(500);
+
+/// How often the ceiling rises while memory does not, by a quarter.
+const RISE_PERIOD: Duration = Duration::from_millis(500);
+
+/// How often memory is looked at. At 1 GB/s of traffic that nobody reads, a tenth of a second
+/// fills 100 MB; the windows keep it far below that.
+pub const SAMPLE_PERIOD: Duration = Duration::from_millis(50);
+
+/// What to do about memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Order {
+    /// Work that may be under way; `None` is as much as the limits say.
+    pub ceiling: Option<usize>,
+    /// Cut half of it off now.
+    pub cut: bool,
+}
+
+/// The state of one node.
+#[derive(Debug)]
+pub struct Pressure {
+    bytes_max: u64,
+    short: Option<Short>,
+}
+
+#[derive(Debug)]
+struct Short {
+    ceiling: usize,
+    /// The most memory seen since the ceiling last changed.
+    bytes: u64,
+    next_rise: Instant,
+    next_cut: Instant,
+}
+
+impl Pressure {
+    /// For a node that may use `bytes_max`.
+    pub fn new(bytes_max: u64) -> Self {
+        Self { bytes_max, short: None }
+    }
+
+    /// Whether memory is short.
+    pub fn is_short(&self) -> bool {
+        self.short.is_some()
+    }
+
+    /// `bytes` are used while `under_way` pieces of work are.
+    pub fn handle_sample(&mut self, bytes: u64, under_way: usize, now: Instant) -> Order {
+        let above = |percent: u64| bytes >= self.bytes_max / 100 * percent;
+        let halved = (under_way / 2).max(CEILING_MIN);
+        match &mut self.short {
+            None if above(SHORT_PERCENT) => {
+                let next_rise = now + RISE_PERIOD;
+                self.short = Some(Short { ceiling: halved, bytes, next_rise, next_cut: now });
+            }
+            None => {}
+            Some(_) if !above(EASY_PERCENT) => self.short = None,
+            Some(short) if above(CRITICAL_PERCENT) && now >= short.next_cut && bytes > short.bytes => {
+                *short = Short {
+                    ceiling: short.ceiling.min(halved),
+                    bytes,
+                    next_rise: now + RISE_PERIOD,
+                    next_cut: now + CUT_PERIOD,
+                };
+                return Order { ceiling: Some(short.ceiling), cut: true };
+            }
+            Some(short) if bytes > short.bytes => {
+                short.bytes = bytes;
+                short.next_rise = now + RISE_PERIOD;
+            }
+            Some(short) if now >= short.next_rise => {
+                short.next_rise = now + RISE_PERIOD;
+                short.ceiling = short.ceiling.saturating_add(short.ceiling / 4);
+            }
+            Some(_) => {}
+        }
+        Order { ceiling: self.short.as_ref().map(|short| short.ceiling), cut: false }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAX: u64 = 1_000_000;
+
+    /// Feeds samples 50 ms apart; returns the orders.
+    fn feed(pressure: &mut Pressure, samples: &[(u64, usize)], start: Instant) -> Vec<Order> {
+        let times = (0..).map(|index| start + SAMPLE_PERIOD * index);
+        samples
+            .iter()
+            .zip(times)
+            .map(|((bytes, work), now)| pressure.handle_sample(*bytes, *work, now))
+            .collect()
+    }
+
+    fn ceilings(orders: &[Order]) -> Vec<Option<usize>> {
+        orders.iter().map(|order| order.ceiling).collect()
+    }
+
+    #[test]
+    fn new_work_is_refused_above_the_mark_until_well_below_it() {
+        let mut pressure = Pressure::new(MAX);
+        let samples = [(790_000, 100), (800_000, 100), (790_000, 90), (700_000, 60), (699_999, 50)];
+        let orders = feed(&mut pressure, &samples, Instant::now());
+        assert_eq!(ceilings(&orders), [None, Some(50), Some(50), Some(50), None]);
+        assert!(orders.iter().all(|order| !order.cut));
+    }
+
+    #[test]
+    fn half_is_cut_off_while_memory_still_grows_and_not_at_every_look() {
+        let mut pressure = Pressure::new(MAX);
+        let grows = [(850_000, 200), (900_000, 200), (910_000, 150), (920_000, 100), (930_000, 100)];
+        let cuts: Vec<bool> = feed(&mut pressure, &grows, Instant::now()).iter().map(|one| one.cut).collect();
+        assert_eq!(cuts, [false, true, false, false, false]);
+        let later = Instant::now() + CUT_PERIOD * 2;
+        let order = pressure.handle_sample(940_000, 80, later);
+        assert_eq!(order, Order { ceiling: Some(40), cut: true });
+        // It no longer grows: what was cut off has been given back to the allocator.
+        let order = pressure.handle_sample(940_000, 40, later + CUT_PERIOD);
+        assert!(!order.cut);
+    }
+
+    #[test]
+    fn the_ceiling_rises_while_memory_does_not_and_is_never_zero() {
+        let mut pressure = Pressure::new(MAX);
+        let start = Instant::now();
+        assert_eq!(pressure.handle_sample(850_000, 3, start).ceiling, Some(CEILING_MIN));
+        let mut ceiling = CEILING_MIN;
+        for step in 1..10 {
+            let order = pressure.handle_sample(850_000, 3, start + RISE_PERIOD * step);
+            let risen = order.ceiling.expect("still short");
+            assert!(risen > ceiling, "{risen} after {ceiling}");
+            ceiling = risen;
+        }
+        assert!(pressure.is_short());
+    }
+}

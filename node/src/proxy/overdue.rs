@@ -1,0 +1,268 @@
+//! Local HTTP connections that hold a place and do nothing with it: a request's head that does not
+//! come to its end, and silence for an hour.
+//!
+//! One look a second at all of them, so that a request costs two stores and no timer. It closes
+//! nothing; whoever serves the connection waits for [`Watch::overdue`]. Bodies may be as slow as
+//! they like: what they hold is bounded by windows.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
+
+/// One look at all connections.
+const LOOK_PERIOD: Duration = Duration::from_secs(1);
+
+/// Looks that a head may take from its first byte: ten seconds. Heads fit a few packets.
+const HEAD_LOOKS_MAX: u64 = 10;
+
+/// Looks without a request before a connection goes: an hour, as in Envoy. Sooner would race with
+/// clients that keep connections for long.
+const IDLE_LOOKS_MAX: u64 = 3600;
+
+/// How a cleartext HTTP/2 connection begins (RFC 9113, section 3.4).
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0";
+
+/// What is wrong with a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Overdue {
+    /// It began a request and does not go on.
+    Head,
+    /// It has asked nothing for long.
+    Idle,
+}
+
+/// All watched connections of a node; cheap to clone.
+#[derive(Clone, Default)]
+pub(crate) struct Watches {
+    shared: Arc<All>,
+}
+
+#[derive(Default)]
+struct All {
+    /// Looks so far, the clock of everything here.
+    looks: AtomicU64,
+    connections: Mutex<BTreeMap<u64, Arc<State>>>,
+    next: AtomicU64,
+}
+
+/// One connection while it is watched.
+pub(crate) struct Watch {
+    all: Arc<All>,
+    number: u64,
+    state: Arc<State>,
+}
+
+/// Counts a request of a connection as long as it lives.
+pub(crate) struct Busy {
+    all: Arc<All>,
+    state: Arc<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The look before which the head under way began, plus one; 0 without one.
+    head_since: AtomicU64,
+    idle_since: AtomicU64,
+    requests: AtomicUsize,
+    http2: AtomicBool,
+    seen_first_byte: AtomicBool,
+    is_overdue: Notify,
+}
+
+/// A connection's bytes, seen as they come.
+pub(crate) struct Watched<S> {
+    io: S,
+    all: Arc<All>,
+    state: Arc<State>,
+}
+
+impl Watches {
+    /// Looks at all connections for as long as it is polled.
+    pub(crate) async fn look(self) {
+        loop {
+            tokio::time::sleep(LOOK_PERIOD).await;
+            let now = self.shared.looks.fetch_add(1, Ordering::Relaxed) + 1;
+            for state in self.shared.lock().values().filter(|state| state.overdue(now).is_some()) {
+                state.is_overdue.notify_one();
+            }
+        }
+    }
+
+    /// Watches the connection `io`.
+    pub(crate) fn watch<S>(&self, io: S) -> (Watched<S>, Watch) {
+        let all = self.shared.clone();
+        let state = Arc::new(State::default());
+        state.idle_since.store(all.looks.load(Ordering::Relaxed), Ordering::Relaxed);
+        let number = all.next.fetch_add(1, Ordering::Relaxed);
+        all.lock().insert(number, state.clone());
+        let watched = Watched { io, all: all.clone(), state: state.clone() };
+        (watched, Watch { all, number, state })
+    }
+}
+
+impl All {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<State>>> {
+        // Nothing panics while it is held.
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn overdue(&self, now: u64) -> Option<Overdue> {
+        if self.requests.load(Ordering::Relaxed) > 0 {
+            return None;
+        }
+        let head_since = self.head_since.load(Ordering::Relaxed);
+        if head_since > 0 && now > head_since - 1 + HEAD_LOOKS_MAX {
+            return Some(Overdue::Head);
+        }
+        let idle_since = self.idle_since.load(Ordering::Relaxed);
+        (now > idle_since + IDLE_LOOKS_MAX).then_some(Overdue::Idle)
+    }
+
+    fn handle_bytes(&self, bytes: &[u8], now: u64) {
+        if !self.seen_first_byte.swap(true, Ordering::Relaxed) && bytes.starts_with(HTTP2_PREFACE) {
+            // Its requests have no heads of their own bytes, and it may wait long for the first.
+            self.http2.store(true, Ordering::Relaxed);
+        }
+        let waits =
+            self.requests.load(Ordering::Relaxed) == 0 && self.head_since.load(Ordering::Relaxed) == 0;
+        if waits && !self.http2.load(Ordering::Relaxed) {
+            self.head_since.store(now + 1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Watch {
+    /// A request's head has come to its end.
+    pub(crate) fn begin_request(&self) -> Busy {
+        self.state.requests.fetch_add(1, Ordering::Relaxed);
+        self.state.head_since.store(0, Ordering::Relaxed);
+        Busy { all: self.all.clone(), state: self.state.clone() }
+    }
+
+    /// Resolves when the connection should be closed, and says why.
+    pub(crate) async fn overdue(&self) -> Overdue {
+        loop {
+            self.state.is_overdue.notified().await;
+            if let Some(overdue) = self.state.overdue(self.all.looks.load(Ordering::Relaxed)) {
+                return overdue;
+            }
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.all.lock().remove(&self.number);
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.state.idle_since.store(self.all.looks.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.state.requests.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl<S> Watched<S> {
+    /// The connection itself.
+    pub(crate) fn get_ref(&self) -> &S {
+        &self.io
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.io).poll_read(context, buffer))?;
+        let bytes = &buffer.filled()[before..];
+        if !bytes.is_empty() {
+            self.state.handle_bytes(bytes, self.all.looks.load(Ordering::Relaxed));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_that_does_not_end_is_overdue_and_a_request_is_not() {
+        let watches = Watches::default();
+        let (_io, watch) = watches.watch(());
+        let state = watch.state.clone();
+        assert_eq!(state.overdue(HEAD_LOOKS_MAX + 5), None, "nothing has begun");
+        state.handle_bytes(b"GET / HT", 3);
+        state.handle_bytes(b"T", 8);
+        assert_eq!(state.overdue(3 + HEAD_LOOKS_MAX), None);
+        assert_eq!(state.overdue(4 + HEAD_LOOKS_MAX), Some(Overdue::Head));
+        let busy = watch.begin_request();
+        state.handle_bytes(b"a slow body", 50);
+        assert_eq!(state.overdue(50 + IDLE_LOOKS_MAX * 2), None, "bodies may be slow");
+        drop(busy);
+        assert_eq!(state.overdue(HEAD_LOOKS_MAX * 3), None, "it waits for its next request");
+        state.handle_bytes(b"G", 60);
+        assert_eq!(state.overdue(61 + HEAD_LOOKS_MAX), Some(Overdue::Head));
+    }
+
+    #[test]
+    fn an_http2_connection_may_wait_for_its_first_request() {
+        let watches = Watches::default();
+        let (_io, watch) = watches.watch(());
+        watch.state.handle_bytes(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 0);
+        assert_eq!(watch.state.overdue(IDLE_LOOKS_MAX), None);
+        assert_eq!(watch.state.overdue(IDLE_LOOKS_MAX + 1), Some(Overdue::Idle));
+    }
+
+    #[test]
+    fn a_connection_is_watched_as_long_as_it_lives() {
+        let watches = Watches::default();
+        let (_io, watch) = watches.watch(());
+        assert_eq!(watches.shared.lock().len(), 1);
+        drop(watch);
+        assert!(watches.shared.lock().is_empty());
+    }
+}
