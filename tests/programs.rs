@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use starling_tests::workload::sized_bytes;
+use starling_tests::workload::{AppAuthority, sized_bytes};
 use starling_tests::{Mesh, Node, Program, run_program};
 
 /// As many bytes as an ordinary picture has.
@@ -113,6 +113,168 @@ mod nginx {
                 run_program("curl", ["-sSf", "http://site.mesh/"], &[("http_proxy", &proxy)]).await;
             assert_eq!(finished.out, "hello from nginx\n", "{finished:?}");
         }
+    }
+}
+
+/// Programs that speak TLS of their own.
+mod tls {
+    use std::net::SocketAddr;
+
+    use super::*;
+
+    const NAME: &str = "app.internal";
+
+    struct World {
+        caller: Node,
+        _server: Node,
+        _program: Program,
+        _mesh: Mesh,
+    }
+
+    /// Files of one program in its directory: a server's certificate and the roots on both sides.
+    fn write_files(directory: &std::path::Path, authority: &AppAuthority, clients: &AppAuthority) {
+        let (server, client) = (authority.issue(NAME), clients.issue("sidecar"));
+        for (name, contents) in [
+            ("server.crt", server.certificate.as_str()),
+            ("server.key", &server.key),
+            ("client.crt", &client.certificate),
+            ("client.key", &client.key),
+            ("app-ca.crt", authority.certificate_pem()),
+            ("clients-ca.crt", clients.certificate_pem()),
+        ] {
+            fs::write(directory.join(name), contents).expect("a file");
+        }
+    }
+
+    /// The keys of a service whose program's files are in `directory`.
+    fn section(scheme: &str, address: SocketAddr, directory: &std::path::Path, shows: bool) -> String {
+        let root = text(directory);
+        let protocol = if scheme == "tls" { "tcp" } else { "http" };
+        let shown = format!("certificate = \"{root}/client.crt\"\nkey = \"{root}/client.key\"\n");
+        format!(
+            "address = \"{scheme}://{address}\"\nprotocol = {protocol:?}\n[service.tls]\n\
+             trust_bundle = \"{root}/app-ca.crt\"\nserver_name = {NAME:?}\n{}",
+            if shows { shown } else { String::new() }
+        )
+    }
+
+    /// nginx with these directives about TLS.
+    async fn nginx(directives: &str, shows: bool) -> World {
+        let mesh = Mesh::new();
+        let directory = data_directory(&mesh, "nginx");
+        let address = mesh.free_address();
+        write_files(&directory, &AppAuthority::new(), &AppAuthority::new());
+        fs::write(directory.join("index.html"), "hello over TLS\n").expect("a page");
+        let root = text(&directory);
+        let config = format!(
+            "daemon off; master_process off; pid {root}/pid; error_log stderr;\n\
+             events {{}}\n\
+             http {{\n\
+               access_log off; client_body_temp_path {root}/b; proxy_temp_path {root}/p;\n\
+               fastcgi_temp_path {root}/f; uwsgi_temp_path {root}/u; scgi_temp_path {root}/s;\n\
+               server {{\n\
+                 listen {address} ssl; http2 on; root {root};\n\
+                 ssl_certificate {root}/server.crt; ssl_certificate_key {root}/server.key;\n\
+                 add_header x-seen \"$ssl_protocol $ssl_server_name $server_protocol $ssl_client_verify\";\n\
+                 {directives}\n\
+               }}\n\
+             }}\n"
+        );
+        let config = config.replace("ROOT", root);
+        fs::write(directory.join("nginx.conf"), config).expect("a configuration");
+        let config = directory.join("nginx.conf");
+        let program = Program::start("nginx", &directory, address, ["-p", root, "-c", text(&config)]).await;
+        let keys = section("https", address, &directory, shows);
+        let _server = mesh.node("server").serves_section("site", &keys).start().await;
+        let caller = mesh.node("caller").calls("site").start().await;
+        caller.finds("site", 1).await;
+        World { caller, _server, _program: program, _mesh: mesh }
+    }
+
+    impl World {
+        /// What curl gets, head and body.
+        async fn curl(&self, more: &[&str]) -> String {
+            let url = format!("http://{}/", self.caller.outbound("site"));
+            let arguments = ["-sS", "-D", "-", &url].into_iter().chain(more.iter().copied());
+            let finished = run_program("curl", arguments, &[]).await;
+            assert_eq!(finished.code, 0, "{finished:?}");
+            finished.out
+        }
+    }
+
+    #[tokio::test]
+    async fn nginx_is_spoken_to_in_the_version_of_the_caller() {
+        let world = nginx("", false).await;
+        let answer = world.curl(&[]).await;
+        assert!(answer.contains("hello over TLS"), "{answer}");
+        assert!(answer.contains("x-seen: TLSv1.3 app.internal HTTP/1.1 NONE"), "{answer}");
+        let answer = world.curl(&["--http2-prior-knowledge"]).await;
+        assert!(answer.contains("x-seen: TLSv1.3 app.internal HTTP/2.0 NONE"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn an_nginx_of_tls_1_2_is_spoken_to_as_well() {
+        let world = nginx("ssl_protocols TLSv1.2;", false).await;
+        let answer = world.curl(&[]).await;
+        assert!(answer.contains("x-seen: TLSv1.2 app.internal HTTP/1.1 NONE"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn an_nginx_without_http_2_fails_only_the_callers_who_speak_it() {
+        let world = nginx("http2 off;", false).await;
+        for _ in 0..3 {
+            let answer = world.curl(&["--http2-prior-knowledge"]).await;
+            assert!(answer.contains("x-starling-flags: UC"), "{answer}");
+            let answer = world.curl(&[]).await;
+            assert!(answer.contains("hello over TLS"), "the breaker stays closed: {answer}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_nginx_that_asks_for_a_certificate_gets_the_one_that_is_configured() {
+        let asks = "ssl_client_certificate ROOT/clients-ca.crt; ssl_verify_client on;";
+        let answer = nginx(asks, true).await.curl(&[]).await;
+        assert!(answer.contains("x-seen: TLSv1.3 app.internal HTTP/1.1 SUCCESS"), "{answer}");
+        let answer = nginx(asks, false).await.curl(&[]).await;
+        assert!(answer.starts_with("HTTP/1.1 400"), "nginx's own answer: {answer}");
+    }
+
+    #[tokio::test]
+    async fn redis_over_tls_is_opaque_tcp() {
+        let mesh = Mesh::new();
+        let directory = data_directory(&mesh, "redis");
+        let address = mesh.free_address();
+        write_files(&directory, &AppAuthority::new(), &AppAuthority::new());
+        let (ip, port) = (address.ip().to_string(), address.port().to_string());
+        let arguments = [
+            "--bind",
+            &ip,
+            "--port",
+            "0",
+            "--tls-port",
+            &port,
+            "--save",
+            "",
+            "--dir",
+            text(&directory),
+            "--tls-cert-file",
+            "server.crt",
+            "--tls-key-file",
+            "server.key",
+            "--tls-ca-cert-file",
+            "clients-ca.crt",
+            "--tls-auth-clients",
+            "yes",
+        ];
+        let _program = Program::start("redis-server", &directory, address, arguments).await;
+        let keys = section("tls", address, &directory, true);
+        let _server = mesh.node("server").serves_section("cache", &keys).start().await;
+        let caller = mesh.node("caller").calls("cache").start().await;
+        caller.finds("cache", 1).await;
+        let local = caller.outbound("cache");
+        let (ip, port) = (local.ip().to_string(), local.port().to_string());
+        let said = run_program("redis-cli", ["-h", &ip, "-p", &port, "PING"], &[]).await;
+        assert_eq!(said.out.trim(), "PONG", "{said:?}");
     }
 }
 

@@ -11,8 +11,9 @@ use hyper_util::rt::TokioIo;
 use starling_gossip::health::ProbeOutcome;
 use tracing::debug;
 
-use crate::config::{Probe, ProbeQuestion, Service, WorkloadAddress};
+use crate::config::{Probe, ProbeQuestion, Service};
 use crate::proxy::workload::WorkloadConnect;
+use crate::upstream::HttpVersion;
 
 /// Probes one instance at its interval.
 pub(crate) struct Prober {
@@ -26,10 +27,7 @@ pub(crate) struct Prober {
 impl Prober {
     /// For `service`; one without a probe passes once and is not asked again.
     pub(crate) fn new(service: &Service) -> Self {
-        let host = match &service.address {
-            WorkloadAddress::Tcp(host_port) => host_port.to_string(),
-            WorkloadAddress::Unix(_) => "localhost".to_owned(),
-        };
+        let host = service.address.host_port().map_or("localhost".to_owned(), ToString::to_string);
         let connect = WorkloadConnect::new(service);
         Self { probe: service.probe.clone(), connect, host, next_wait: Duration::ZERO }
     }
@@ -60,10 +58,11 @@ impl Prober {
     }
 
     async fn ask(&self, question: &ProbeQuestion) -> anyhow::Result<()> {
-        let io = self.connect.open().await?;
         let ProbeQuestion::Http { path } = question else {
+            self.connect.open().await?;
             return Ok(());
         };
+        let io = self.connect.open_http(HttpVersion::Http1).await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io)).await?;
         let request = Request::get(path.as_str())
             .header(http::header::HOST, &self.host)

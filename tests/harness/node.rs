@@ -85,6 +85,13 @@ impl<'m> NodeConfig<'m> {
         self
     }
 
+    /// Serves `service` with a section of the test's own making, but for its name.
+    pub fn serves_section(mut self, service: &str, keys: &str) -> Self {
+        self.services.push(format!("[[service]]\nname = {service:?}\n{keys}"));
+        self.served.push(service.to_owned());
+        self
+    }
+
     /// Has a fixed local port for `service`.
     pub fn calls(mut self, service: &str) -> Self {
         self.outbounds.insert(service.to_owned(), self.mesh.free_address());

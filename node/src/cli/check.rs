@@ -120,6 +120,7 @@ fn json(config: &Config, files: &Files) -> Value {
             "id": service.id,
             "name": service.name,
             "address": service.address.to_string(),
+            "tls_server_name": service.tls.as_ref().map(|tls| tls.server_name.to_str()),
             "protocol": service.protocol,
             "accepts": match &service.allow {
                 Allow::Anybody => "any",

@@ -1,4 +1,5 @@
-//! Addresses as people write them: `host:port`, an IPv6 address in brackets, or `unix:/path`.
+//! Addresses as people write them: `host:port`, an IPv6 address in brackets, or `unix:/path`; where
+//! a workload speaks TLS, `https://host:port` or `tls://host:port`.
 //!
 //! Names are not resolved here; whoever dials resolves them, again and again.
 
@@ -33,8 +34,44 @@ pub enum Host {
 pub enum WorkloadAddress {
     /// A TCP port, usually on this machine.
     Tcp(HostPort),
+    /// A TCP port whose workload speaks TLS.
+    Tls {
+        /// What is inside.
+        scheme: TlsScheme,
+        /// Where.
+        at: HostPort,
+    },
     /// A Unix domain socket, by absolute path.
     Unix(PathBuf),
+}
+
+/// What a workload speaks inside TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsScheme {
+    /// HTTP: 1.1 or 2, by ALPN.
+    Https,
+    /// Anything.
+    Tls,
+}
+
+impl WorkloadAddress {
+    /// Host and port, if it has them.
+    pub(crate) fn host_port(&self) -> Option<&HostPort> {
+        match self {
+            Self::Tcp(at) | Self::Tls { at, .. } => Some(at),
+            Self::Unix(_) => None,
+        }
+    }
+}
+
+impl TlsScheme {
+    /// As in an address.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Https => "https",
+            Self::Tls => "tls",
+        }
+    }
 }
 
 impl HostPort {
@@ -125,6 +162,12 @@ impl FromStr for WorkloadAddress {
     type Err = Wrong;
 
     fn from_str(text: &str) -> Result<Self, Wrong> {
+        for scheme in [TlsScheme::Https, TlsScheme::Tls] {
+            let after = text.strip_prefix(scheme.as_str()).and_then(|rest| rest.strip_prefix("://"));
+            if let Some(host_port) = after {
+                return Ok(Self::Tls { scheme, at: parse_behind(scheme, host_port)? });
+            }
+        }
         let Some(path) = text.strip_prefix("unix:") else {
             let address: HostPort = text.parse()?;
             address.check_dialable()?;
@@ -141,6 +184,23 @@ impl FromStr for WorkloadAddress {
     }
 }
 
+/// An address, and no whole URL.
+fn parse_behind(scheme: TlsScheme, text: &str) -> Result<HostPort, Wrong> {
+    let scheme = scheme.as_str();
+    if let Some((host_port, _path)) = text.split_once('/') {
+        return wrong("an address has no path", format!("write \"{scheme}://{host_port}\""));
+    }
+    if !text.contains(':') {
+        return wrong(
+            format!("{text:?} has no port"),
+            format!("write \"{scheme}://{text}:443\", with its port"),
+        );
+    }
+    let address: HostPort = text.parse()?;
+    address.check_dialable()?;
+    Ok(address)
+}
+
 impl fmt::Display for HostPort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.host {
@@ -155,6 +215,7 @@ impl fmt::Display for WorkloadAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(address) => address.fmt(f),
+            Self::Tls { scheme, at } => write!(f, "{}://{at}", scheme.as_str()),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }

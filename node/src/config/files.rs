@@ -11,6 +11,7 @@ use starling_gossip::identity::TrustDomain;
 use starling_gossip::svid::{ChainError, Svid, SvidError, TrustBundle, Usage};
 
 use super::limits::IDENTITY_FILE_BYTES_MAX;
+use super::mistake::{Wrong, wrong};
 use super::{Config, Mistake, Mistakes};
 
 /// What the files held: an identity that the bundle believes and the services agree with.
@@ -42,6 +43,7 @@ impl Files {
             check_names(config, svid, &mut mistakes);
             check_allowed(config, svid, &mut mistakes);
         }
+        check_workload_tls(config, &mut mistakes);
         Mistakes::none_of(mistakes)?;
         let (svid, trust_bundle) = svid.zip(trust_bundle).expect("a file that cannot be used is a mistake");
         Ok(Self { svid, trust_bundle, token })
@@ -155,24 +157,40 @@ fn check_allowed(config: &Config, svid: &Svid, mistakes: &mut Vec<Mistake>) {
     }
 }
 
+fn check_workload_tls(config: &Config, mistakes: &mut Vec<Mistake>) {
+    for (index, service) in config.services.iter().enumerate() {
+        let Some(tls) = &service.tls else { continue };
+        let wrong = tls.read().and_then(|contents| tls.judge(&contents).map(drop)).err();
+        mistakes.extend(wrong.into_iter().flatten().map(|wrong| {
+            let key = format!("service[{index}].tls.{}", wrong.key);
+            config.sources.mistake(&key, wrong.problem, wrong.suggestion)
+        }));
+    }
+}
+
 fn read_file(config: &Config, key: &str, path: &Path, mistakes: &mut Vec<Mistake>) -> Option<Vec<u8>> {
+    let wrong = match read_bounded(path) {
+        Ok(bytes) => return Some(bytes),
+        Err(wrong) => wrong,
+    };
+    mistakes.push(config.sources.mistake(key, wrong.problem, wrong.suggestion));
+    None
+}
+
+/// Reads a file that may be as large as a certificate, bundle, key or token can be.
+pub(super) fn read_bounded(path: &Path) -> Result<Vec<u8>, Wrong> {
     let mut bytes = Vec::new();
     let read =
         fs::File::open(path).and_then(|file| file.take(IDENTITY_FILE_BYTES_MAX + 1).read_to_end(&mut bytes));
     let (problem, suggestion) = match read {
-        Ok(_) if bytes.len() as u64 <= IDENTITY_FILE_BYTES_MAX => return Some(bytes),
+        Ok(_) if bytes.len() as u64 <= IDENTITY_FILE_BYTES_MAX => return Ok(bytes),
         Ok(_) => ("it is too large".to_owned(), format!("at most {IDENTITY_FILE_BYTES_MAX} bytes are read")),
         Err(error) => (
             error.to_string(),
             "name a file that this user may read; relative paths start at the configuration file".to_owned(),
         ),
     };
-    mistakes.push(config.sources.mistake(
-        key,
-        format!("{} cannot be read: {problem}", path.display()),
-        suggestion,
-    ));
-    None
+    wrong(format!("{} cannot be read: {problem}", path.display()), suggestion)
 }
 
 #[cfg(test)]
@@ -291,6 +309,38 @@ mod tests {
         let told: Vec<&Mistake> = mistakes.iter().collect();
         assert_eq!((told.len(), told[0].key.as_str()), (1, "service[0].allow[1]"), "{mistakes}");
         assert!(told[0].problem.contains("nobody of it can connect"), "{mistakes}");
+    }
+
+    #[test]
+    fn every_wrong_file_for_tls_to_a_workload_has_its_own_message_at_its_key() {
+        let load = |world: &World, names: [&str; 3]| {
+            let [bundle, certificate, key] = names;
+            let text = format!(
+                "[[service]]\nname = \"web\"\naddress = \"https://app:443\"\n[service.tls]\n\
+                 trust_bundle = {bundle:?}\ncertificate = {certificate:?}\nkey = {key:?}\n"
+            );
+            let path = world.directory.path().join("starling.toml");
+            Files::load(&Config::parse(&text, &path, []).expect("a right configuration"), NOW)
+        };
+        let world = World::new();
+        world.write("junk", "junk");
+        world.write("other.key", &authority("acme").key_pem());
+        load(&world, ["ca.crt", "tls.crt", "tls.key"]).expect("right files");
+        for (names, key, message) in [
+            (["none", "tls.crt", "tls.key"], "service[0].tls.trust_bundle", "cannot be read"),
+            (["junk", "tls.crt", "tls.key"], "service[0].tls.trust_bundle", "no PEM certificate"),
+            (["ca.crt", "none", "tls.key"], "service[0].tls.certificate", "cannot be read"),
+            (["ca.crt", "tls.key", "tls.key"], "service[0].tls.certificate", "no PEM certificate"),
+            (["ca.crt", "tls.crt", "tls.crt"], "service[0].tls.key", "no PEM private key"),
+            (["ca.crt", "tls.crt", "other.key"], "service[0].tls.key", "does not go with the certificate"),
+        ] {
+            let mistakes = load(&world, names).expect_err(message);
+            let told: Vec<&Mistake> = mistakes.iter().collect();
+            assert_eq!((told.len(), told[0].key.as_str()), (1, key), "{mistakes}");
+            assert!(mistakes.to_string().contains(message), "{mistakes}\nshould say: {message}");
+        }
+        let mistakes = load(&world, ["junk", "junk", "tls.key"]).expect_err("two");
+        assert_eq!(mistakes.iter().count(), 2, "all at once: {mistakes}");
     }
 
     #[test]

@@ -73,6 +73,12 @@ pub(super) const FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// A certificate, key, bundle or token file. A bundle of 64 roots takes about 128 KiB.
 pub(super) const IDENTITY_FILE_BYTES_MAX: u64 = 1024 * 1024;
 
+/// Roots of a workload's issuer. Distributions ship about 150 public ones.
+pub(super) const WORKLOAD_ROOTS_MAX: usize = 512;
+
+/// Certificates that this node shows a workload; paths of more than a few intermediates do not exist.
+pub(super) const WORKLOAD_CHAIN_MAX: usize = 10;
+
 /// Seeds are needed only to join; one that answers is enough.
 pub(super) const SEEDS_MAX: usize = 64;
 

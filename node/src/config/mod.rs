@@ -23,18 +23,21 @@ mod service;
 mod tests;
 mod tree;
 mod value;
+mod workload_tls;
 
 use std::fs;
 use std::io::Read as _;
 use std::path::Path;
 
-pub use address::{Host, HostPort, WorkloadAddress};
+pub use address::{Host, HostPort, TlsScheme, WorkloadAddress};
 pub use limits::Limits;
 pub use local::{AccessLog, Admin, HttpProxy, Log, LogFormat};
 pub use mistake::{Mistake, Mistakes, Place, Sources, Wrong};
 pub use node::{Gossip, IdentityFiles, Mesh, Node};
 pub use service::{Outbound, Probe, ProbeQuestion, Service};
 pub(crate) use value::{parse_duration, show_duration};
+pub use workload_tls::{ClientFiles, WorkloadTls};
+pub(crate) use workload_tls::{Contents as WorkloadTlsContents, WrongFile};
 
 use relations::Claims;
 use section::{Report, Section};
@@ -106,7 +109,7 @@ fn read(mut root: Section<'_>, base: &Path) -> Option<Config> {
     let node = node::read_node(root.section("node"), &mut claims);
     let mesh = node::read_mesh(root.section("mesh"));
     let identity = node::read_identity(root.section("identity"), base);
-    let services = service::read_services(root.sections("service"), &mut claims);
+    let services = service::read_services(root.sections("service"), base, &mut claims);
     let outbounds = service::read_outbounds(root.sections("outbound"), &mut claims);
     let has_http_proxy = root.has("http_proxy");
     let http_proxy = root.section("http_proxy");

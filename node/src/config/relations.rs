@@ -83,7 +83,7 @@ fn overlap(one: &Listener, other: &Listener) -> bool {
 /// Whether a call of the workload would reach the listener. Names other than `localhost` are left
 /// to time: what they resolve to may change.
 fn leads_to(workload: &WorkloadAddress, listener: &Listener) -> bool {
-    let WorkloadAddress::Tcp(workload) = workload else { return false };
+    let Some(workload) = workload.host_port() else { return false };
     let bound = listener.address.ip();
     let same_host = match &workload.host {
         Host::Ip(ip) => *ip == bound || (bound.is_unspecified() && ip.is_loopback()),

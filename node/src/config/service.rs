@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use starling_gossip::identity::ServiceName;
@@ -9,12 +10,13 @@ use starling_gossip::limits::{INSTANCES_PER_OWNER_MAX, LABEL_BYTES_MAX, TAGS_MAX
 use starling_gossip::record::{Label, Protocol};
 
 use super::access::read_allow;
-use super::address::WorkloadAddress;
+use super::address::{TlsScheme, WorkloadAddress};
 use super::limits::{OUTBOUNDS_MAX, PROBE_INTERVAL, PROBE_STREAK, PROBE_TIMEOUT, WEIGHT_MAX};
 use super::mistake::{Wrong, wrong};
 use super::relations::Claims;
 use super::section::{Given, Section};
 use super::value::{boolean, duration, label, listen_address, number, one_of, service_name, text};
+use super::workload_tls::{self, WorkloadTls};
 use crate::authz::Allow;
 
 /// `[[service]]`: one workload of this node.
@@ -27,6 +29,8 @@ pub struct Service {
     pub name: ServiceName,
     /// Where it listens.
     pub address: WorkloadAddress,
+    /// Whom to believe there; `Some` where the address says TLS.
+    pub tls: Option<WorkloadTls>,
     /// How it speaks.
     pub protocol: Protocol,
     /// Its version, for routing.
@@ -80,19 +84,26 @@ pub struct Outbound {
 impl Service {
     /// Whether `other` describes the same workload: what is known of one holds for the other.
     pub(crate) fn is_same_workload(&self, other: &Self) -> bool {
-        (&self.name, self.protocol, &self.address) == (&other.name, other.protocol, &other.address)
+        (&self.name, self.protocol, &self.address, &self.tls)
+            == (&other.name, other.protocol, &other.address, &other.tls)
     }
 }
 
-pub(super) fn read_services(mut sections: Vec<Section<'_>>, claims: &mut Claims) -> Vec<Service> {
+pub(super) fn read_services(
+    mut sections: Vec<Section<'_>>,
+    base: &Path,
+    claims: &mut Claims,
+) -> Vec<Service> {
     if let Some(section) = sections.get(INSTANCES_PER_OWNER_MAX) {
         let most = format!("one node announces at most {INSTANCES_PER_OWNER_MAX}; start another node");
         section.report().add(section.path(), "too many services", most);
     }
     let ids = read_ids(&mut sections);
     let mut taken: BTreeSet<Label> = ids.iter().flatten().cloned().collect();
-    let read =
-        sections.into_iter().zip(ids).map(|(section, id)| read_service(section, id, &mut taken, claims));
+    let read = sections
+        .into_iter()
+        .zip(ids)
+        .map(|(section, id)| read_service(section, id, &mut taken, base, claims));
     // Read all of them first: the walk must not stop at the first that is wrong.
     let read: Vec<Option<Service>> = read.collect();
     read.into_iter().flatten().collect()
@@ -123,6 +134,7 @@ fn read_service(
     mut section: Section<'_>,
     id: Option<Label>,
     taken: &mut BTreeSet<Label>,
+    base: &Path,
     claims: &mut Claims,
 ) -> Option<Service> {
     let name = section.required("name", "\"payments\"", service_name);
@@ -131,6 +143,10 @@ fn read_service(
     address.iter().for_each(|address| claims.workload(&section, address));
     let protocols = [("http", Protocol::Http), ("tcp", Protocol::Tcp)];
     let protocol = section.or("protocol", Protocol::Http, one_of(&protocols));
+    if let Some(WorkloadAddress::Tls { scheme, .. }) = &address {
+        check_scheme(&section, *scheme, protocol);
+    }
+    let tls = workload_tls::read(&mut section, address.as_ref(), base);
     let version = section.optional("version", label);
     let tags = section.section("tags").pairs(label);
     if tags.len() > TAGS_MAX {
@@ -146,7 +162,19 @@ fn read_service(
 
     let (name, address) = (name?, address?);
     let id = id.or_else(|| free_id(&name, taken))?;
-    Some(Service { id, name, address, protocol, version, tags, weight, allow, probe })
+    Some(Service { id, name, address, tls, protocol, version, tags, weight, allow, probe })
+}
+
+/// Both say what the workload speaks.
+fn check_scheme(section: &Section<'_>, scheme: TlsScheme, protocol: Protocol) {
+    let (problem, right) = match (scheme, protocol) {
+        (TlsScheme::Https, Protocol::Tcp) => ("https:// is HTTP, and the protocol is tcp", "tls://"),
+        (TlsScheme::Tls, Protocol::Http) => {
+            ("tls:// is for protocol = \"tcp\", and this is http", "https://")
+        }
+        _ => return,
+    };
+    section.report().add(&section.path_of("address"), problem, format!("write {right} or another protocol"));
 }
 
 /// `payments`, or `payments-2`, `payments-3` … where that is taken.

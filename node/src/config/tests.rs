@@ -59,12 +59,16 @@ fn everything_that_can_be_said_is_understood() {
     let seeds: Vec<String> = config.mesh.seeds.iter().map(HostPort::to_string).collect();
     assert_eq!(seeds, ["seed-a.example:7400", "10.0.0.9:7400", "[2001:db8::1]:7400"]);
     let addresses: Vec<String> = config.services.iter().map(|one| one.address.to_string()).collect();
-    assert_eq!(addresses, ["[::1]:80", "unix:/run/app.sock", "localhost:5432"]);
+    assert_eq!(addresses[..3], ["[::1]:80", "unix:/run/app.sock", "localhost:5432"]);
     let ids: Vec<&str> = config.services.iter().map(|one| one.id.as_str()).collect();
-    assert_eq!(ids, ["payments-2", "payments", "payments-3"], "given ids keep their names");
+    assert_eq!(ids, ["payments-2", "payments", "payments-3", "ledger"], "given ids keep their names");
     let probe = config.services[0].probe.as_ref().expect("a probe");
     assert_eq!(probe.question, ProbeQuestion::Http { path: "/healthz".into() });
     assert_eq!((probe.interval, probe.unhealthy_after), (Duration::from_secs(2), 4));
+    let tls = config.services[3].tls.as_ref().expect("TLS");
+    assert_eq!(config.services[3].address.to_string(), "tls://[::1]:6432");
+    assert_eq!(tls.trust_bundle, PathBuf::from("/etc/starling/app-ca.crt"));
+    assert_eq!((tls.server_name.to_str().as_ref(), tls.client.is_some()), ("app.internal", true));
     let track: BTreeMap<_, _> = [("track".parse().expect("ok"), "canary".parse().expect("ok"))].into();
     assert_eq!(config.services[0].tags, track);
     assert_eq!(config.services[1].protocol, Protocol::Tcp);
@@ -158,6 +162,52 @@ const WRONG: &[(&str, &str, &str)] = &[
         "at most 107 bytes",
     ),
     ("service.address = \"127.0.0.1:70000\"", "service[0].address", "port 70000 does not exist"),
+    // TLS to the workload.
+    ("service.address = \"https://app:8443\"", "service[0].tls", "add [service.tls] with trust_bundle"),
+    ("service.address = \"https://app\"", "service[0].address", "write \"https://app:443\", with its port"),
+    ("service.address = \"https://app:8443/api\"", "service[0].address", "write \"https://app:8443\""),
+    ("service.address = \"https+unix:/run/app.sock\"", "service[0].address", "not a port"),
+    ("service.tls = { trust_bundle = \"a.crt\" }", "service[0].tls", "or \"tls://127.0.0.1:8080\""),
+    (
+        "service.address = \"unix:/run/app.sock\"\ntls = { trust_bundle = \"a.crt\" }",
+        "service[0].tls",
+        "TLS over a Unix socket",
+    ),
+    (
+        "service.address = \"https://app:1\"\ntls = {}",
+        "service[0].tls.trust_bundle",
+        "trust_bundle is missing",
+    ),
+    (
+        "service.address = \"https://app:1\"\ntls = { trust_bundle = \"a.crt\", bundle = \"b\" }",
+        "service[0].tls.bundle",
+        "known here: trust_bundle, server_name, certificate, key",
+    ),
+    (
+        "service.address = \"https://app:1\"\ntls = { trust_bundle = \"a.crt\", server_name = \"app:1\" }",
+        "service[0].tls.server_name",
+        "without scheme or port",
+    ),
+    (
+        "service.address = \"https://app:1\"\ntls = { trust_bundle = \"a.crt\", certificate = \"c\" }",
+        "service[0].tls.certificate",
+        "add key",
+    ),
+    (
+        "service.address = \"https://app:1\"\ntls = { trust_bundle = \"a.crt\", key = \"k\" }",
+        "service[0].tls.key",
+        "add certificate",
+    ),
+    (
+        "service.address = \"tls://app:1\"\ntls = { trust_bundle = \"a.crt\" }",
+        "service[0].address",
+        "write https:// or another protocol",
+    ),
+    (
+        "service.address = \"https://app:1\"\nprotocol = \"tcp\"\ntls = { trust_bundle = \"a.crt\" }",
+        "service[0].address",
+        "write tls:// or another protocol",
+    ),
     // Numbers, words, durations.
     ("service.weight = 1001", "service[0].weight", "from 0 to 1000"),
     ("service.weight = -1", "service[0].weight", "-1 is out of range"),
@@ -277,6 +327,17 @@ fn ids_are_given_once() {
     let told: Vec<&Mistake> = mistakes.iter().collect();
     assert_eq!((told.len(), told[0].key.as_str()), (1, "service[1].id"), "{mistakes}");
     assert_eq!(told[0].place, Place::Line { line: 8, column: 1 });
+}
+
+#[test]
+fn a_workloads_certificate_carries_the_addresses_host_unless_something_else_is_said() {
+    for (host, name) in [("app.internal", "app.internal"), ("127.0.0.1", "127.0.0.1"), ("[::1]", "::1")] {
+        let text = format!(
+            "[[service]]\nname = \"web\"\naddress = \"https://{host}:1\"\ntls = {{ trust_bundle = \"a.crt\" }}\n"
+        );
+        let config = parse(&text).expect(host);
+        assert_eq!(config.services[0].tls.as_ref().expect("TLS").server_name.to_str(), name);
+    }
 }
 
 #[test]

@@ -26,7 +26,7 @@ use crate::proxy::denials::Denials;
 use crate::proxy::failure::{Failure, Flag};
 use crate::proxy::forward::{self, Passing};
 use crate::proxy::gate::{Gate, Pass};
-use crate::proxy::workload::{Workload, Workloads};
+use crate::proxy::workload::{Workload, Workloads, tcp_under};
 use crate::proxy::{headers, tunnel};
 use crate::telemetry::exchange::{Exchange, Meter};
 use crate::upstream::http2::Windows;
@@ -167,9 +167,7 @@ impl Inbound {
         let Ok(stream) = stream.accept().await else { return };
         if let Err(error) = tunnel::carry_admitted(stream, &mut io, &mut exchange, admission).await {
             debug!(service = %workload.service, %error, "connection broken");
-            if let tokio_util::either::Either::Left(tcp) = &io {
-                tunnel::reset(tcp);
-            }
+            tcp_under(&io).into_iter().for_each(tunnel::reset);
         }
     }
 }

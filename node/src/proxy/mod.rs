@@ -20,3 +20,4 @@ pub(crate) mod overdue;
 pub(crate) mod refusal;
 pub(crate) mod tunnel;
 pub(crate) mod workload;
+pub(crate) mod workload_tls;

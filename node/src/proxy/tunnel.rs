@@ -8,14 +8,14 @@ use hyper_util::server::conn::auto;
 use socket2::SockRef;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
-use tokio_util::either::Either;
+use tokio::net::TcpStream;
 use tracing::debug;
 
 use crate::proxy::access::Admission;
 use crate::proxy::body::{AnswerBody, AnswerGuard};
 use crate::proxy::failure::Flag;
 use crate::proxy::overdue::Watched;
+use crate::proxy::workload::{WorkloadIo, tcp_under};
 use crate::telemetry::exchange::Exchange;
 
 /// Bytes on their way in one direction of one connection.
@@ -99,10 +99,8 @@ pub(crate) fn reset_upgraded(connection: Upgraded) {
         Ok(parts) => return reset(parts.io.inner().get_ref()),
         Err(other) => other,
     };
-    if let Ok(parts) = connection.downcast::<TokioIo<Either<TcpStream, UnixStream>>>()
-        && let Either::Left(stream) = parts.io.into_inner()
-    {
-        reset(&stream);
+    if let Ok(parts) = connection.downcast::<TokioIo<WorkloadIo>>() {
+        tcp_under(parts.io.inner()).into_iter().for_each(reset);
     }
 }
 

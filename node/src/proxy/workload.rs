@@ -9,12 +9,14 @@ use starling_gossip::identity::{ServiceName, SpiffeId};
 use starling_gossip::record::Protocol;
 use starling_transport::header::RefusalReason;
 use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
 
 use crate::config::{Service, WorkloadAddress};
 use crate::descriptors;
 use crate::proxy::access::Access;
 use crate::proxy::gate::{Gate, Pass};
+use crate::proxy::workload_tls::WorkloadHandshake;
 use crate::telemetry::exchange::{Direction, Meter};
 use crate::upstream::{Connect, ConnectFailure, HttpUpstream, HttpVersion, NextHop, UpstreamLimits};
 
@@ -62,6 +64,8 @@ pub(crate) struct WorkloadLimits {
 /// Opens connections to a local workload.
 pub(crate) struct WorkloadConnect {
     address: WorkloadAddress,
+    /// Where the workload speaks TLS.
+    handshake: Option<WorkloadHandshake>,
 }
 
 /// The same, within limits. Probes need none: a full node's workloads are still well.
@@ -69,6 +73,19 @@ pub(crate) struct LimitedConnect {
     connect: WorkloadConnect,
     limits: WorkloadLimits,
 }
+/// Why there is no connection.
+enum Failed {
+    /// No descriptor is left.
+    Full,
+    /// Anything else, for people.
+    Told(String),
+}
+
+/// A connection to a workload.
+pub(crate) type WorkloadIo = Either<Plain, Box<TlsStream<TcpStream>>>;
+
+/// One without TLS.
+pub(crate) type Plain = Either<TcpStream, UnixStream>;
 
 impl Workloads {
     /// The instance's workload.
@@ -153,18 +170,49 @@ impl Workload {
 impl WorkloadConnect {
     /// For the workload that `service` describes.
     pub(crate) fn new(service: &Service) -> Self {
-        Self { address: service.address.clone() }
+        let handshake = service.tls.as_ref().map(WorkloadHandshake::new);
+        Self { address: service.address.clone(), handshake }
     }
 
-    /// Connects to the workload.
-    pub(crate) async fn open(&self) -> Result<Either<TcpStream, UnixStream>, ConnectFailure> {
+    /// Connects to the workload, for anything but HTTP.
+    pub(crate) async fn open(&self) -> Result<WorkloadIo, ConnectFailure> {
+        self.open_for(None).await
+    }
+
+    /// Connects to the workload, for HTTP of `version`.
+    pub(crate) async fn open_http(&self, version: HttpVersion) -> Result<WorkloadIo, ConnectFailure> {
+        self.open_for(Some(version)).await
+    }
+
+    async fn open_for(&self, version: Option<HttpVersion>) -> Result<WorkloadIo, ConnectFailure> {
         let failed = |why: &dyn std::fmt::Display| {
             ConnectFailure::Unreachable(format!("the workload at {} does not accept: {why}", self.address))
         };
-        match tokio::time::timeout(CONNECT_TIMEOUT, connect(&self.address)).await {
-            Ok(Err(error)) if descriptors::are_used_up(&error) => Err(no_descriptors()),
-            Ok(connected) => connected.map_err(|error| failed(&error)),
+        match tokio::time::timeout(CONNECT_TIMEOUT, self.connect(version)).await {
+            Ok(Err(Failed::Full)) => Err(no_descriptors()),
+            Ok(Err(Failed::Told(why))) => Err(failed(&why)),
+            Ok(Ok(io)) => Ok(io),
             Err(_elapsed) => Err(failed(&"no answer within 2 s")),
+        }
+    }
+
+    async fn connect(&self, version: Option<HttpVersion>) -> Result<WorkloadIo, Failed> {
+        let told = |error: std::io::Error| match descriptors::are_used_up(&error) {
+            true => Failed::Full,
+            false => Failed::Told(error.to_string()),
+        };
+        let host_port = match &self.address {
+            WorkloadAddress::Tcp(at) | WorkloadAddress::Tls { at, .. } => at,
+            WorkloadAddress::Unix(path) => {
+                let stream = UnixStream::connect(path).await.map_err(told)?;
+                return Ok(Either::Left(Either::Right(stream)));
+            }
+        };
+        let stream = TcpStream::connect(host_port.to_string()).await.map_err(told)?;
+        stream.set_nodelay(true).map_err(told)?;
+        match &self.handshake {
+            None => Ok(Either::Left(Either::Left(stream))),
+            Some(handshake) => Ok(Either::Right(Box::new(handshake.run(stream, version).await.map_err(Failed::Told)?))),
         }
     }
 }
@@ -174,14 +222,12 @@ fn no_descriptors() -> ConnectFailure {
     ConnectFailure::Refused(RefusalReason::Overloaded, detail.to_owned())
 }
 
-async fn connect(address: &WorkloadAddress) -> std::io::Result<Either<TcpStream, UnixStream>> {
-    match address {
-        WorkloadAddress::Tcp(host_port) => {
-            let stream = TcpStream::connect(host_port.to_string()).await?;
-            stream.set_nodelay(true)?;
-            Ok(Either::Left(stream))
-        }
-        WorkloadAddress::Unix(path) => Ok(Either::Right(UnixStream::connect(path).await?)),
+/// The socket under a connection, if it is TCP.
+pub(crate) fn tcp_under(io: &WorkloadIo) -> Option<&TcpStream> {
+    match io {
+        Either::Left(Either::Left(tcp)) => Some(tcp),
+        Either::Left(Either::Right(_unix)) => None,
+        Either::Right(tls) => Some(tls.get_ref().0),
     }
 }
 
@@ -191,18 +237,24 @@ impl LimitedConnect {
     }
 
     /// Connects to the workload; the connection counts as long as the passes live.
-    pub(crate) async fn open(&self) -> Result<(Either<TcpStream, UnixStream>, [Pass; 2]), ConnectFailure> {
-        let passes = (self.limits.connections.enter(), self.limits.descriptors.enter());
-        let (Some(connection), Some(descriptor)) = passes else { return Err(no_descriptors()) };
-        Ok((self.connect.open().await?, [connection, descriptor]))
+    pub(crate) async fn open(&self) -> Result<(WorkloadIo, [Pass; 2]), ConnectFailure> {
+        let passes = self.enter()?;
+        Ok((self.connect.open().await?, passes))
+    }
+
+    fn enter(&self) -> Result<[Pass; 2], ConnectFailure> {
+        match (self.limits.connections.enter(), self.limits.descriptors.enter()) {
+            (Some(connection), Some(descriptor)) => Ok([connection, descriptor]),
+            _ => Err(no_descriptors()),
+        }
     }
 }
 
 impl Connect for LimitedConnect {
-    type Io = Either<TcpStream, UnixStream>;
+    type Io = WorkloadIo;
 
-    async fn connect(&self, _version: HttpVersion) -> Result<(Self::Io, NextHop), ConnectFailure> {
-        let (io, passes) = self.open().await?;
-        Ok((io, NextHop::Workload { _counted: Arc::new(passes) }))
+    async fn connect(&self, version: HttpVersion) -> Result<(WorkloadIo, NextHop), ConnectFailure> {
+        let passes = self.enter()?;
+        Ok((self.connect.open_http(version).await?, NextHop::Workload { _counted: Arc::new(passes) }))
     }
 }

@@ -26,11 +26,13 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use serde_json::json;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use super::tcp::sized_bytes;
+use super::tls::ServerTls;
 
 type Answer = Response<BoxBody<Bytes, hyper::Error>>;
 
@@ -57,6 +59,16 @@ impl Http {
 
     /// Starts one on a bound port.
     pub fn start_on(listener: TcpListener, name: &str) -> Self {
+        Self::start_with(listener, name, None)
+    }
+
+    /// Starts one that speaks TLS at a port of `ip` that the kernel chooses.
+    pub async fn start_tls(ip: Ipv4Addr, name: &str, tls: ServerTls) -> Self {
+        let listener = TcpListener::bind((ip, 0)).await.expect("a port");
+        Self::start_with(listener, name, Some(tls))
+    }
+
+    fn start_with(listener: TcpListener, name: &str, tls: Option<ServerTls>) -> Self {
         let address = listener.local_addr().expect("an address");
         let shared = Arc::new(Shared {
             name: name.to_owned(),
@@ -64,7 +76,7 @@ impl Http {
             waiting: AtomicUsize::new(0),
             gate: Semaphore::new(0),
         });
-        let accepting = tokio::spawn(accept(listener, shared.clone()));
+        let accepting = tokio::spawn(accept(listener, shared.clone(), tls));
         Self { address, shared, accepting }
     }
 
@@ -95,23 +107,34 @@ impl Drop for Http {
     }
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+async fn accept(listener: TcpListener, shared: Arc<Shared>, tls: Option<ServerTls>) {
     // Connections end with the listener.
     let mut connections = tokio::task::JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
         shared.connections.fetch_add(1, Ordering::SeqCst);
-        let shared = shared.clone();
+        let (shared, tls) = (shared.clone(), tls.clone());
         connections.spawn(async move {
-            let service = service_fn(|request| {
-                let shared = shared.clone();
-                async move { Ok::<_, Infallible>(answer(&shared, request).await) }
-            });
-            // A client that goes away is its own test's business.
-            let _ = auto::Builder::new(TokioExecutor::new())
-                .serve_connection_with_upgrades(TokioIo::new(stream), service)
-                .await;
+            match tls {
+                None => serve(stream, shared).await,
+                // A client that goes away is its own test's business.
+                Some(tls) => {
+                    if let Ok(stream) = tls.accept(stream).await {
+                        serve(stream, shared).await;
+                    }
+                }
+            }
         });
     }
+}
+
+async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, shared: Arc<Shared>) {
+    let service = service_fn(|request| {
+        let shared = shared.clone();
+        async move { Ok::<_, Infallible>(answer(&shared, request).await) }
+    });
+    let _ = auto::Builder::new(TokioExecutor::new())
+        .serve_connection_with_upgrades(TokioIo::new(stream), service)
+        .await;
 }
 
 async fn answer(shared: &Shared, request: Request<Incoming>) -> Answer {
