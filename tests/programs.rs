@@ -158,8 +158,8 @@ mod tls {
         )
     }
 
-    /// nginx with these directives about TLS.
-    async fn nginx(directives: &str, shows: bool) -> World {
+    /// nginx that listens so, with further directives.
+    async fn nginx(listen: &str, directives: &str, shows: bool) -> World {
         let mesh = Mesh::new();
         let directory = data_directory(&mesh, "nginx");
         let address = mesh.free_address();
@@ -173,7 +173,7 @@ mod tls {
                access_log off; client_body_temp_path {root}/b; proxy_temp_path {root}/p;\n\
                fastcgi_temp_path {root}/f; uwsgi_temp_path {root}/u; scgi_temp_path {root}/s;\n\
                server {{\n\
-                 listen {address} ssl; http2 on; root {root};\n\
+                 listen {address} {listen}; root {root};\n\
                  ssl_certificate {root}/server.crt; ssl_certificate_key {root}/server.key;\n\
                  add_header x-seen \"$ssl_protocol $ssl_server_name $server_protocol $ssl_client_verify\";\n\
                  {directives}\n\
@@ -204,7 +204,7 @@ mod tls {
 
     #[tokio::test]
     async fn nginx_is_spoken_to_in_the_version_of_the_caller() {
-        let world = nginx("", false).await;
+        let world = nginx("ssl http2", "ssl_protocols TLSv1.3;", false).await;
         let answer = world.curl(&[]).await;
         assert!(answer.contains("hello over TLS"), "{answer}");
         assert!(answer.contains("x-seen: TLSv1.3 app.internal HTTP/1.1 NONE"), "{answer}");
@@ -214,14 +214,14 @@ mod tls {
 
     #[tokio::test]
     async fn an_nginx_of_tls_1_2_is_spoken_to_as_well() {
-        let world = nginx("ssl_protocols TLSv1.2;", false).await;
+        let world = nginx("ssl http2", "ssl_protocols TLSv1.2;", false).await;
         let answer = world.curl(&[]).await;
         assert!(answer.contains("x-seen: TLSv1.2 app.internal HTTP/1.1 NONE"), "{answer}");
     }
 
     #[tokio::test]
     async fn an_nginx_without_http_2_fails_only_the_callers_who_speak_it() {
-        let world = nginx("http2 off;", false).await;
+        let world = nginx("ssl", "", false).await;
         for _ in 0..3 {
             let answer = world.curl(&["--http2-prior-knowledge"]).await;
             assert!(answer.contains("x-starling-flags: UC"), "{answer}");
@@ -232,10 +232,10 @@ mod tls {
 
     #[tokio::test]
     async fn an_nginx_that_asks_for_a_certificate_gets_the_one_that_is_configured() {
-        let asks = "ssl_client_certificate ROOT/clients-ca.crt; ssl_verify_client on;";
-        let answer = nginx(asks, true).await.curl(&[]).await;
+        let asks = "ssl_protocols TLSv1.3; ssl_client_certificate ROOT/clients-ca.crt; ssl_verify_client on;";
+        let answer = nginx("ssl http2", asks, true).await.curl(&[]).await;
         assert!(answer.contains("x-seen: TLSv1.3 app.internal HTTP/1.1 SUCCESS"), "{answer}");
-        let answer = nginx(asks, false).await.curl(&[]).await;
+        let answer = nginx("ssl http2", asks, false).await.curl(&[]).await;
         assert!(answer.starts_with("HTTP/1.1 400"), "nginx's own answer: {answer}");
     }
 

@@ -62,7 +62,7 @@ impl World {
 async fn http_1_and_2_reach_a_workload_that_speaks_tls_and_its_probe_does() {
     let authority = AppAuthority::new();
     let tls = ServerTls::new(&authority.issue(NAME), &HTTP, None);
-    let probe = "[service.probe]\nhttp = \"/status/200\"\ninterval = \"100ms\"\ntimeout = \"100ms\"";
+    let probe = "[service.probe]\nhttp = \"/status/200\"\ninterval = \"1s\"\ntimeout = \"1s\"";
     let mesh = Mesh::new();
     let workload = Http::start_tls(mesh.ip(), "app", tls).await;
     let section = section(&mesh, "https", workload.address(), &authority, "") + probe;
@@ -76,6 +76,7 @@ async fn http_1_and_2_reach_a_workload_that_speaks_tls_and_its_probe_does() {
     let mut connection = HttpConnection::open(world.caller.outbound("app")).await;
     let body = sized_bytes(300_000);
     let reply = connection.send(request(Method::POST, "app", "/echo", body.clone())).await;
+    assert_eq!(reply.status(), 200, "{}", reply.text());
     assert!(reply.body == body, "{} bytes", reply.body.len());
     // gRPC needs HTTP/2: nobody serves it here, and the workload itself says so.
     let uri = format!("http://{}", world.caller.outbound("app"));
@@ -112,7 +113,7 @@ async fn a_probe_sees_a_certificate_that_is_not_believed() {
     let tls = ServerTls::new(&authority.issue_expired(NAME), &HTTP, None);
     let mesh = Mesh::new();
     let workload = Http::start_tls(mesh.ip(), "app", tls).await;
-    let probe = "[service.probe]\ntcp = true\ninterval = \"100ms\"\ntimeout = \"100ms\"";
+    let probe = "[service.probe]\ntcp = true\ninterval = \"1s\"\ntimeout = \"1s\"";
     let section = section(&mesh, "https", workload.address(), &authority, "") + probe;
     let world = World::new(mesh, &section).await;
     eventually("an unhealthy instance", async || {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -31,6 +31,7 @@ impl AppAuthority {
     /// A root of its own.
     pub fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).expect("parameters");
+        params.distinguished_name.push(DnType::CommonName, "Application CA");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().expect("a key");
         let certificate = params.self_signed(&key).expect("a root").pem();
@@ -54,6 +55,10 @@ impl AppAuthority {
 
     fn issue_from(&self, name: &str, days_ago: u32) -> Issued {
         let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        // Another subject than the issuer's, or OpenSSL takes it for self-signed.
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let now = Clock::System.wall().unix_seconds();
         let since = OffsetDateTime::from_unix_timestamp(now as i64).expect("a time") - DAY * days_ago;
         (params.not_before, params.not_after) = (since - Duration::from_secs(60), since + DAY);
