@@ -108,3 +108,32 @@ pub(crate) fn reset_upgraded(connection: Upgraded) {
 pub(crate) fn no_body() -> AnswerBody {
     AnswerBody::own(String::new())
 }
+
+#[cfg(test)]
+mod tests {
+    use starling_gossip::clock::Clock;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+
+    use super::*;
+    use crate::authz::Allow;
+    use crate::proxy::access::Access;
+    use crate::telemetry::exchange::{Direction, Meter};
+
+    #[tokio::test]
+    async fn a_tunnel_ends_when_its_caller_is_let_in_no_longer() {
+        let access = Access::new("db".parse().expect("a name"), Allow::Anybody);
+        let peer = "spiffe://acme/svc/web".parse().expect("an identity");
+        let admission = access.admit(&peer).expect("let in");
+        let ((mut client, down), (up, mut workload)) = (duplex(64), duplex(64));
+        let carrying = tokio::spawn(async move {
+            let mut exchange = Meter::new(Direction::Inbound, None, "").start(&Clock::System);
+            carry_admitted(down, up, &mut exchange, &admission).await
+        });
+        client.write_all(b"hello").await.expect("written");
+        let mut heard = [0; 5];
+        workload.read_exact(&mut heard).await.expect("carried");
+        access.replace(&Allow::Listed(Vec::new()));
+        let error = carrying.await.expect("no panic").expect_err("cut off");
+        assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied);
+    }
+}

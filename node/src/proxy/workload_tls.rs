@@ -133,10 +133,8 @@ async fn follow(tls: WorkloadTls, current: watch::Sender<Option<Loaded>>) {
             }
             Ok(Err(why)) => {
                 if trouble.as_ref() != Some(&why) {
-                    warn!(
-                        trouble = why,
-                        "files for TLS to a workload cannot be used; the last good ones stay"
-                    );
+                    let stays = if seen.is_some() { "the last good ones stay" } else { "it gets no work" };
+                    warn!(trouble = why, "files for TLS to a workload cannot be used; {stays}");
                 }
                 if seen.is_none() {
                     current.send_replace(Some(Err(why.clone())));
