@@ -72,33 +72,34 @@ pub(super) fn read(
     let (is_given, at) = (section.has("tls"), section.path_of("tls"));
     let mut tls = section.section("tls");
     let report = tls.report();
-    let Some(WorkloadAddress::Tls { scheme, at: host_port }) = address else {
-        if is_given && let Some(WorkloadAddress::Tcp(host_port)) = address {
+    let read = is_given.then(|| {
+        let trust_bundle = tls.required("trust_bundle", "\"app-ca.crt\"", path(base));
+        let has_name = tls.has("server_name");
+        (trust_bundle, has_name, tls.optional("server_name", server_name), read_client(&mut tls, base))
+    });
+    tls.finish();
+    match (address?, read) {
+        (WorkloadAddress::Tls { at: host_port, .. }, Some((trust_bundle, has_name, name, client))) => {
+            let wrong_name = |wrong: Wrong| report.add(&at, wrong.problem, wrong.suggestion);
+            let default = || server_name_of(&host_port.host).map_err(wrong_name).ok();
+            let server_name = if has_name { name } else { default() };
+            return Some(WorkloadTls { trust_bundle: trust_bundle?, server_name: server_name?, client });
+        }
+        (WorkloadAddress::Tls { scheme, .. }, None) => {
+            let add = "add [service.tls] with trust_bundle = \"app-ca.crt\"";
+            report.add(&at, format!("whom to believe at {}:// is missing", scheme.as_str()), add);
+        }
+        (WorkloadAddress::Tcp(host_port), Some(_)) => {
             let instead =
                 format!("write \"https://{host_port}\" or \"tls://{host_port}\", or remove [service.tls]");
             report.add(&at, "the address says that the workload speaks no TLS", instead);
-        } else if is_given && address.is_some() {
+        }
+        (WorkloadAddress::Unix(_), Some(_)) => {
             report.add(&at, "TLS over a Unix socket is not spoken here", "remove [service.tls]");
         }
-        return None;
-    };
-    if !is_given {
-        let add = "add [service.tls] with trust_bundle = \"app-ca.crt\"";
-        report.add(&at, format!("whom to believe at {}:// is missing", scheme.as_str()), add);
-        return None;
+        (WorkloadAddress::Tcp(_) | WorkloadAddress::Unix(_), None) => {}
     }
-    let trust_bundle = tls.required("trust_bundle", "\"app-ca.crt\"", path(base));
-    let names = tls.has("server_name");
-    let server_name = tls.optional("server_name", server_name);
-    let server_name = match names {
-        true => server_name,
-        false => server_name_of(&host_port.host)
-            .map_err(|wrong| report.add(&at, wrong.problem, wrong.suggestion))
-            .ok(),
-    };
-    let client = read_client(&mut tls, base);
-    tls.finish();
-    Some(WorkloadTls { trust_bundle: trust_bundle?, server_name: server_name?, client })
+    None
 }
 
 fn read_client(tls: &mut Section<'_>, base: &Path) -> Option<ClientFiles> {
