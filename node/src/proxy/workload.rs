@@ -212,7 +212,9 @@ impl WorkloadConnect {
         stream.set_nodelay(true).map_err(told)?;
         match &self.handshake {
             None => Ok(Either::Left(Either::Left(stream))),
-            Some(handshake) => Ok(Either::Right(Box::new(handshake.run(stream, version).await.map_err(Failed::Told)?))),
+            Some(handshake) => {
+                Ok(Either::Right(Box::new(handshake.run(stream, version).await.map_err(Failed::Told)?)))
+            }
         }
     }
 }
