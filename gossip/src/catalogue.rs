@@ -14,18 +14,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::digest;
-use rustls_pki_types::CertificateDer;
 
 use crate::clock::{Instant, WallTime};
+use crate::known::{Known, KnownInstance, ProofEnds, verify_chain};
 use crate::lease::SeenLink;
-use crate::limits::{
-    DEPARTED_SHOWN, INSTANCES_PER_OWNER_MAX, OWNERS_MAX, OWNERS_PER_IDENTITY_MAX, RENEWAL_LEAP_PERIOD,
-    RENEWALS_AHEAD_MAX, RENEWALS_MISSED_MAX,
-};
-use crate::record::{Instance, InstanceRecord, Label, NodeRecord, Owner, Record, Renewal, Version};
+use crate::limits::{INSTANCES_PER_OWNER_MAX, OWNERS_MAX, OWNERS_PER_IDENTITY_MAX, RENEWAL_LEAP_PERIOD};
+use crate::memory::{Entry, LEASE_KEY, NODE_KEY, Notes, RememberedOwner, Urgency, instance_key};
+use crate::record::{InstanceRecord, NodeRecord, Owner, Record, Renewal, Version};
 use crate::signature::SealedRecord;
 use crate::snapshot::{Member, Presence, ServiceInstance, Snapshot};
-use crate::svid::{PublicKey, TrustBundle, Usage};
+use crate::svid::TrustBundle;
 use crate::waiting::Waiting;
 
 pub use crate::rejection::Rejected;
@@ -39,6 +37,7 @@ pub struct Catalogue {
     generation: u64,
     changed: bool,
     next_timeout: Option<Instant>,
+    notes: Notes,
 }
 
 /// What applying a record did.
@@ -53,33 +52,13 @@ pub enum Applied {
 /// How long ago an owner was heard, for people: not part of a snapshot because it never rests.
 #[derive(Clone, Debug)]
 pub struct Heard {
-    /// Since its last renewal, on this node's clock.
+    /// Since its last renewal, on this node's clock; what passed before this node's own start is
+    /// what the calendar says of it.
     pub lease_age: Duration,
     /// How many renewals of its present chain were seen.
     pub renewals: u32,
-}
-
-struct Known {
-    node: Arc<NodeRecord>,
-    key: PublicKey,
-    certificate_ends: WallTime,
-    seen: SeenLink,
-    renewed_at: Instant,
-    /// When a renewal that time does not explain may be checked next.
-    next_leap: Instant,
-    presence: Presence,
-    /// When the presence last changed.
-    since: Instant,
-    /// Departed owners stay visible to people for a while; then only their versions are kept.
-    is_shown: bool,
-    instances: BTreeMap<Label, KnownInstance>,
-}
-
-struct KnownInstance {
-    version: Version,
-    /// `None` is a withdrawal, kept so that nothing older comes back.
-    instance: Option<Arc<Instance>>,
-    learned_at: Instant,
+    /// It was not heard in this node's present life: it is known from an earlier one.
+    pub is_remembered: bool,
 }
 
 impl Catalogue {
@@ -93,15 +72,26 @@ impl Catalogue {
             generation: 0,
             changed: false,
             next_timeout: None,
+            notes: Notes::default(),
         }
+    }
+
+    /// Notes from now on what is to be remembered of others than `own`; whoever calls this must
+    /// carry the notes off ([`Self::take_notes`]) after every step.
+    pub fn remember_others_than(&mut self, own: Owner) {
+        self.notes = Notes::about_others_than(own);
+    }
+
+    /// What is to be remembered since the last call, in this order.
+    pub fn take_notes(&mut self) -> Vec<Entry> {
+        self.notes.take()
     }
 
     /// Believes another bundle from now on. Owners whose chain it does not trust are removed.
     pub fn set_bundle(&mut self, bundle: Arc<TrustBundle>, wall: WallTime) {
-        self.owners.retain(|_, known| {
+        self.forget_unless(|known| {
             known.presence == Presence::Left || verify_chain(&bundle, &known.node, wall).is_ok()
         });
-        self.by_short_name.retain(|_, owner| self.owners.contains_key(owner));
         self.bundle = bundle;
         self.changed = true;
     }
@@ -136,6 +126,7 @@ impl Catalogue {
         short_name: &str,
         renewal: &Renewal,
         now: Instant,
+        wall: WallTime,
     ) -> Result<(), Rejected> {
         let owner = self.by_short_name.get(short_name).ok_or(Rejected::UnknownOwner)?;
         let known = self.owners.get_mut(owner).ok_or(Rejected::UnknownOwner)?;
@@ -153,9 +144,41 @@ impl Catalogue {
         }
         known.seen = known.seen.advance(renewal).ok_or(Rejected::BadRenewal)?;
         known.renewed_at = now;
+        known.remembered = None;
+        let urgency = if known.presence == Presence::Expired { Urgency::Soon } else { Urgency::Whenever };
         self.changed |= known.set_presence(Presence::Alive, now);
+        let lease = known.lease_to_remember(now, wall);
+        self.notes.add(owner, |name| Entry::lease(name, &lease, urgency));
         let timeout = known.next_timeout();
         self.wake_by(timeout);
+        Ok(())
+    }
+
+    /// Takes in what this node remembers of one owner, judged as if it had just been said. The owner
+    /// is suspect until it is heard, and its lease runs from now; one whose lease had run out stays
+    /// expired, and only its versions count.
+    pub fn restore(
+        &mut self,
+        remembered: &RememberedOwner,
+        now: Instant,
+        wall: WallTime,
+    ) -> Result<(), Rejected> {
+        let name = &remembered.name;
+        let node = self.apply_filed(name, &remembered.node, now, wall);
+        if !matches!(node, Ok(Applied::Accepted) | Err(Rejected::Stale)) {
+            return Err(node.err().unwrap_or(Rejected::WrongName));
+        }
+        for record in remembered.instances.values() {
+            // One that is stale by now, or never was whole, leaves the others standing.
+            let _ = self.apply_filed(name, record, now, wall);
+        }
+        let known = self.by_short_name.get(name).and_then(|owner| self.owners.get_mut(owner));
+        if let (Ok(_), Some(known)) = (node, known) {
+            known.recall(remembered.lease.as_ref(), now, wall);
+            let timeout = known.next_timeout();
+            self.wake_by(timeout);
+        }
+        self.notes.discard_puts();
         Ok(())
     }
 
@@ -167,15 +190,16 @@ impl Catalogue {
     /// Lets leases run out, and forgets what nobody could replay any more.
     pub fn handle_timeout(&mut self, now: Instant, wall: WallTime) {
         let mut changed = false;
-        for known in self.owners.values_mut() {
+        for (owner, known) in &mut self.owners {
+            let expired = known.presence == Presence::Expired;
             changed |= known.handle_timeout(now);
+            if known.presence == Presence::Expired && !expired {
+                let lease = known.lease_to_remember(now, wall);
+                self.notes.add(owner, |name| Entry::lease(name, &lease, Urgency::Soon));
+            }
         }
-        let before = self.owners.len();
-        self.owners.retain(|_, known| known.presence.is_present() || known.certificate_ends > wall);
-        if self.owners.len() != before {
-            self.by_short_name.retain(|_, owner| self.owners.contains_key(owner));
-            changed = true;
-        }
+        changed |=
+            self.forget_unless(|known| known.presence.is_present() || !known.proof_ends.passed(now, wall));
         self.changed |= changed;
         self.next_timeout = self.owners.values().filter_map(Known::next_timeout).min();
     }
@@ -193,14 +217,20 @@ impl Catalogue {
     pub fn heard(&self, owner: &Owner, now: Instant) -> Option<Heard> {
         let known = self.owners.get(owner)?;
         Some(Heard {
-            lease_age: now.saturating_duration_since(known.renewed_at),
+            lease_age: now.saturating_duration_since(known.renewed_at) + known.remembered.unwrap_or_default(),
             renewals: known.seen.counter(),
+            is_remembered: known.remembered.is_some(),
         })
     }
 
     /// The newest verified word of `owner`'s node record.
     pub fn version_of(&self, owner: &Owner) -> Option<Version> {
         self.owners.get(owner).map(|known| known.node.version)
+    }
+
+    /// How many owners count as present, this node's own included.
+    pub fn present(&self) -> usize {
+        self.owners.values().filter(|known| known.presence.is_present()).count()
     }
 
     /// A digest of all verified records. Two catalogues that hold the same records have the same,
@@ -249,6 +279,7 @@ impl Catalogue {
             return Err(Rejected::Stale);
         }
         let (key, certificate_ends) = verify_chain(&self.bundle, &node, wall)?;
+        let proof_ends = ProofEnds::new(certificate_ends, now, wall);
         if !sealed.is_signed_by(&key) {
             return Err(Rejected::BadSignature);
         }
@@ -259,14 +290,19 @@ impl Catalogue {
         let anchor = SeenLink::anchor(node.lease.anchor);
         let node = Arc::new(node);
         match self.owners.get_mut(&owner) {
-            Some(known) => known.succeed(node, key, certificate_ends, now),
+            Some(known) => {
+                for id in known.succeed(node, key, proof_ends, now) {
+                    self.notes.add(&owner, |name| Entry::forget(name, &instance_key(&id)));
+                }
+            }
             None => {
                 let known = Known {
                     node,
                     key,
-                    certificate_ends,
+                    proof_ends,
                     seen: anchor,
                     renewed_at: now,
+                    remembered: None,
                     next_leap: now,
                     presence,
                     since: now,
@@ -278,6 +314,7 @@ impl Catalogue {
             }
         }
         self.changed = true;
+        self.note_node(&owner, sealed, now, wall);
         let timeout = self.owners.get(&owner).and_then(Known::next_timeout);
         self.wake_by(timeout);
         for record in self.waiting.take(&owner) {
@@ -322,7 +359,9 @@ impl Catalogue {
             instance: record.instance.map(Arc::new),
             learned_at: now,
         };
+        let key = instance_key(&record.id);
         known.instances.insert(record.id, held);
+        self.notes.add(&record.owner, |name| Entry::put(name, &key, sealed.to_bytes(), Urgency::Soon));
         self.changed = true;
         Ok(Applied::Accepted)
     }
@@ -347,9 +386,32 @@ impl Catalogue {
         });
         let longest = departed.min_by_key(|(_, known)| known.since).map(|(owner, _)| owner.clone());
         let evicted = longest.ok_or(Rejected::Full)?;
-        self.by_short_name.remove(&evicted.short_name());
-        self.owners.remove(&evicted);
+        self.forget(&evicted);
         Ok(())
+    }
+
+    /// Forgets owners that `keep` does not hold for; returns whether there were any.
+    fn forget_unless(&mut self, keep: impl Fn(&Known) -> bool) -> bool {
+        let gone: Vec<Owner> =
+            self.owners.iter().filter(|(_, known)| !keep(known)).map(|(owner, _)| owner.clone()).collect();
+        gone.iter().for_each(|owner| self.forget(owner));
+        !gone.is_empty()
+    }
+
+    fn forget(&mut self, owner: &Owner) {
+        let Some(known) = self.owners.remove(owner) else { return };
+        self.by_short_name.remove(&owner.short_name());
+        let instances = known.instances.keys().map(instance_key);
+        for key in [NODE_KEY, LEASE_KEY].map(str::to_owned).into_iter().chain(instances) {
+            self.notes.add(owner, |name| Entry::forget(name, &key));
+        }
+    }
+
+    fn note_node(&mut self, owner: &Owner, sealed: &SealedRecord, now: Instant, wall: WallTime) {
+        let Some(known) = self.owners.get(owner) else { return };
+        let lease = known.lease_to_remember(now, wall);
+        self.notes.add(owner, |name| Entry::put(name, NODE_KEY, sealed.to_bytes(), Urgency::Soon));
+        self.notes.add(owner, |name| Entry::lease(name, &lease, Urgency::Soon));
     }
 
     fn snapshot(&self) -> Snapshot {
@@ -384,98 +446,4 @@ impl Catalogue {
     fn wake_by(&mut self, timeout: Option<Instant>) {
         self.next_timeout = [self.next_timeout, timeout].into_iter().flatten().min();
     }
-}
-
-impl Known {
-    /// The same owner's newer node record takes over.
-    fn succeed(&mut self, node: Arc<NodeRecord>, key: PublicKey, ends: WallTime, now: Instant) {
-        let incarnation = node.version.incarnation;
-        if incarnation != self.node.version.incarnation {
-            let continued = node.continues;
-            self.instances.retain(|_, held| Some(held.version.incarnation) == continued);
-        }
-        if node.left {
-            self.instances.clear();
-        }
-        if node.lease.anchor != self.node.lease.anchor {
-            self.seen = SeenLink::anchor(node.lease.anchor);
-        }
-        let presence = if node.left { Presence::Left } else { Presence::Alive };
-        self.node = node;
-        self.key = key;
-        self.certificate_ends = ends;
-        self.renewed_at = now;
-        self.set_presence(presence, now);
-    }
-
-    /// The highest counter that the time since the last renewal explains, with room for an owner
-    /// whose clock is fast. It bounds what a forged renewal costs: one hash per link. Nothing is
-    /// known before the first, so that may be anywhere in the chain; and this machine may have been
-    /// suspended, which its monotonic clock does not see, so now and then a leap is checked too.
-    fn renewals_explained(&self, now: Instant) -> u32 {
-        if self.seen.counter() == 0 {
-            return u32::MAX;
-        }
-        let silent = now.saturating_duration_since(self.renewed_at).as_millis();
-        let missed = silent / u128::from(self.node.lease.renew_millis);
-        let explained = u32::try_from(missed * 2).unwrap_or(u32::MAX).saturating_add(RENEWALS_AHEAD_MAX);
-        self.seen.counter().saturating_add(explained)
-    }
-
-    /// Returns whether anything visible changed.
-    fn handle_timeout(&mut self, now: Instant) -> bool {
-        let silent = now.saturating_duration_since(self.renewed_at);
-        if !self.presence.is_present() {
-            let hide = self.is_shown && now >= self.since + DEPARTED_SHOWN;
-            self.is_shown &= !hide;
-            hide
-        } else if silent >= self.lease_length() {
-            self.set_presence(Presence::Expired, now)
-        } else if silent >= self.suspect_after() {
-            self.set_presence(Presence::Suspect, now)
-        } else {
-            false
-        }
-    }
-
-    fn next_timeout(&self) -> Option<Instant> {
-        match self.presence {
-            Presence::Alive => Some(self.renewed_at + self.suspect_after()),
-            Presence::Suspect => Some(self.renewed_at + self.lease_length()),
-            Presence::Left | Presence::Expired => self.is_shown.then(|| self.since + DEPARTED_SHOWN),
-        }
-    }
-
-    fn set_presence(&mut self, presence: Presence, now: Instant) -> bool {
-        let changed = self.presence != presence;
-        if changed {
-            self.presence = presence;
-            self.since = now;
-            self.is_shown = true;
-        }
-        changed
-    }
-
-    fn lease_length(&self) -> Duration {
-        Duration::from_millis(self.node.lease.length_millis.into())
-    }
-
-    fn suspect_after(&self) -> Duration {
-        let renew = Duration::from_millis(self.node.lease.renew_millis.into());
-        (renew * (RENEWALS_MISSED_MAX + 1)).min(self.lease_length())
-    }
-}
-
-/// The key that a node record's chain proves, and when that proof ends.
-fn verify_chain(
-    bundle: &TrustBundle,
-    node: &NodeRecord,
-    wall: WallTime,
-) -> Result<(PublicKey, WallTime), Rejected> {
-    let chain: Vec<_> = node.chain.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
-    let proved = bundle.verify(&chain, Usage::Client, wall)?;
-    if proved.id != node.owner.identity {
-        return Err(Rejected::WrongName);
-    }
-    Ok((proved.public_key, proved.not_after))
 }

@@ -21,6 +21,16 @@ impl WallTime {
     pub fn unix_seconds(self) -> u64 {
         self.unix_millis / 1000
     }
+
+    /// The moment `span` earlier; 1970 at the earliest.
+    pub fn earlier(self, span: Duration) -> Self {
+        Self { unix_millis: self.unix_millis.saturating_sub(millis(span)) }
+    }
+
+    /// How long after `earlier` this is; zero if it is not.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(self.unix_millis.saturating_sub(earlier.unix_millis))
+    }
 }
 
 /// Where a node's time comes from.
@@ -58,6 +68,10 @@ impl Clock {
                 Duration::from_millis(wall_at_start.unix_millis) + start.elapsed()
             }
         };
-        WallTime { unix_millis: since_epoch.as_millis() as u64 }
+        WallTime { unix_millis: millis(since_epoch) }
     }
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }

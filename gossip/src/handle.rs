@@ -13,9 +13,9 @@ use crate::catalogue::Heard;
 use crate::clock::Clock;
 use crate::limits::COMMANDS_QUEUED_MAX;
 use crate::link::Link;
+use crate::memory::Remembered;
 use crate::publisher::NodeDescription;
 use crate::record::{Instance, Label, Owner};
-use crate::replica::AddressBook;
 use crate::run::GossipLoop;
 use crate::snapshot::{Member, Snapshot};
 use crate::svid::{Svid, TrustBundle};
@@ -40,6 +40,8 @@ pub struct Setup {
     pub random_seed: u64,
     /// Where to find the mesh.
     pub seeds: watch::Receiver<Vec<SocketAddr>>,
+    /// What an earlier life left, and where this one's memories go. `None`: nothing is remembered.
+    pub remembered: Option<Remembered>,
 }
 
 /// A handle to the running loop; cheap to clone.
@@ -74,8 +76,7 @@ impl Gossip {
     pub async fn start(setup: Setup) -> Result<(Self, GossipLoop), ReplicaError> {
         let (commands, inbox) = mpsc::channel(COMMANDS_QUEUED_MAX);
         let (snapshot_out, snapshots) = watch::channel(Arc::new(Snapshot::default()));
-        let book = AddressBook { snapshots: snapshots.clone(), seeds: setup.seeds.clone() };
-        let gossip_loop = GossipLoop::new(setup, inbox, snapshot_out, book).await?;
+        let gossip_loop = GossipLoop::new(setup, inbox, snapshot_out).await?;
         let owner = gossip_loop.owner().clone();
         Ok((Self { commands, snapshots, owner }, gossip_loop))
     }

@@ -52,6 +52,11 @@ impl SeenLink {
         Self { counter: 0, link: anchor }
     }
 
+    /// The renewal that shows this link, if it belongs to `incarnation`; counter 0 is none.
+    pub fn renewal(self, incarnation: u64) -> Renewal {
+        Renewal { incarnation, counter: self.counter, link: self.link }
+    }
+
     /// How many renewals have been seen.
     pub fn counter(self) -> u32 {
         self.counter

@@ -90,3 +90,27 @@ pub const CHANGES_QUEUED_MAX: usize = 8192;
 
 /// Commands waiting for the gossip loop; a full queue makes the caller wait.
 pub const COMMANDS_QUEUED_MAX: usize = 64;
+
+/// One value that a node remembers over its end: a record, or the list of acquaintances.
+pub const MEMORY_VALUE_BYTES_MAX: usize = ACQUAINTANCES_BYTES_MAX;
+
+/// Members that a node remembers the addresses of, chosen at random: one that answers is enough to
+/// rejoin, and of 64 chosen among many it would be strange if all had gone.
+pub const ACQUAINTANCES_MAX: usize = 64;
+
+/// Their encoding, each with the longest SPIFFE ID.
+pub const ACQUAINTANCES_BYTES_MAX: usize = ACQUAINTANCES_MAX * (SPIFFE_ID_BYTES_MAX + 64);
+
+/// How often a node chooses anew whom to remember.
+pub const ACQUAINTANCES_PERIOD: Duration = Duration::from_secs(60);
+
+/// Remembered members that a node asks while it is alone: so many, and this often. Hundreds of
+/// nodes that restart at once find each other within seconds, and none of them floods anybody.
+pub const REJOIN_ASKED: usize = 4;
+
+/// See [`REJOIN_ASKED`].
+pub const REJOIN_PERIOD: Duration = Duration::from_secs(1);
+
+/// How long what a calendar refuses is kept: records whose certificates are over may be waiting
+/// for a clock to be set right. Two months, for a calendar that is a month off.
+pub const REFUSED_BY_CALENDAR_KEPT: Duration = Duration::from_secs(60 * 86_400);

@@ -3,8 +3,8 @@
 //! chitchat reconciles one key-value map per node (Scuttlebutt), slowly and surely. Each owner's
 //! map holds its sealed records as text, under the owner's short name. Everything chitchat says is
 //! hearsay: any member's message can alter any map, so what comes out of here is only ever a
-//! *candidate* for the catalogue, and an address it names is dialled only if a verified node
-//! record or the configuration names it too.
+//! *candidate* for the catalogue, and an address it names is dialled only if a verified node record,
+//! now or when this node was last not alone, or the configuration names it too.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -27,6 +27,7 @@ use tracing::debug;
 
 use crate::limits::CHANGES_QUEUED_MAX;
 use crate::link::{Destination, Link};
+use crate::memory::Acquaintances;
 use crate::snapshot::Snapshot;
 
 /// chitchat's own failure detector only chooses whom to gossip with. Below 6 it errs often, and it
@@ -62,6 +63,8 @@ pub(crate) struct ReplicaSettings {
 pub(crate) struct AddressBook {
     pub(crate) snapshots: watch::Receiver<Arc<Snapshot>>,
     pub(crate) seeds: watch::Receiver<Vec<SocketAddr>>,
+    /// Members that were alive once, by where they listened.
+    pub(crate) acquaintances: watch::Receiver<Arc<Acquaintances>>,
 }
 
 /// One value that changed in somebody's map.
@@ -288,7 +291,10 @@ impl AddressBook {
         let snapshot = self.snapshots.borrow();
         let mut claims = snapshot.addresses.get(&address).into_iter().flatten();
         match (claims.next(), claims.next()) {
-            (None, _) => Destination::Connected(address),
+            (None, _) => match self.acquaintances.borrow().get(&address) {
+                Some(identity) => Destination::Member { address, identity: identity.clone() },
+                None => Destination::Connected(address),
+            },
             (Some(identity), None) => Destination::Member { address, identity: identity.clone() },
             (Some(_), Some(_)) => Destination::Seed(address),
         }

@@ -5,7 +5,7 @@
 //! and a changed catalogue becomes the next [`Snapshot`]. All decisions are the machines'; this
 //! file only carries and keeps time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,10 +22,13 @@ use crate::clock::{Clock, Instant};
 use crate::codec;
 use crate::handle::{Command, MemberView, Setup};
 use crate::link::Link;
+use crate::memory::{LEASE_KEY, NODE_KEY, instance_key};
 use crate::publisher::{Publisher, Said};
 use crate::record::{Owner, Renewal};
+use crate::remembering::Remembering;
 use crate::replica::{AddressBook, Change, Replica, ReplicaError, ReplicaSettings, from_text, to_text};
 use crate::snapshot::{Member, Presence, Snapshot};
+use crate::svid::ChainError;
 
 /// Peers told at once when this node has something new to say. Three, as in a regular round.
 const TOLD_AT_ONCE: usize = 3;
@@ -55,14 +58,14 @@ const OUTLIVE_PERIOD: Duration = Duration::from_secs(10);
 /// How often records that could not be used, but may be later, are tried again.
 const RETRY_PERIOD: Duration = Duration::from_secs(30);
 
-const NODE_KEY: &str = "n";
-const LEASE_KEY: &str = "l";
-const INSTANCE_PREFIX: &str = "i/";
+/// How often it is said that the calendar makes this node refuse others.
+const CALENDAR_WARNED_PERIOD: Duration = Duration::from_secs(60);
 
 /// The loop itself; see [`crate::handle::Gossip::start`].
 pub struct GossipLoop {
     publisher: Publisher,
     catalogue: Catalogue,
+    remembering: Remembering,
     replica: Replica,
     replica_settings: ReplicaSettings,
     link: Arc<dyn Link>,
@@ -83,6 +86,7 @@ pub struct GossipLoop {
     next_retry: Instant,
     /// Somebody used up the versions of this node's map.
     map_exhausted: bool,
+    next_calendar_warning: Instant,
 }
 
 impl GossipLoop {
@@ -90,14 +94,20 @@ impl GossipLoop {
         setup: Setup,
         inbox: mpsc::Receiver<Command>,
         snapshot_out: watch::Sender<Arc<Snapshot>>,
-        book: AddressBook,
     ) -> Result<Self, ReplicaError> {
-        let Setup { description, interval, svid, bundle, link, clock, random_seed, .. } = setup;
+        let Setup { description, interval, svid, bundle, link, clock, random_seed, seeds, remembered } =
+            setup;
         let mut rng = StdRng::seed_from_u64(random_seed);
-        let now = clock.now();
-        let incarnation = clock.wall().unix_millis;
+        let (now, wall) = (clock.now(), clock.wall());
+        let own = Owner { identity: svid.id().clone(), node: description.name.clone() };
+        let name = own.short_name();
+        let mut catalogue = Catalogue::new(bundle.clone());
+        let mut remembering = Remembering::begin(remembered, own, &mut catalogue, now, wall);
+        let incarnation = remembering.first_life(wall).await;
+        let acquaintances = remembering.acquaintances();
+        let book = AddressBook { snapshots: snapshot_out.subscribe(), seeds, acquaintances };
         let replica_settings = ReplicaSettings {
-            name: Owner { identity: svid.id().clone(), node: description.name.clone() }.short_name(),
+            name,
             generation: incarnation,
             address: description.addresses[0],
             trust_domain: bundle.domain().to_string(),
@@ -106,9 +116,10 @@ impl GossipLoop {
         };
         let publisher = Publisher::new(svid, description, incarnation, rng.random(), now);
         let replica = Replica::start(replica_settings.clone(), link.clone(), book.clone()).await?;
-        Ok(Self {
+        let mut this = Self {
             publisher,
-            catalogue: Catalogue::new(bundle),
+            catalogue,
+            remembering,
             replica,
             replica_settings,
             link,
@@ -124,8 +135,12 @@ impl GossipLoop {
             missed: false,
             next_retry: now + RETRY_PERIOD,
             map_exhausted: false,
+            next_calendar_warning: now,
             clock,
-        })
+        };
+        // Routes from what is remembered are there before anything else is.
+        this.publish();
+        Ok(this)
     }
 
     /// Who speaks here.
@@ -198,10 +213,12 @@ impl GossipLoop {
         self.pass_news_on(now);
         if now >= self.next_retry {
             self.next_retry = now + RETRY_PERIOD;
-            if std::mem::take(&mut self.missed) {
+            if std::mem::take(&mut self.missed) || self.remembering.is_waiting() {
                 self.retry_all().await;
             }
         }
+        let snapshot = self.snapshot_out.borrow().clone();
+        self.remembering.choose_acquaintances(&snapshot, &mut self.rng, now);
     }
 
     fn gossip_with_a_seed(&mut self, now: Instant) {
@@ -210,7 +227,10 @@ impl GossipLoop {
         let alone = self.alive_peers().next().is_none();
         self.next_seed = now + if alone { JOIN_PERIOD } else { SEED_PERIOD };
         if alone {
-            seeds.iter().filter(|seed| **seed != own).for_each(|seed| self.replica.gossip_with(*seed));
+            let snapshot = self.snapshot_out.borrow().clone();
+            let remembered = self.remembering.ask_while_alone(&snapshot, &mut self.rng, now);
+            let all: BTreeSet<_> = seeds.into_iter().chain(remembered).filter(|it| *it != own).collect();
+            all.into_iter().for_each(|address| self.replica.gossip_with(address));
         } else if let Some(seed) = seeds.iter().filter(|seed| **seed != own).choose(&mut self.rng) {
             self.replica.gossip_with(*seed);
         }
@@ -244,14 +264,31 @@ impl GossipLoop {
             }
             Err(rejected) => {
                 counter!("starling_gossip_rejected_total", "reason" => rejected.reason()).increment(1);
+                self.warn_of_calendar(&rejected);
                 debug!(name = change.name, key = change.key, reason = %rejected, "record refused");
             }
         }
         self.outlive_if_succeeded();
     }
 
+    /// Either this machine's calendar is wrong or the other's certificate is over: only a person can
+    /// tell, so one is told.
+    fn warn_of_calendar(&mut self, rejected: &Rejected) {
+        let now = self.clock.now();
+        if matches!(rejected, Rejected::Chain(ChainError::NotValidNow(_)))
+            && now >= self.next_calendar_warning
+        {
+            self.next_calendar_warning = now + CALENDAR_WARNED_PERIOD;
+            warn!(
+                reason = %rejected, calendar_unix_millis = self.clock.wall().unix_millis,
+                "a member's record is refused: its certificate is not valid now; check this machine's clock"
+            );
+        }
+    }
+
     /// Offers the catalogue everything that the maps hold: chitchat tells of changes only, once.
     async fn retry_all(&mut self) {
+        self.remembering.retry(&mut self.catalogue, self.clock.now(), self.clock.wall());
         for changes in self.replica.all_values().await.chunks(CHANGES_PER_TURN_MAX) {
             for change in changes {
                 let _ = self.take_in(change);
@@ -294,7 +331,8 @@ impl GossipLoop {
         if change.key == LEASE_KEY {
             let renewal =
                 codec::decode::<Renewal, 64>(&bytes).map_err(|error| Rejected::Unreadable(error.into()))?;
-            return self.catalogue.apply_renewal(&change.name, &renewal, now).map(|()| Applied::Accepted);
+            let applied = self.catalogue.apply_renewal(&change.name, &renewal, now, self.clock.wall());
+            return applied.map(|()| Applied::Accepted);
         }
         self.catalogue.apply_filed(&change.name, &bytes, now, self.clock.wall())
     }
@@ -317,13 +355,14 @@ impl GossipLoop {
 
     /// Carries what the publisher said into the catalogue and the map, and tells a few peers.
     async fn spread(&mut self) {
+        self.remembering.begin_life(self.publisher.incarnation()).await;
         let (mut news, mut any) = (false, false);
         while let Some(said) = self.publisher.poll_said() {
             any = true;
             news |= !matches!(said, Said::Renewal(_));
             let (key, bytes) = match &said {
                 Said::Node(record) => (NODE_KEY.to_owned(), record.to_bytes()),
-                Said::Instance(id, record) => (format!("{INSTANCE_PREFIX}{id}"), record.to_bytes()),
+                Said::Instance(id, record) => (instance_key(id), record.to_bytes()),
                 Said::Renewal(renewal) => (LEASE_KEY.to_owned(), codec::encode(renewal)),
             };
             let change = Change {
@@ -374,6 +413,7 @@ impl GossipLoop {
     }
 
     fn publish(&mut self) {
+        self.remembering.carry_notes(&mut self.catalogue);
         if let Some(snapshot) = self.catalogue.poll_snapshot() {
             let present = snapshot.members.values().filter(|member| member.presence.is_present()).count();
             gauge!("starling_catalogue_members").set(present as f64);

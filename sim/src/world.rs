@@ -140,6 +140,7 @@ impl World {
             clock: self.clock.clone(),
             random_seed: self.rng.random(),
             seeds: watch::channel((0..SEEDS.min(self.settings.nodes)).map(address_of).collect()).1,
+            remembered: None,
         };
         self.trace.record(host, Event::Started);
         let (gossip, gossip_loop) = Gossip::start(setup).await.map_err(anyhow::Error::from)?;

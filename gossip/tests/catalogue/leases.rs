@@ -111,13 +111,13 @@ fn an_owner_that_leapt_ahead_while_this_machine_slept_is_believed_and_forgers_pa
     let short_name = stage.owner.short_name();
     let first = stage.renewal();
     let now = stage.watched.now;
-    assert_eq!(stage.watched.catalogue.apply_renewal(&short_name, &first, now), Ok(()));
+    assert_eq!(stage.watched.catalogue.apply_renewal(&short_name, &first, now, WALL), Ok(()));
     // An hour of renewals, none of which this catalogue's clock has seen pass.
     let mut sleepless = (0..720).map(|_| stage.renewal()).collect::<Vec<_>>();
     let newest = sleepless.pop().expect("720 renewals");
     let forged = Renewal { link: [9; 32], ..newest };
     let apply = |stage: &mut Stage, renewal: &Renewal, at| {
-        stage.watched.catalogue.apply_renewal(&short_name, renewal, at)
+        stage.watched.catalogue.apply_renewal(&short_name, renewal, at, WALL)
     };
     assert_eq!(apply(&mut stage, &forged, now), Err(Rejected::BadRenewal));
     assert_eq!(apply(&mut stage, &forged, now), Err(Rejected::Implausible), "not hashed again so soon");

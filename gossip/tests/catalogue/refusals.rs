@@ -200,7 +200,8 @@ fn a_record_filed_under_another_name_is_refused() {
 fn a_renewal_of_nobody_known_is_refused() {
     let mut bench = bench(KeyKind::Ed25519);
     let renewal = starling_gossip::record::Renewal { incarnation: 1, counter: 1, link: [0; 32] };
-    let refused = bench.watched.catalogue.apply_renewal("0123456789abcdef", &renewal, bench.watched.now);
+    let refused =
+        bench.watched.catalogue.apply_renewal("0123456789abcdef", &renewal, bench.watched.now, WALL);
     assert_eq!(refused.expect_err("nobody").reason(), "unknown_owner");
 }
 

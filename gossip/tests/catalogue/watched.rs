@@ -45,7 +45,7 @@ impl Watched {
     }
 
     pub(crate) fn renew(&mut self, owner: &Owner, renewal: &Renewal) -> Result<(), Rejected> {
-        self.catalogue.apply_renewal(&owner.short_name(), renewal, self.now)
+        self.catalogue.apply_renewal(&owner.short_name(), renewal, self.now, self.wall)
     }
 
     pub(crate) fn hear(&mut self, owner: &Owner, said: &Said) -> Result<(), Rejected> {

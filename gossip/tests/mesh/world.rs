@@ -86,6 +86,7 @@ impl World {
             clock: self.clock.clone(),
             random_seed: index as u64,
             seeds: watch::channel(vec![address(0)]).1,
+            remembered: None,
         };
         let (gossip, gossip_loop) = Gossip::start(setup).await.expect("the loop starts");
         let task = tokio::spawn(gossip_loop.run());

@@ -1,0 +1,186 @@
+//! One owner in the catalogue: its newest word, its lease, and how both age.
+//!
+//! What may enter is judged in [`crate::catalogue`]; this is what entering does.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls_pki_types::CertificateDer;
+
+use crate::clock::{Instant, WallTime};
+use crate::lease::SeenLink;
+use crate::limits::{DEPARTED_SHOWN, RENEWALS_AHEAD_MAX, RENEWALS_MISSED_MAX};
+use crate::memory::RememberedLease;
+use crate::record::{Instance, Label, NodeRecord, Version};
+use crate::rejection::Rejected;
+use crate::snapshot::Presence;
+use crate::svid::{PublicKey, TrustBundle, Usage};
+
+/// One owner, as the catalogue knows it.
+pub(crate) struct Known {
+    pub(crate) node: Arc<NodeRecord>,
+    pub(crate) key: PublicKey,
+    pub(crate) proof_ends: ProofEnds,
+    pub(crate) seen: SeenLink,
+    pub(crate) renewed_at: Instant,
+    /// Known from this node's earlier life, and how old that knowledge was at its start.
+    pub(crate) remembered: Option<Duration>,
+    /// When a renewal that time does not explain may be checked next.
+    pub(crate) next_leap: Instant,
+    pub(crate) presence: Presence,
+    /// When the presence last changed.
+    pub(crate) since: Instant,
+    /// Departed owners stay visible to people for a while; then only their versions are kept.
+    pub(crate) is_shown: bool,
+    pub(crate) instances: BTreeMap<Label, KnownInstance>,
+}
+
+/// When nobody could replay an owner's records any more, for its certificate is over. By both
+/// clocks: a calendar that leaps forward and back must not make this node forget what it has
+/// heard, and a machine that was suspended counts too little.
+#[derive(Clone, Copy)]
+pub(crate) struct ProofEnds {
+    pub(crate) wall: WallTime,
+    pub(crate) at: Instant,
+}
+
+/// One instance of an owner.
+pub(crate) struct KnownInstance {
+    pub(crate) version: Version,
+    /// `None` is a withdrawal, kept so that nothing older comes back.
+    pub(crate) instance: Option<Arc<Instance>>,
+    pub(crate) learned_at: Instant,
+}
+
+impl Known {
+    /// The same owner's newer node record takes over. Returns the instances that went.
+    pub(crate) fn succeed(
+        &mut self,
+        node: Arc<NodeRecord>,
+        key: PublicKey,
+        proof_ends: ProofEnds,
+        now: Instant,
+    ) -> Vec<Label> {
+        let is_another_life = node.version.incarnation != self.node.version.incarnation;
+        let goes = |_: &Label, held: &mut KnownInstance| {
+            node.left || (is_another_life && Some(held.version.incarnation) != node.continues)
+        };
+        let gone = self.instances.extract_if(.., goes).map(|(id, _)| id).collect();
+        if node.lease.anchor != self.node.lease.anchor {
+            self.seen = SeenLink::anchor(node.lease.anchor);
+        }
+        let presence = if node.left { Presence::Left } else { Presence::Alive };
+        self.node = node;
+        self.key = key;
+        self.proof_ends = proof_ends;
+        self.renewed_at = now;
+        self.remembered = None;
+        self.set_presence(presence, now);
+        gone
+    }
+
+    /// Nothing has been heard since this node's earlier life, in which it ended as `lease` says.
+    pub(crate) fn recall(&mut self, lease: Option<&RememberedLease>, now: Instant, wall: WallTime) {
+        if self.presence == Presence::Left {
+            return;
+        }
+        self.remembered = Some(lease.map_or(Duration::ZERO, |lease| wall.since(lease.heard)));
+        let lease = lease.filter(|lease| lease.renewal.incarnation == self.node.version.incarnation);
+        if let Some(seen) = lease.and_then(|lease| self.seen.advance(&lease.renewal)) {
+            self.seen = seen;
+        }
+        let has_expired = lease.is_some_and(|lease| lease.expired);
+        self.set_presence(if has_expired { Presence::Expired } else { Presence::Suspect }, now);
+    }
+
+    pub(crate) fn lease_to_remember(&self, now: Instant, wall: WallTime) -> RememberedLease {
+        let silent = now.saturating_duration_since(self.renewed_at) + self.remembered.unwrap_or_default();
+        RememberedLease {
+            renewal: self.seen.renewal(self.node.version.incarnation),
+            heard: wall.earlier(silent),
+            expired: self.presence == Presence::Expired,
+        }
+    }
+
+    /// The highest counter that the time since the last renewal explains, with room for an owner
+    /// whose clock is fast. It bounds what a forged renewal costs: one hash per link. Nothing is
+    /// known before the first, so that may be anywhere in the chain; and this machine may have been
+    /// suspended, which its monotonic clock does not see, so now and then a leap is checked too.
+    pub(crate) fn renewals_explained(&self, now: Instant) -> u32 {
+        if self.seen.counter() == 0 {
+            return u32::MAX;
+        }
+        let silent = now.saturating_duration_since(self.renewed_at).as_millis();
+        let missed = silent / u128::from(self.node.lease.renew_millis);
+        let explained = u32::try_from(missed * 2).unwrap_or(u32::MAX).saturating_add(RENEWALS_AHEAD_MAX);
+        self.seen.counter().saturating_add(explained)
+    }
+
+    /// Returns whether anything visible changed.
+    pub(crate) fn handle_timeout(&mut self, now: Instant) -> bool {
+        let silent = now.saturating_duration_since(self.renewed_at);
+        if !self.presence.is_present() {
+            let hide = self.is_shown && now >= self.since + DEPARTED_SHOWN;
+            self.is_shown &= !hide;
+            hide
+        } else if silent >= self.lease_length() {
+            self.set_presence(Presence::Expired, now)
+        } else if silent >= self.suspect_after() {
+            self.set_presence(Presence::Suspect, now)
+        } else {
+            false
+        }
+    }
+
+    pub(crate) fn next_timeout(&self) -> Option<Instant> {
+        match self.presence {
+            Presence::Alive => Some(self.renewed_at + self.suspect_after()),
+            Presence::Suspect => Some(self.renewed_at + self.lease_length()),
+            Presence::Left | Presence::Expired => self.is_shown.then(|| self.since + DEPARTED_SHOWN),
+        }
+    }
+
+    pub(crate) fn set_presence(&mut self, presence: Presence, now: Instant) -> bool {
+        let changed = self.presence != presence;
+        if changed {
+            self.presence = presence;
+            self.since = now;
+            self.is_shown = true;
+        }
+        changed
+    }
+
+    pub(crate) fn lease_length(&self) -> Duration {
+        Duration::from_millis(self.node.lease.length_millis.into())
+    }
+
+    pub(crate) fn suspect_after(&self) -> Duration {
+        let renew = Duration::from_millis(self.node.lease.renew_millis.into());
+        (renew * (RENEWALS_MISSED_MAX + 1)).min(self.lease_length())
+    }
+}
+
+impl ProofEnds {
+    pub(crate) fn new(ends: WallTime, now: Instant, wall: WallTime) -> Self {
+        Self { wall: ends, at: now + ends.since(wall) }
+    }
+
+    pub(crate) fn passed(self, now: Instant, wall: WallTime) -> bool {
+        now >= self.at && wall >= self.wall
+    }
+}
+
+/// The key that a node record's chain proves, and when that proof ends.
+pub(crate) fn verify_chain(
+    bundle: &TrustBundle,
+    node: &NodeRecord,
+    wall: WallTime,
+) -> Result<(PublicKey, WallTime), Rejected> {
+    let chain: Vec<_> = node.chain.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
+    let proved = bundle.verify(&chain, Usage::Client, wall)?;
+    if proved.id != node.owner.identity {
+        return Err(Rejected::WrongName);
+    }
+    Ok((proved.public_key, proved.not_after))
+}
