@@ -13,6 +13,7 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use starling_gossip::clock::{Clock, Instant};
 use starling_gossip::handle::{Gossip, Setup};
+use starling_gossip::memory::Remembered;
 use starling_gossip::publisher::NodeDescription;
 use starling_gossip::record::{Label, Locality};
 use starling_gossip::run::GossipLoop;
@@ -27,6 +28,7 @@ use tracing::{error, info, warn};
 
 use crate::admin::Admin;
 use crate::balance::Chance;
+use crate::calendar;
 use crate::capacity::Capacity;
 use crate::config::Config;
 use crate::config::files::Files;
@@ -40,6 +42,7 @@ use crate::proxy::listener::{self, Clients, Listener, Serves};
 use crate::proxy::outbound::Outbound;
 use crate::route;
 use crate::seeds;
+use crate::store::Store;
 use crate::telemetry::Metrics;
 use crate::upstream::UpstreamLimits;
 
@@ -81,6 +84,7 @@ pub(crate) struct Shown {
     pub(crate) clock: Clock,
     pub(crate) started: Instant,
     pub(crate) address: SocketAddr,
+    pub(crate) store: Option<Store>,
 }
 
 impl Node {
@@ -98,6 +102,7 @@ impl Node {
             StdRng::seed_from_u64(rng.random()),
         )?;
         let address = advertised(&config, transport.local_addr())?;
+        let (store, remembered) = open_store(&config, &clock).await?.unzip();
         let (seeds, seed_addresses) = watch::channel(Vec::new());
         let current = credentials.current();
         let (gossip, gossip_loop) = Gossip::start(Setup {
@@ -109,6 +114,7 @@ impl Node {
             clock: clock.clone(),
             random_seed: rng.random(),
             seeds: seed_addresses,
+            remembered,
         })
         .await?;
         let drain_timeout = config.node.drain_timeout;
@@ -127,6 +133,7 @@ impl Node {
             clock,
             started,
             address,
+            store,
         };
         let admin = Admin::bind(&config.admin, files.token, shown.clone()).await?;
         let streams = incoming.streams;
@@ -148,7 +155,7 @@ impl Node {
     /// Runs until `signal` or an action of the admin API asks for the end, then drains, withdraws
     /// and closes.
     pub async fn run(self, signal: impl Future<Output = Shutdown> + Send) {
-        let Shown { gossip, transport, credentials, drain, metrics, clock, started, .. } = self.shown;
+        let Shown { gossip, transport, credentials, drain, metrics, clock, started, store, .. } = self.shown;
         let mut tasks = JoinSet::new();
         let gossip_loop = tokio::spawn(self.gossip_loop.run());
         let (pool, seed_addresses) = (transport.pool().clone(), self.seeds.subscribe());
@@ -171,6 +178,7 @@ impl Node {
         tasks.spawn(accept_streams(self.streams, self.inbound.clone()));
         tasks.spawn(credential_files(&self.config).follow(credentials.clone()));
         tasks.spawn(speak_as(credentials.clone(), gossip.clone()));
+        tasks.spawn(calendar::watch(credentials.clone(), clock.clone()));
         tasks.spawn(metrics.upkeep());
         for listener in self.listeners {
             tasks.spawn(listener.run());
@@ -196,8 +204,19 @@ impl Node {
         transport.close(CLOSE_GRACE).await;
         tasks.shutdown().await;
         let _ = gossip_loop.await;
+        if let Some(store) = store {
+            store.close().await;
+        }
         info!("stopped");
     }
+}
+
+/// The store, if one is configured, and what it held. Only another process in its place ends a start.
+async fn open_store(config: &Config, clock: &Clock) -> anyhow::Result<Option<(Store, Remembered)>> {
+    let Some(directory) = config.node.data_dir.clone() else { return Ok(None) };
+    let clock = clock.clone();
+    let opened = tokio::task::spawn_blocking(move || Store::open(&directory, clock)).await?;
+    Ok(Some(opened?))
 }
 
 fn outbound(config: &Config, capacity: &Capacity, clock: &Clock, seed: u64) -> Outbound {

@@ -6,6 +6,7 @@ pub mod authz;
 mod balance;
 mod breaker;
 pub mod ca;
+mod calendar;
 mod capacity;
 pub mod cli;
 pub mod config;
@@ -21,6 +22,7 @@ mod probe;
 mod proxy;
 pub mod route;
 mod seeds;
+mod store;
 pub mod telemetry;
 mod upstream;
 

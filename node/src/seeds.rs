@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use starling_gossip::handle::Gossip;
+use starling_gossip::snapshot::Presence;
 use starling_transport::pool::Pool;
 use tokio::sync::watch;
 use tracing::{debug, warn};
@@ -54,7 +55,9 @@ pub(crate) async fn explain_loneliness(
         tokio::time::sleep(LONELY_PERIOD).await;
         let own = gossip.owner();
         let snapshot = gossip.snapshots().borrow().clone();
-        let is_alone = !snapshot.members.iter().any(|(owner, it)| owner != own && it.presence.is_present());
+        // Remembered members are suspect until they are heard, and no company.
+        let is_alone =
+            !snapshot.members.iter().any(|(owner, it)| owner != own && it.presence == Presence::Alive);
         if !is_alone {
             told.clear();
             continue;

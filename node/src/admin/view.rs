@@ -36,6 +36,17 @@ pub struct NodeView {
     pub generation: u64,
     /// Requests and connections under way.
     pub under_way: usize,
+    /// What it remembers over its own end; `null` without `node.data_dir`.
+    pub store: Option<StoreView>,
+}
+
+/// The store of `/v1/node`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StoreView {
+    /// Whether it can be written.
+    pub healthy: bool,
+    /// Why not, in words.
+    pub error: Option<String>,
 }
 
 /// One of `/v1/members`
@@ -53,7 +64,7 @@ pub struct MemberView {
     pub reason: Option<String>,
     /// Which life of the node.
     pub incarnation: u64,
-    /// Since it last renewed its lease.
+    /// Since it last renewed its lease; what lies before this node's start is by the calendar.
     pub lease_age_ms: u64,
     /// How long a renewal lasts.
     pub lease_ms: u64,
@@ -164,6 +175,10 @@ pub(super) fn node(shown: &Shown) -> NodeView {
         certificate_not_after: current.svid().not_after().unix_seconds(),
         generation: shown.table.load().generation,
         under_way: shown.drain.under_way(),
+        store: shown.store.as_ref().map(|store| {
+            let error = store.status().error;
+            StoreView { healthy: error.is_none(), error }
+        }),
     }
 }
 
@@ -173,7 +188,8 @@ pub(super) async fn members(shown: &Shown) -> Vec<MemberView> {
         let record = &view.member.record;
         let address = record.addresses[0];
         let peer = peers.iter().find(|peer| peer.address == address && peer.identity == view.owner.identity);
-        let (state, reason) = state_of(view.member.presence, peer);
+        let is_remembered = view.heard.as_ref().is_some_and(|heard| heard.is_remembered);
+        let (state, reason) = state_of(view.member.presence, is_remembered, peer);
         MemberView {
             node: view.owner.node.to_string(),
             identity: view.owner.identity.to_string(),
@@ -192,8 +208,16 @@ pub(super) async fn members(shown: &Shown) -> Vec<MemberView> {
 }
 
 /// What the catalogue knows of a member, and what this node has seen for itself.
-fn state_of(presence: Presence, peer: Option<&PeerStatus>) -> (Presence, Option<&'static str>) {
+fn state_of(
+    presence: Presence,
+    is_remembered: bool,
+    peer: Option<&PeerStatus>,
+) -> (Presence, Option<&'static str>) {
     match (presence, peer) {
+        (Presence::Suspect, _) if is_remembered => (
+            Presence::Suspect,
+            Some("it has not been heard since this node started; known from node.data_dir"),
+        ),
         (Presence::Alive, Some(peer)) if !peer.connected => {
             (Presence::Suspect, Some("it could not be reached from here"))
         }

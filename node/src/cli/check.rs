@@ -10,7 +10,8 @@ use super::environment;
 use super::output::{Failure, Output};
 use crate::authz::{Allow, IdentityPattern};
 use crate::config::files::Files;
-use crate::config::{Config, ProbeQuestion, Service};
+use crate::config::{Config, Mistake, Mistakes, ProbeQuestion, Service};
+use crate::store;
 
 /// Callers that one line names; programs get all of them.
 const CALLERS_SHOWN_MAX: usize = 4;
@@ -25,9 +26,21 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
     let config = Config::load(&arguments.config, environment())?;
     let wall = Clock::System.wall();
-    let files = Files::load(&config, wall)?;
+    let loaded = Files::load(&config, wall);
+    let mut mistakes: Vec<Mistake> =
+        loaded.as_ref().err().into_iter().flat_map(Mistakes::iter).cloned().collect();
+    mistakes.extend(data_dir_mistake(&config));
+    Mistakes::none_of(mistakes)?;
+    let files = loaded?;
     output.print(&text(&config, &files, wall), &json(&config, &files));
     Ok(())
+}
+
+/// A node would start without its store and say so; whoever checks wants to know before.
+fn data_dir_mistake(config: &Config) -> Option<Mistake> {
+    let problem = store::check(config.node.data_dir.as_ref()?).err()?;
+    let suggestion = "name a directory that this user may write, or may make; or remove the key";
+    Some(config.sources.mistake("node.data_dir", problem, suggestion))
 }
 
 fn text(config: &Config, files: &Files, wall: WallTime) -> String {
@@ -41,6 +54,10 @@ fn text(config: &Config, files: &Files, wall: WallTime) -> String {
     );
     let left = files.svid.not_after().unix_seconds().saturating_sub(wall.unix_seconds());
     let _ = write!(text, "\n  the certificate is valid for another {}", about(left));
+    let _ = match &config.node.data_dir {
+        Some(directory) => write!(text, "\n  remembers peers and records in {}", directory.display()),
+        None => write!(text, "\n  remembers nothing over a restart: node.data_dir is not set"),
+    };
     for service in &config.services {
         let _ = write!(text, "\n  {}", describe(service, files));
     }
@@ -138,6 +155,7 @@ fn json(config: &Config, files: &Files) -> Value {
         "services": services.collect::<Vec<_>>(),
         "outbounds": config.outbounds.len(),
         "seeds": config.mesh.seeds.len(),
+        "data_dir": config.node.data_dir,
         "notes": notes(config),
     })
 }

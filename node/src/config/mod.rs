@@ -106,7 +106,7 @@ impl Config {
 /// `None` has been reported.
 fn read(mut root: Section<'_>, base: &Path) -> Option<Config> {
     let mut claims = Claims::default();
-    let node = node::read_node(root.section("node"), &mut claims);
+    let node = node::read_node(root.section("node"), base, &mut claims);
     let mesh = node::read_mesh(root.section("mesh"));
     let identity = node::read_identity(root.section("identity"), base);
     let services = service::read_services(root.sections("service"), base, &mut claims);

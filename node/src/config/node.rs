@@ -25,6 +25,8 @@ pub struct Node {
     /// Where others reach this node. `None`: `listen` does not say (every address, or any port), so
     /// ask the kernel once the socket is bound.
     pub advertise: Option<SocketAddr>,
+    /// Where it keeps what it knows over its own end. `None`: nowhere.
+    pub data_dir: Option<PathBuf>,
     /// Where it stands.
     pub locality: Locality,
     /// How long a stopping node lets work in flight finish. Keep it below the orchestrator's own
@@ -64,7 +66,7 @@ pub struct Gossip {
 /// The port of a node when nothing else is said.
 const DEFAULT_PORT: u16 = 7400;
 
-pub(super) fn read_node(mut section: Section<'_>, claims: &mut Claims) -> Option<Node> {
+pub(super) fn read_node(mut section: Section<'_>, base: &Path, claims: &mut Claims) -> Option<Node> {
     let uname = rustix::system::uname();
     let name = section.or_text("name", &uname.nodename().to_string_lossy(), node_name);
     let listen =
@@ -74,6 +76,7 @@ pub(super) fn read_node(mut section: Section<'_>, claims: &mut Claims) -> Option
     let says_where = !listen.ip().is_unspecified() && listen.port() != 0;
     let advertise = advertise.or(says_where.then_some(listen));
 
+    let data_dir = section.optional("data_dir", path(base));
     let mut place = section.section("locality");
     let locality = Locality {
         region: place.optional("region", label),
@@ -84,7 +87,7 @@ pub(super) fn read_node(mut section: Section<'_>, claims: &mut Claims) -> Option
 
     let drain_timeout = section.or("drain_timeout", Duration::from_secs(30), duration(DRAIN_TIMEOUT));
     section.finish();
-    Some(Node { name: name?, listen, advertise, locality, drain_timeout })
+    Some(Node { name: name?, listen, advertise, data_dir, locality, drain_timeout })
 }
 
 fn advertised_address(given: Given<'_>) -> Result<SocketAddr, Wrong> {

@@ -39,6 +39,7 @@ fn five_lines_are_enough_and_the_rest_has_defaults() {
     assert_eq!(config.node.listen, address("0.0.0.0:7400"));
     assert_eq!(config.node.advertise, None, "every address is no address to tell others");
     assert_eq!(config.node.drain_timeout, Duration::from_secs(30));
+    assert_eq!(config.node.data_dir, None, "nothing is written that nobody asked for");
     assert_eq!(config.identity.certificate, PathBuf::from("/etc/starling/tls.crt"));
     assert_eq!(config.identity.trust_bundle, PathBuf::from("/etc/starling/ca.crt"));
     assert_eq!(config.mesh.seeds[0].to_string(), "seed.example:7400");
@@ -55,6 +56,7 @@ fn everything_that_can_be_said_is_understood() {
     let config = parse(include_str!("tests/full.toml")).expect("a full file");
     assert_eq!(config.node.advertise, Some(address("10.0.0.5:7400")));
     assert_eq!(config.node.locality.zone.as_ref().map(|zone| zone.as_str()), Some("eu-west-1a"));
+    assert_eq!(config.node.data_dir, Some(PathBuf::from("/var/lib/starling")));
     assert_eq!(config.identity.key, PathBuf::from("/secrets/tls.key"));
     let seeds: Vec<String> = config.mesh.seeds.iter().map(HostPort::to_string).collect();
     assert_eq!(seeds, ["seed-a.example:7400", "10.0.0.9:7400", "[2001:db8::1]:7400"]);
@@ -130,7 +132,9 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("[node]\nnmae = \"x\"", "node.nmae", "did you mean \"name\"?"),
     ("[node]\nname = 5", "node.name", "write it in quotes: \"5\""),
     ("[service]\nname = \"web\"", "service", "write [[service]], with two brackets"),
-    ("[node]\ndata_dir = \"/x\"", "node.data_dir", "unknown key"),
+    ("[node]\ndata_dir = \"\"", "node.data_dir", "it is empty"),
+    ("[node]\ndata_dir = 5", "node.data_dir", "write it in quotes: \"5\""),
+    ("[node]\ndatadir = \"/x\"", "node.datadir", "did you mean \"data_dir\"?"),
     // Names.
     ("[node]\nname = \"\"", "node.name", "it is empty"),
     ("[node]\nname = \"web 1\"", "node.name", "write \"web-1\""),

@@ -82,6 +82,11 @@ fn describe() {
     describe_gauge!("starling_catalogue_members", "Members whose lease runs");
     describe_gauge!("starling_catalogue_services", "Services that somebody announces");
     describe_counter!("starling_route_tables_total", "Route tables computed");
+    describe_gauge!("starling_store_healthy", "1 while node.data_dir can be written");
+    describe_counter!("starling_store_errors_total", "Errors of node.data_dir, by operation");
+    describe_counter!("starling_store_set_aside_total", "Damaged store files set aside");
+    describe_counter!("starling_store_dropped_total", "Entries not remembered because the store is full");
+    describe_gauge!("starling_certificate_valid", "1 while this node's own certificate is valid");
     describe_gauge!("starling_build_info", "1, labelled with the program's version");
 }
 
