@@ -5,6 +5,8 @@
 //! state machines take both as arguments. `Instant` is tokio's, so a paused runtime makes it
 //! virtual, and with it everything that asks this clock.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use tokio::time::Instant;
@@ -44,13 +46,23 @@ pub enum Clock {
         wall_at_start: WallTime,
         /// When that was.
         start: Instant,
+        /// How far somebody has set the calendar since, in milliseconds; clones share it.
+        set_by: Arc<AtomicI64>,
     },
 }
 
 impl Clock {
     /// A virtual clock whose calendar says `wall` now.
     pub fn starting_at(wall: WallTime) -> Self {
-        Self::Virtual { wall_at_start: wall, start: Instant::now() }
+        Self::Virtual { wall_at_start: wall, start: Instant::now(), set_by: Arc::default() }
+    }
+
+    /// Sets the calendar of a virtual clock and its clones forward (or back) by `millis`, as an
+    /// operator or a time service does to a machine's. The machine's own is nobody's to set here.
+    pub fn set_calendar_by(&self, millis: i64) {
+        if let Self::Virtual { set_by, .. } = self {
+            set_by.fetch_add(millis, Ordering::Relaxed);
+        }
     }
 
     /// Monotonic time.
@@ -64,8 +76,10 @@ impl Clock {
         let since_epoch = match self {
             #[expect(clippy::disallowed_methods, reason = "this is the one place that reads wall time")]
             Self::System => SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO),
-            Self::Virtual { wall_at_start, start } => {
-                Duration::from_millis(wall_at_start.unix_millis) + start.elapsed()
+            Self::Virtual { wall_at_start, start, set_by } => {
+                let set_by = set_by.load(Ordering::Relaxed);
+                let at_start = wall_at_start.unix_millis.saturating_add_signed(set_by);
+                Duration::from_millis(at_start) + start.elapsed()
             }
         };
         WallTime { unix_millis: millis(since_epoch) }

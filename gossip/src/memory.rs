@@ -137,7 +137,7 @@ pub fn life(value: &[u8]) -> Option<u64> {
 
 /// The owners among `entries`. Entries that fit nowhere are named in the second list, to be
 /// forgotten.
-pub(crate) fn owners(entries: &BTreeMap<String, Vec<u8>>) -> (Vec<RememberedOwner>, Vec<String>) {
+pub fn owners(entries: &BTreeMap<String, Vec<u8>>) -> (Vec<RememberedOwner>, Vec<String>) {
     let mut owners: BTreeMap<&str, RememberedOwner> = BTreeMap::new();
     let mut misfits = Vec::new();
     for (key, value) in entries {

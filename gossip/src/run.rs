@@ -418,6 +418,7 @@ impl GossipLoop {
             let present = snapshot.members.values().filter(|member| member.presence.is_present()).count();
             gauge!("starling_catalogue_members").set(present as f64);
             gauge!("starling_catalogue_services").set(snapshot.services.len() as f64);
+            self.remembering.choose_acquaintances(&snapshot, &mut self.rng, self.clock.now());
             self.snapshot_out.send_replace(Arc::new(snapshot));
         }
     }

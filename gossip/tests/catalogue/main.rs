@@ -7,4 +7,5 @@ mod bytes;
 mod leases;
 mod orders;
 mod refusals;
+mod restoring;
 mod watched;

@@ -9,4 +9,5 @@ mod authority;
 mod hostile;
 mod link;
 mod presence;
+mod remembering;
 mod world;

@@ -76,23 +76,40 @@ impl World {
         addresses: Vec<SocketAddr>,
     ) -> usize {
         let index = self.nodes.len();
-        let link = self.network.host(address(index), svid.id().clone());
-        let setup = Setup {
+        let setup = self.setup(index, svid.clone(), bundle, addresses);
+        let node = start(index, svid, setup).await;
+        self.nodes.push(node);
+        self.announce(index, 1).await;
+        index
+    }
+
+    /// Starts a crashed node again under the same name, as `change` would have it.
+    pub(crate) async fn restart(&mut self, index: usize, change: impl FnOnce(&mut Setup)) {
+        let svid = self.nodes[index].svid.clone();
+        let mut setup = self.setup(index, svid.clone(), self.authority.bundle(), vec![address(index)]);
+        change(&mut setup);
+        self.nodes[index] = start(index, svid, setup).await;
+        self.announce(index, 1).await;
+    }
+
+    fn setup(
+        &self,
+        index: usize,
+        svid: Arc<Svid>,
+        bundle: Arc<TrustBundle>,
+        addresses: Vec<SocketAddr>,
+    ) -> Setup {
+        Setup {
             description: description(index, addresses),
             interval: INTERVAL,
-            svid: svid.clone(),
+            link: self.network.host(address(index), svid.id().clone()),
+            svid,
             bundle,
-            link,
             clock: self.clock.clone(),
             random_seed: index as u64,
             seeds: watch::channel(vec![address(0)]).1,
             remembered: None,
-        };
-        let (gossip, gossip_loop) = Gossip::start(setup).await.expect("the loop starts");
-        let task = tokio::spawn(gossip_loop.run());
-        self.nodes.push(Node { gossip, address: address(index), svid, task });
-        self.announce(index, 1).await;
-        index
+        }
     }
 
     /// Node `index` says that its one instance has `weight`.
@@ -139,6 +156,12 @@ impl World {
             start.elapsed()
         }
     }
+}
+
+async fn start(index: usize, svid: Arc<Svid>, setup: Setup) -> Node {
+    let (gossip, gossip_loop) = Gossip::start(setup).await.expect("the loop starts");
+    let task = tokio::spawn(gossip_loop.run());
+    Node { gossip, address: address(index), svid, task }
 }
 
 pub(crate) fn address(index: usize) -> SocketAddr {
