@@ -29,6 +29,7 @@ pub struct NodeConfig<'m> {
     outbounds: BTreeMap<String, SocketAddr>,
     seeds: Vec<SocketAddr>,
     node: String,
+    environment: BTreeMap<String, String>,
     gossip: String,
     extra: String,
     admin: String,
@@ -44,6 +45,7 @@ pub struct Node {
     leash: ChildStdin,
     directory: PathBuf,
     before: String,
+    environment: BTreeMap<String, String>,
     listen: SocketAddr,
     admin: SocketAddr,
     http_proxy: SocketAddr,
@@ -61,6 +63,7 @@ impl<'m> NodeConfig<'m> {
             outbounds: BTreeMap::new(),
             seeds: mesh.seeds(),
             node: String::new(),
+            environment: BTreeMap::new(),
             gossip: GOSSIP.to_owned(),
             extra: String::new(),
             admin: String::new(),
@@ -118,7 +121,24 @@ impl<'m> NodeConfig<'m> {
 
     /// How long it drains at most.
     pub fn drain_timeout(mut self, duration: &str) -> Self {
-        self.node = format!("drain_timeout = {duration:?}");
+        let _ = writeln!(self.node, "drain_timeout = {duration:?}");
+        self
+    }
+
+    /// Remembers over its own end, in `data` of its directory.
+    pub fn remembers(self) -> Self {
+        self.remembers_in(Path::new("data"))
+    }
+
+    /// As [`NodeConfig::remembers`], in a directory of the test's choice.
+    pub fn remembers_in(mut self, directory: &Path) -> Self {
+        let _ = writeln!(self.node, "data_dir = {directory:?}");
+        self
+    }
+
+    /// A variable in its environment, now and after every restart.
+    pub fn environment(mut self, name: &str, value: &str) -> Self {
+        self.environment.insert(name.to_owned(), value.to_owned());
         self
     }
 
@@ -165,13 +185,14 @@ impl<'m> NodeConfig<'m> {
         let (admin, http_proxy) = (self.mesh.free_address(), self.mesh.free_address());
         fs::write(directory.join("starling.toml"), self.toml(listen, admin, http_proxy)).expect("a file");
         self.mesh.add_seed(listen);
-        let (process, leash) = spawn(&directory, &self.before);
+        let (process, leash) = spawn(&directory, &self.before, &self.environment);
         let mut node = Node {
             before: self.before,
             process,
             leash,
             name: self.name,
             directory,
+            environment: self.environment,
             listen,
             admin,
             http_proxy,
@@ -311,7 +332,7 @@ impl Node {
 
     /// Starts it again after its end, with the same files.
     pub async fn restart(&mut self) {
-        (self.process, self.leash) = spawn(&self.directory, &self.before);
+        (self.process, self.leash) = spawn(&self.directory, &self.before, &self.environment);
         self.wait_until_ready().await;
     }
 
@@ -335,13 +356,13 @@ impl Drop for Node {
     }
 }
 
-fn spawn(directory: &Path, before: &str) -> (Child, ChildStdin) {
+fn spawn(directory: &Path, before: &str, environment: &BTreeMap<String, String>) -> (Child, ChildStdin) {
     let log = fs::OpenOptions::new().create(true).append(true).open(directory.join("log")).expect("a log");
     let mut command = tokio::process::Command::new("/bin/sh");
     command.arg("-c").arg(format!("set -e; {before}\nexec \"$0\" \"$@\"")).arg(program());
     command.args(["run", "--config"]).arg(directory.join("starling.toml"));
     // A developer's own settings are not the tests'.
-    command.env_clear().env(LEASH, "1");
+    command.env_clear().envs(environment).env(LEASH, "1");
     command.stdin(Stdio::piped()).stdout(log.try_clone().expect("a log")).stderr(log);
     let mut process = command.kill_on_drop(true).spawn().expect("the program under test");
     let leash = process.stdin.take().expect("a pipe");
