@@ -71,6 +71,37 @@ async fn a_whole_mesh_starts_at_once_the_seed_and_half_the_workloads_last() {
     assert!(*last < SERVING_WITHIN, "{served:?}");
 }
 
+/// A measurement, for a machine that does nothing else: `cargo test --test order -- --ignored
+/// --nocapture newcomer`.
+#[tokio::test]
+#[ignore = "thirty-one processes; run it by itself"]
+async fn a_newcomer_to_a_mesh_of_thirty_is_served_soon() {
+    let mesh = Mesh::new();
+    let workload = Http::start(mesh.ip(), "svc-0").await;
+    let seed = mesh.node("seed").serves("svc-0", workload.address()).start().await;
+    let first = [seed.listen()];
+    let starting = (1..30).map(|index| mesh.node(&format!("node-{index}")).seeds(&first).start());
+    let nodes = join_all(starting).await;
+    for node in &nodes {
+        until_served(node, 0).await;
+        for other in 1..30 {
+            node.sees(&format!("node-{other}"), "alive").await;
+        }
+    }
+    let clock = Clock::System;
+    for newcomer in 0..5 {
+        let began = clock.now();
+        let node = mesh.node(&format!("newcomer-{newcomer}")).seeds(&first).start().await;
+        let ready = clock.now() - began;
+        until_served(&node, 0).await;
+        println!(
+            "a newcomer to {}: ready after {ready:?}, served after {:?}",
+            30 + newcomer,
+            clock.now() - began
+        );
+    }
+}
+
 #[tokio::test]
 async fn a_restart_with_nobody_there_has_its_last_known_routes_and_rejoins_by_itself() {
     let mesh = Mesh::new();

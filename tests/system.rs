@@ -159,27 +159,42 @@ async fn a_calendar_a_month_off_fails_closed_says_why_and_heals() {
     }
 }
 
-/// A restart with the calendar a month back speaks above its earlier life: with a store at once.
+/// A restart with the calendar a month back speaks above its earlier life: with a store at once,
+/// without one as soon as it hears of that life.
 #[tokio::test]
 async fn a_restart_with_the_calendar_set_back_is_no_stale_life() {
     let mesh = Mesh::new();
-    let file = mesh.directory().join("calendar");
-    set_calendar(&file, 0);
-    let workload = Http::start(mesh.ip(), "web").await;
     let caller = mesh.node("caller").start().await;
-    let web = calendar(mesh.node("web-1"), &file).remembers().serves("web", workload.address());
-    let mut web = web.start().await;
-    caller.finds("web", 1).await;
-    let incarnation = async || {
-        let members = caller.admin().get("/v1/members").await.json;
-        members.as_array()?.iter().find(|it| it["node"] == "web-1")?["incarnation"].as_u64()
-    };
-    let before = incarnation().await.expect("a member");
-    web.kill().await;
-    // A month would make its certificate invalid, and it would rightly not start; the tests'
-    // certificates begin now, so the calendar goes back as far as they reach.
-    set_calendar(&file, -1);
-    web.restart().await;
-    eventually("its next life", async || (incarnation().await? > before).then_some(())).await;
-    assert_eq!(get(caller.http_proxy(), "web.mesh", "/").await.status(), 200);
+    caller.rotate(&mesh.issue_old("spiffe://acme/svc/caller"));
+    caller.logs("took new credentials").await;
+    for (name, remembers) in [("web", true), ("orders", false)] {
+        let file = mesh.directory().join(format!("{name}-calendar"));
+        set_calendar(&file, 0);
+        let workload = Http::start(mesh.ip(), name).await;
+        let node = calendar(mesh.node(name), &file).serves(name, workload.address());
+        let node = if remembers { node.remembers() } else { node };
+        let mut node = node.start().await;
+        caller.finds(name, 1).await;
+        let incarnation = async || {
+            let members = caller.admin().get("/v1/members").await.json;
+            members.as_array()?.iter().find(|it| it["node"] == name)?["incarnation"].as_u64()
+        };
+        let first = incarnation().await.expect("a member");
+        // A calendar that makes its certificate invalid keeps a node from starting at all, and one that
+        // makes its earlier record's invalid keeps it from hearing itself.
+        node.rotate(&mesh.issue_old(&format!("spiffe://acme/svc/{name}")));
+        let before = eventually("the life under the old certificate", async || {
+            incarnation().await.filter(|it| *it > first)
+        })
+        .await;
+        node.kill().await;
+        set_calendar(&file, -MONTH_SECONDS);
+        node.restart().await;
+        eventually("its next life", async || (incarnation().await? > before).then_some(())).await;
+        caller.finds(name, 1).await;
+        assert_eq!(get(caller.http_proxy(), &format!("{name}.mesh"), "/").await.status(), 200);
+        let told =
+            if remembers { "the calendar stands before this node's earlier life" } else { "a later life" };
+        assert!(node.log().contains(told), "it says why");
+    }
 }

@@ -18,6 +18,7 @@ use std::time::Duration;
 use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
+use x509_parser::time::ASN1Time;
 
 use crate::clock::WallTime;
 use crate::identity::{SpiffeId, TrustDomain};
@@ -321,13 +322,22 @@ impl TrustBundle {
                     .map(drop)
             })
             .map_err(|error| match error {
-                webpki::Error::CertExpired { .. } | webpki::Error::CertNotValidYet { .. } => {
-                    ChainError::NotValidNow(error.to_string())
+                // Without the present time, so that one reason is one text.
+                webpki::Error::CertExpired { not_after, .. } => {
+                    ChainError::NotValidNow(format!("it ended on {}", date(not_after)))
+                }
+                webpki::Error::CertNotValidYet { not_before, .. } => {
+                    ChainError::NotValidNow(format!("it begins on {}", date(not_before)))
                 }
                 error => ChainError::Untrusted(error.to_string()),
             })?;
         Ok(leaf)
     }
+}
+
+fn date(time: UnixTime) -> String {
+    let date = i64::try_from(time.as_secs()).ok().and_then(|seconds| ASN1Time::from_timestamp(seconds).ok());
+    date.map_or_else(|| format!("second {} since 1970", time.as_secs()), |date| date.to_string())
 }
 
 fn pem_certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, SvidError> {

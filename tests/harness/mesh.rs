@@ -84,6 +84,12 @@ impl Mesh {
         issue(&self.authority, id, WallTime { unix_millis: then })
     }
 
+    /// A certificate for `id` that has been valid for forty days and will be for one more.
+    pub fn issue_old(&self, id: &str) -> Issued {
+        let then = WallTime { unix_millis: now().unix_millis - 40 * DAY.as_millis() as u64 };
+        self.authority.issue(&id.parse().expect("a SPIFFE ID"), 41 * DAY, then).expect("a certificate")
+    }
+
     /// A certificate for `id` by another authority of the same name, and its root.
     pub fn issue_foreign(&self, id: &str) -> (Issued, String) {
         let foreign = authority(DOMAIN);
@@ -153,7 +159,7 @@ fn own_address() -> Ipv4Addr {
 
 fn authority(domain: &str) -> Authority {
     // Older than any certificate here, the expired ones included.
-    let since = WallTime { unix_millis: now().unix_millis - 30 * DAY.as_millis() as u64 };
+    let since = WallTime { unix_millis: now().unix_millis - 60 * DAY.as_millis() as u64 };
     Authority::new(domain.parse().expect("a trust domain"), since).expect("a root")
 }
 

@@ -70,6 +70,7 @@ impl World {
             clock: Clock::System,
             random_seed: 7,
             seeds: seed_addresses,
+            remembered: None,
         })
         .await
         .expect("gossip");
