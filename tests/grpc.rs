@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 
 use starling_gossip::clock::Clock;
-use starling_tests::{Mesh, Node, eventually, within};
+use starling_tests::{Mesh, Node, UNPROBED, eventually, within};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -207,7 +207,7 @@ async fn a_killed_workload_of_two_is_passed_over_although_its_node_lives() {
 #[tokio::test]
 async fn a_killed_workload_that_nobody_probes_is_tried_less_and_less_often() {
     let mesh = Mesh::new();
-    let (doomed, _other, _nodes, caller) = two_instances(&mesh, "").await;
+    let (doomed, _other, _nodes, caller) = two_instances(&mesh, UNPROBED).await;
     let mut client = by_name(&caller, "health");
     let killed = Clock::System.now();
     doomed.kill().await;

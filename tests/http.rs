@@ -4,7 +4,7 @@ use http::header::{HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 use http_body_util::{BodyExt as _, StreamBody};
 use starling_tests::workload::{Http, Tcp, read_to_end, sized_bytes};
-use starling_tests::{HttpConnection, Mesh, Node, Reply, connect_tunnel, get, head_of, request};
+use starling_tests::{HttpConnection, Mesh, Node, Reply, UNPROBED, connect_tunnel, get, head_of, request};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 const LARGE_BYTES: usize = 50 * 1024 * 1024;
@@ -22,7 +22,8 @@ impl World {
     async fn new() -> Self {
         let mesh = Mesh::new();
         let workload = Http::start(mesh.ip(), "web").await;
-        let server = mesh.node("server").serves("web", workload.address()).start().await;
+        // Its connections are counted.
+        let server = mesh.node("server").serves_as("web", workload.address(), UNPROBED).start().await;
         let caller = mesh.node("caller").calls("web").start().await;
         caller.finds("web", 1).await;
         Self { workload, _server: server, caller, _mesh: mesh }
@@ -243,7 +244,7 @@ async fn an_answer_of_http_1_0_that_ends_with_its_connection_arrives_whole() {
         stream.write_all(&sized_bytes(1_000_000)).await.expect("written");
     })
     .await;
-    let _server = mesh.node("server").serves("web", workload.address()).start().await;
+    let _server = mesh.node("server").serves_as("web", workload.address(), UNPROBED).start().await;
     let caller = mesh.node("caller").start().await;
     caller.finds("web", 1).await;
     let mut proxy = HttpConnection::open(caller.http_proxy()).await;

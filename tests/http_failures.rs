@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::{Method, StatusCode};
 use starling_gossip::clock::Clock;
 use starling_tests::workload::{Http, Tcp};
-use starling_tests::{HttpConnection, Mesh, Reply, connect_tunnel, eventually, get, request};
+use starling_tests::{HttpConnection, Mesh, Reply, UNPROBED, connect_tunnel, eventually, get, request};
 use tokio::io::AsyncReadExt as _;
 
 #[track_caller]
@@ -61,7 +61,7 @@ async fn a_service_whose_probes_fail_is_uh_503_and_comes_back() {
 #[tokio::test]
 async fn a_workload_that_does_not_accept_is_uf_503() {
     let mesh = Mesh::new();
-    let _server = mesh.node("server").serves("web", mesh.free_address()).start().await;
+    let _server = mesh.node("server").serves_as("web", mesh.free_address(), UNPROBED).start().await;
     let caller = mesh.node("caller").start().await;
     caller.finds("web", 1).await;
     let reply = get(caller.http_proxy(), "web.mesh", "/").await;
@@ -117,7 +117,7 @@ async fn one_bad_instance_of_two_fails_no_request() {
     let mesh = Mesh::new();
     let workload = Http::start(mesh.ip(), "good").await;
     let _good = mesh.node("good").serves("web", workload.address()).start().await;
-    let _bad = mesh.node("bad").serves("web", mesh.free_address()).start().await;
+    let _bad = mesh.node("bad").serves_as("web", mesh.free_address(), UNPROBED).start().await;
     let caller = mesh.node("caller").start().await;
     caller.finds("web", 2).await;
     let mut proxy = HttpConnection::open(caller.http_proxy()).await;
@@ -129,7 +129,7 @@ async fn one_bad_instance_of_two_fails_no_request() {
 
 #[tokio::test]
 async fn a_killed_workload_of_two_is_passed_over_although_its_node_lives() {
-    for probe in ["", "[service.probe]\ntcp = true\ninterval = \"200ms\"\ntimeout = \"200ms\""] {
+    for probe in [UNPROBED, "", "[service.probe]\ntcp = true\ninterval = \"200ms\"\ntimeout = \"200ms\""] {
         let mesh = Mesh::new();
         let (doomed, other) = (Http::start(mesh.ip(), "doomed").await, Http::start(mesh.ip(), "other").await);
         let _nodes = [
@@ -145,7 +145,7 @@ async fn a_killed_workload_of_two_is_passed_over_although_its_node_lives() {
         }
         let killed = Clock::System.now();
         drop(doomed);
-        if !probe.is_empty() {
+        if probe != UNPROBED {
             caller.finds("web", 1).await;
         }
         let mut failures = Vec::new();
@@ -157,7 +157,7 @@ async fn a_killed_workload_of_two_is_passed_over_although_its_node_lives() {
         }
         // While nobody probes, each trial costs a request, with at least the least pause between two.
         let trials = 3 + (Clock::System.now() - killed).as_millis() / 250;
-        let most = if probe.is_empty() { trials } else { 0 };
+        let most = if probe == UNPROBED { trials } else { 0 };
         assert!(failures.len() as u128 <= most, "{} of 400 failed: {failures:#?}", failures.len());
     }
 }

@@ -13,7 +13,7 @@ use starling::ca::Issued;
 use starling_gossip::clock::Clock;
 use starling_gossip::svid::{Svid, TrustBundle};
 use starling_tests::workload::Http;
-use starling_tests::{Mesh, eventually, get, starling, within};
+use starling_tests::{Mesh, UNPROBED, eventually, get, starling, within};
 use starling_transport::answer::AnswerError;
 use starling_transport::credentials::Credentials;
 use starling_transport::endpoint::{Endpoint, Incoming};
@@ -135,7 +135,7 @@ async fn another_member_at_a_nodes_address_gets_none_of_its_calls() {
 async fn a_member_cannot_reach_an_http_workload_past_the_sidecar_that_names_callers() {
     let mesh = Mesh::new();
     let workload = Http::start(mesh.ip(), "web").await;
-    let server = mesh.node("server").serves("web", workload.address()).start().await;
+    let server = mesh.node("server").serves_as("web", workload.address(), UNPROBED).start().await;
     let (hostile, _incoming) = member(&mesh, "spiffe://acme/svc/hostile", mesh.free_address());
     let target = Target { address: server.listen(), expected: Expected::Anybody };
     let connection = within("a connection", hostile.pool().connect(&target)).await.expect("a member");

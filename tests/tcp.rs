@@ -10,6 +10,9 @@ use starling_tests::{Mesh, Node, connect_tunnel, eventually, within};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+/// Every connection that the workload sees is a client's: nobody probes it.
+const TCP: &str = "protocol = \"tcp\"\n[service.probe]\noff = true";
+
 const LARGE_BYTES: usize = 64 * 1024 * 1024;
 
 struct World {
@@ -27,7 +30,7 @@ impl World {
     {
         let mesh = Mesh::new();
         let workload = Tcp::start(mesh.ip(), talk).await;
-        let server = mesh.node("server").serves_tcp("db", workload.address()).start().await;
+        let server = mesh.node("server").serves_as("db", workload.address(), TCP).start().await;
         let caller = mesh.node("caller").calls("db").start().await;
         caller.finds("db", 1).await;
         Self { workload: Some(workload), server, caller, mesh }

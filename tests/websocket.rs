@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use starling_tests::workload::{Tcp, sized_bytes};
-use starling_tests::{Mesh, Node, within};
+use starling_tests::{Mesh, Node, UNPROBED, within};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Error;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
@@ -22,7 +22,7 @@ impl World {
     async fn new() -> Self {
         let mesh = Mesh::new();
         let workload = Tcp::start(mesh.ip(), echo).await;
-        let server = mesh.node("server").serves("chat", workload.address()).start().await;
+        let server = mesh.node("server").serves_as("chat", workload.address(), UNPROBED).start().await;
         let caller = mesh.node("caller").calls("chat").start().await;
         caller.finds("chat", 1).await;
         Self { _workload: workload, _server: server, caller, _mesh: mesh }
@@ -89,7 +89,7 @@ async fn a_server_that_hangs_up_ends_the_socket() {
         let _one = socket.next().await;
     })
     .await;
-    let _server = mesh.node("server").serves("chat", workload.address()).start().await;
+    let _server = mesh.node("server").serves_as("chat", workload.address(), UNPROBED).start().await;
     let caller = mesh.node("caller").start().await;
     caller.finds("chat", 1).await;
     let mut socket = open(caller.http_proxy(), "chat.mesh").await.expect("open");

@@ -117,9 +117,7 @@ impl Node {
             remembered,
         })
         .await?;
-        let drain_timeout = config.node.drain_timeout;
-        let local =
-            LocalInstances::new(gossip.clone(), clock.clone(), capacity.workloads.clone(), drain_timeout);
+        let local = local_instances(&config, &capacity, gossip.clone(), &clock, rng.random());
         let outbound = Arc::new(outbound(&config, &capacity, &clock, rng.random()));
         let inbound = Arc::new(inbound(&capacity, &clock, &local));
         let listeners = bind_listeners(&config, &outbound, &capacity.clients).await?;
@@ -217,6 +215,17 @@ async fn open_store(config: &Config, clock: &Clock) -> anyhow::Result<Option<(St
     let clock = clock.clone();
     let opened = tokio::task::spawn_blocking(move || Store::open(&directory, clock)).await?;
     Ok(Some(opened?))
+}
+
+fn local_instances(
+    config: &Config,
+    capacity: &Capacity,
+    gossip: Gossip,
+    clock: &Clock,
+    seed: u64,
+) -> LocalInstances {
+    let limits = capacity.workloads.clone();
+    LocalInstances::new(gossip, clock.clone(), limits, config.node.drain_timeout, seed)
 }
 
 fn outbound(config: &Config, capacity: &Capacity, clock: &Clock, seed: u64) -> Outbound {

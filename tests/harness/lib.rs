@@ -31,6 +31,10 @@ pub use node::{Node, NodeConfig};
 pub use program::{Program, find_program, run_program};
 pub use wait::{PATIENCE, eventually, within};
 
+/// Keys of a service whose node takes the workload at its word: nobody connects to it but callers,
+/// and only calls notice that it is gone.
+pub const UNPROBED: &str = "[service.probe]\noff = true";
+
 /// Set for a process that is to end when its standard input does.
 pub const LEASH: &str = "STARLING_TESTS_LEASH";
 

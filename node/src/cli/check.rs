@@ -85,6 +85,9 @@ fn describe(service: &Service, files: &Files) -> String {
         None => "not probed".to_owned(),
         Some(ProbeQuestion::Tcp) => "probed by connecting".to_owned(),
         Some(ProbeQuestion::Http { path }) => format!("probed at {path}"),
+        Some(ProbeQuestion::Grpc { service }) if service.is_empty() => "probed by gRPC".to_owned(),
+        Some(ProbeQuestion::Grpc { service }) => format!("probed by gRPC for {service}"),
+        Some(ProbeQuestion::Exec { program, .. }) => format!("probed by {}", program.display()),
     };
     let id = if service.id.as_str() == service.name.as_str() {
         String::new()

@@ -102,6 +102,12 @@ pub(super) const PROBE_TIMEOUT: RangeInclusive<Duration> =
 /// Probes in a row that change an opinion.
 pub(super) const PROBE_STREAK: RangeInclusive<u32> = 1..=100;
 
+/// A fully qualified gRPC service name; protobuf sets no bound, people do.
+pub(super) const GRPC_SERVICE_BYTES_MAX: usize = 255;
+
+/// Words a probe's program is given; more belong into a script.
+pub(super) const EXEC_ARGUMENTS_MAX: usize = 64;
+
 /// Repair rounds: bandwidth is about 343 bytes × nodes / interval, and failure detection waits for
 /// several rounds.
 pub(super) const GOSSIP_INTERVAL: RangeInclusive<Duration> =

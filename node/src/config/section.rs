@@ -43,6 +43,11 @@ impl Report {
         self.mistakes.borrow_mut().push(self.sources.mistake(key, problem, suggestion));
     }
 
+    /// Whether the value at `key`, or anything within it, was wrong.
+    pub(super) fn has_mistake_within(&self, key: &str) -> bool {
+        self.mistakes.borrow().iter().any(|mistake| mistake.key.starts_with(key))
+    }
+
     /// Whether the value at `key` was wrong.
     pub(super) fn has_mistake_at(&self, key: &str) -> bool {
         self.mistakes.borrow().iter().any(|mistake| mistake.key == key)
@@ -79,6 +84,11 @@ impl<'r> Section<'r> {
     /// Whether the key was given at all.
     pub(super) fn has(&self, key: &str) -> bool {
         self.table.contains_key(key)
+    }
+
+    /// What was given for the key, not yet judged.
+    pub(super) fn given(&self, key: &str) -> Option<&Value> {
+        self.table.get(key)
     }
 
     /// A key that may be absent.

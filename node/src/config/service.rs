@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::Duration;
 
 use starling_gossip::identity::ServiceName;
 use starling_gossip::limits::{INSTANCES_PER_OWNER_MAX, LABEL_BYTES_MAX, TAGS_MAX};
@@ -11,11 +10,11 @@ use starling_gossip::record::{Label, Protocol};
 
 use super::access::read_allow;
 use super::address::{TlsScheme, WorkloadAddress};
-use super::limits::{OUTBOUNDS_MAX, PROBE_INTERVAL, PROBE_STREAK, PROBE_TIMEOUT, WEIGHT_MAX};
-use super::mistake::{Wrong, wrong};
+use super::limits::{OUTBOUNDS_MAX, WEIGHT_MAX};
+use super::probe::{self, Probe};
 use super::relations::Claims;
-use super::section::{Given, Section};
-use super::value::{boolean, duration, label, listen_address, number, one_of, service_name, text};
+use super::section::Section;
+use super::value::{label, listen_address, number, one_of, service_name, text};
 use super::workload_tls::{self, WorkloadTls};
 use crate::authz::Allow;
 
@@ -41,35 +40,9 @@ pub struct Service {
     pub weight: u16,
     /// Who may call it.
     pub allow: Allow,
-    /// How its health is asked. `None`: it counts as healthy until calls fail.
+    /// How its health is asked; by connecting, unless something else is said. `None`: not at all, it
+    /// counts as healthy until calls fail.
     pub probe: Option<Probe>,
-}
-
-/// `[service.probe]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Probe {
-    /// What is asked.
-    pub question: ProbeQuestion,
-    /// Between two probes.
-    pub interval: Duration,
-    /// How long one may take; at most the interval.
-    pub timeout: Duration,
-    /// Successes in a row before it counts as healthy again.
-    pub healthy_after: u32,
-    /// Failures in a row before it counts as unhealthy.
-    pub unhealthy_after: u32,
-}
-
-/// What a probe asks the workload.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ProbeQuestion {
-    /// `GET` of this path; any 2xx or 3xx answer is good.
-    Http {
-        /// Starts with a slash.
-        path: String,
-    },
-    /// Whether it accepts a connection.
-    Tcp,
 }
 
 /// `[[outbound]]`: a local port that leads to one service.
@@ -103,7 +76,7 @@ pub(super) fn read_services(
     let read = sections
         .into_iter()
         .zip(ids)
-        .map(|(section, id)| read_service(section, id, &mut taken, base, claims));
+        .map(|(section, id)| read_service(section, id, base, &mut taken, claims));
     // Read all of them first: the walk must not stop at the first that is wrong.
     let read: Vec<Option<Service>> = read.collect();
     read.into_iter().flatten().collect()
@@ -133,8 +106,8 @@ fn read_ids(sections: &mut [Section<'_>]) -> Vec<Option<Label>> {
 fn read_service(
     mut section: Section<'_>,
     id: Option<Label>,
-    taken: &mut BTreeSet<Label>,
     base: &Path,
+    taken: &mut BTreeSet<Label>,
     claims: &mut Claims,
 ) -> Option<Service> {
     let name = section.required("name", "\"payments\"", service_name);
@@ -157,7 +130,7 @@ fn read_service(
     let allow = read_allow(&mut section);
     let has_probe = section.has("probe");
     let probe = section.section("probe");
-    let probe = if has_probe { read_probe(probe) } else { None };
+    let probe = if has_probe { probe::read(probe, base) } else { Some(Probe::of_accepting()) };
     section.finish();
 
     let (name, address) = (name?, address?);
@@ -189,44 +162,6 @@ fn free_id(name: &ServiceName, taken: &mut BTreeSet<Label>) -> Option<Label> {
     let id = candidates.flatten().find(|id| !taken.contains(id))?;
     taken.insert(id.clone());
     Some(id)
-}
-
-fn read_probe(mut section: Section<'_>) -> Option<Probe> {
-    let (has_http, has_tcp) = (section.has("http"), section.has("tcp"));
-    let path = section.optional("http", probe_path);
-    let tcp = section.optional("tcp", boolean);
-    let probe = Probe {
-        question: path.map_or(ProbeQuestion::Tcp, |path| ProbeQuestion::Http { path }),
-        interval: section.or("interval", Duration::from_secs(1), duration(PROBE_INTERVAL)),
-        timeout: section.or("timeout", Duration::from_millis(500), duration(PROBE_TIMEOUT)),
-        healthy_after: section.or("healthy_after", 2, number(PROBE_STREAK)),
-        unhealthy_after: section.or("unhealthy_after", 3, number(PROBE_STREAK)),
-    };
-    let report = section.report();
-    let one = "write http = \"/path\" or tcp = true";
-    if has_http && tcp == Some(true) {
-        report.add(&section.path_of("tcp"), "a probe asks one question, and this one two", one);
-    } else if !has_http && (!has_tcp || tcp == Some(false)) {
-        report.add(section.path(), "the probe asks nothing", one);
-    }
-    if probe.timeout > probe.interval {
-        let problem = "the timeout is longer than the interval, so probes would pile up";
-        report.add(&section.path_of("timeout"), problem, "make timeout at most interval");
-    }
-    section.finish();
-    Some(probe)
-}
-
-fn probe_path(given: Given<'_>) -> Result<String, Wrong> {
-    let path = text(given)?;
-    if !path.starts_with('/') || !path.bytes().all(|byte| byte.is_ascii_graphic()) {
-        let bare = path.trim_start_matches('/').replace(' ', "%20");
-        return wrong(
-            format!("{path:?} is not a path"),
-            format!("write \"/{bare}\", without host or spaces"),
-        );
-    }
-    Ok(path.to_owned())
 }
 
 pub(super) fn read_outbounds(sections: Vec<Section<'_>>, claims: &mut Claims) -> Vec<Outbound> {

@@ -48,7 +48,7 @@ fn five_lines_are_enough_and_the_rest_has_defaults() {
     assert_eq!((config.gossip, config.limits), (Gossip::default(), Limits::default()));
     let web = &config.services[0];
     assert_eq!((web.id.as_str(), web.protocol, web.weight), ("web", Protocol::Http, 100));
-    assert_eq!((&web.probe, &web.allow), (&None, &Allow::Anybody));
+    assert_eq!((&web.probe, &web.allow), (&Some(Probe::of_accepting()), &Allow::Anybody));
 }
 
 #[test]
@@ -61,14 +61,23 @@ fn everything_that_can_be_said_is_understood() {
     let seeds: Vec<String> = config.mesh.seeds.iter().map(HostPort::to_string).collect();
     assert_eq!(seeds, ["seed-a.example:7400", "10.0.0.9:7400", "[2001:db8::1]:7400"]);
     let addresses: Vec<String> = config.services.iter().map(|one| one.address.to_string()).collect();
-    assert_eq!(addresses[..3], ["[::1]:80", "unix:/run/app.sock", "localhost:5432"]);
+    let shown = |index: usize| addresses[index].as_str();
+    assert_eq!([shown(0), shown(1), shown(2)], ["[::1]:80", "unix:/run/app.sock", "localhost:5432"]);
     let ids: Vec<&str> = config.services.iter().map(|one| one.id.as_str()).collect();
-    assert_eq!(ids, ["payments-2", "payments", "payments-3", "ledger"], "given ids keep their names");
+    let made_up = ["payments-3", "payments-4", "payments-5"];
+    let wanted = [&["payments-2", "payments"], &made_up[..], &["ledger"]].concat();
+    assert_eq!(ids, wanted, "given ids keep their names");
     let probe = config.services[0].probe.as_ref().expect("a probe");
     assert_eq!(probe.question, ProbeQuestion::Http { path: "/healthz".into() });
     assert_eq!((probe.interval, probe.unhealthy_after), (Duration::from_secs(2), 4));
-    let tls = config.services[3].tls.as_ref().expect("TLS");
-    assert_eq!(config.services[3].address.to_string(), "tls://[::1]:6432");
+    let question = |index: usize| config.services[index].probe.as_ref().map(|probe| probe.question.clone());
+    assert_eq!(question(1), Some(ProbeQuestion::Tcp));
+    let program = PathBuf::from("/etc/starling/probes/check");
+    assert_eq!(question(2), Some(ProbeQuestion::Exec { program, arguments: vec!["--fast".into()] }));
+    assert_eq!(question(3), Some(ProbeQuestion::Grpc { service: "shop.Payments".into() }));
+    assert_eq!(question(4), None);
+    let tls = config.services[5].tls.as_ref().expect("TLS");
+    assert_eq!(config.services[5].address.to_string(), "tls://[::1]:6432");
     assert_eq!(tls.trust_bundle, PathBuf::from("/etc/starling/app-ca.crt"));
     assert_eq!((tls.server_name.to_str().as_ref(), tls.client.is_some()), ("app.internal", true));
     let track: BTreeMap<_, _> = [("track".parse().expect("ok"), "canary".parse().expect("ok"))].into();
@@ -257,6 +266,24 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("service.probe = {}", "service[0].probe", "asks nothing"),
     ("service.probe = { tcp = false }", "service[0].probe", "asks nothing"),
     ("service.probe = { http = \"/x\", tcp = true }", "service[0].probe.tcp", "one question"),
+    ("service.probe = { exec = [\"x\"], grpc = true }", "service[0].probe.exec", "asks grpc too"),
+    ("service.probe = { http = \"/x\", off = true }", "service[0].probe.off", "one question"),
+    (
+        "service.probe = { off = true, interval = \"5s\" }",
+        "service[0].probe.interval",
+        "remove interval, or off",
+    ),
+    ("service.probe = { off = 1 }", "service[0].probe.off", "true or false"),
+    ("service.probe = { grpc = false }", "service[0].probe", "asks nothing"),
+    ("service.probe = { grpc = \"\" }", "service[0].probe.grpc", "grpc = true for the whole server"),
+    ("service.probe = { grpc = \"my service\" }", "service[0].probe.grpc", "not a gRPC service"),
+    ("service.probe = { grpc = 5 }", "service[0].probe.grpc", "true or a text, not a number"),
+    ("service.probe = { exec = \"check\" }", "service[0].probe.exec", "write a list: exec = [\"check\"]"),
+    ("service.probe = { exec = [] }", "service[0].probe.exec", "names no program"),
+    ("service.probe = { exec = [\"\"] }", "service[0].probe.exec[0]", "names no program"),
+    ("service.probe = { exec = [\"check\", 5] }", "service[0].probe.exec[1]", "write it in quotes: \"5\""),
+    ("service.probe = { exec = [\"a\\u0000b\"] }", "service[0].probe.exec[0]", "zero byte"),
+    ("service.probe = { exe = [\"check\"], tcp = true }", "service[0].probe.exe", "did you mean \"exec\"?"),
     ("service.probe = { http = \"healthz\" }", "service[0].probe.http", "write \"/healthz\""),
     ("service.probe = { tcp = \"yes\" }", "service[0].probe.tcp", "true or false"),
     ("service.probe = { tcp = true, timeout = \"2s\" }", "service[0].probe.timeout", "at most interval"),

@@ -1,9 +1,10 @@
 //! One instance's keeper: probes its workload, announces it, and sees it off.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use starling_gossip::clock::Clock;
-use starling_gossip::health::{HealthState, Thresholds};
+use starling_gossip::health::{HealthState, ProbeOutcome, Thresholds};
 use starling_gossip::record::{Health, Instance, Label};
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -11,7 +12,7 @@ use tracing::{info, warn};
 use super::Shared;
 use crate::config::{Probe, Service};
 use crate::drain::ANNOUNCE;
-use crate::probe::Prober;
+use crate::probe::{Answer, Prober};
 use crate::proxy::workload::Workload;
 
 /// What a keeper is told; the newest counts.
@@ -41,16 +42,18 @@ pub(super) struct Keeper {
 struct SinceMillis(u64);
 
 impl Keeper {
-    /// For `workload`, which nobody has heard of.
+    /// For `workload`, which nobody has heard of, probed after `first_wait`.
     pub(super) fn new(
         id: Label,
         workload: Arc<Workload>,
+        first_wait: Duration,
         orders: watch::Receiver<Order>,
         shared: Arc<Shared>,
     ) -> Self {
         let service = workload.service_now();
         let state = HealthState::new(thresholds(service.probe.as_ref()));
-        let (prober, since) = (Prober::new(&service), SinceMillis::now(&shared.clock));
+        let prober = shared.prober(&workload, first_wait);
+        let since = SinceMillis::now(&shared.clock);
         Self { id, orders, shared, workload, service, state, prober, since }
     }
 
@@ -84,11 +87,11 @@ impl Keeper {
         let thresholds = thresholds(service.probe.as_ref());
         if !Arc::ptr_eq(&workload, &self.workload) {
             self.state = HealthState::new(thresholds);
-            self.prober = Prober::new(&service);
+            self.prober = self.shared.prober(&workload, Duration::ZERO);
             self.since = SinceMillis::now(&self.shared.clock);
         } else if service.probe != self.service.probe {
             self.state.set_thresholds(thresholds);
-            self.prober = Prober::new(&service);
+            self.prober = self.shared.prober(&workload, Duration::ZERO);
         }
         (self.workload, self.service) = (workload, service);
     }
@@ -96,23 +99,25 @@ impl Keeper {
     /// Probes until there is another order.
     async fn probe(&mut self) {
         loop {
-            let outcome = tokio::select! {
-                outcome = self.prober.next() => outcome,
+            let answer = tokio::select! {
+                answer = self.prober.next() => answer,
                 () = changed(&mut self.orders) => return,
             };
+            let outcome = if answer.is_ok() { ProbeOutcome::Pass } else { ProbeOutcome::Fail };
             if let Some(health) = self.state.handle_probe(outcome) {
-                self.log(health);
+                self.log(health, &answer);
                 self.since = SinceMillis::now(&self.shared.clock);
                 self.announce().await;
             }
         }
     }
 
-    fn log(&self, health: Health) {
+    /// Once per flip, with the answer that made it.
+    fn log(&self, health: Health, answer: &Answer) {
         let (service, id) = (&self.service.name, &self.id);
-        match health {
-            Health::Unhealthy => warn!(%service, %id, "instance is unhealthy"),
-            _ => info!(%service, %id, health = health.as_str(), "instance changed"),
+        match answer {
+            Err(reason) => warn!(%service, %id, reason, "instance is unhealthy"),
+            Ok(()) => info!(%service, %id, health = health.as_str(), "instance changed"),
         }
     }
 
@@ -177,7 +182,7 @@ impl SinceMillis {
     }
 }
 
-/// One without a probe is taken at its word.
+/// One whose probe is off is taken at its word.
 fn thresholds(probe: Option<&Probe>) -> Thresholds {
     match probe {
         Some(probe) => {

@@ -21,7 +21,9 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::info;
 
+use crate::balance::Chance;
 use crate::config::Service;
+use crate::probe::{self, Prober};
 use crate::proxy::workload::{Workload, WorkloadLimits, Workloads};
 use keeper::{Keeper, Order};
 use plan::Step;
@@ -37,6 +39,7 @@ struct Shared {
     table: Mutex<Table>,
     gossip: Gossip,
     clock: Clock,
+    chance: Chance,
     /// What connections to workloads may take.
     limits: WorkloadLimits,
     /// How long work may finish with an instance that is withdrawn.
@@ -74,14 +77,21 @@ pub(crate) enum ApplyError {
 }
 
 impl LocalInstances {
-    /// None yet. Those withdrawn later get `drain_timeout` for their work.
-    pub(crate) fn new(gossip: Gossip, clock: Clock, limits: WorkloadLimits, drain_timeout: Duration) -> Self {
+    /// None yet. Those withdrawn later get `drain_timeout` for their work; `seed` spreads probes.
+    pub(crate) fn new(
+        gossip: Gossip,
+        clock: Clock,
+        limits: WorkloadLimits,
+        drain_timeout: Duration,
+        seed: u64,
+    ) -> Self {
         let shared = Shared {
             workloads: Workloads::default(),
             table: Mutex::default(),
             gossip,
             clock,
             limits,
+            chance: Chance::new(seed),
             drain_timeout,
         };
         Self { shared: Arc::new(shared) }
@@ -99,7 +109,7 @@ impl LocalInstances {
         table.check(services)?;
         let before = table.entries.iter().map(|(id, entry)| (id, entry.served()));
         for step in plan::steps(before, services) {
-            self.shared.take(&mut table, step);
+            self.shared.take(&mut table, step, services.len());
         }
         self.shared.publish(&table);
         Ok(())
@@ -135,10 +145,10 @@ impl Shared {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(self: &Arc<Self>, table: &mut Table, step: Step<'_>) {
+    fn take(self: &Arc<Self>, table: &mut Table, step: Step<'_>, together: usize) {
         let entry = table.entries.get_mut(step.id());
         match (step, entry) {
-            (Step::Start(service), None) => self.start(table, service),
+            (Step::Start(service), None) => self.start(table, service, together),
             (Step::Start(service) | Step::Replace(service), Some(entry)) => {
                 info!(service = %service.name, id = %service.id, address = %service.address, "instance moved");
                 let new = Arc::new(entry.workload.succeeded_by(service, &self.limits));
@@ -160,14 +170,20 @@ impl Shared {
         }
     }
 
-    fn start(self: &Arc<Self>, table: &mut Table, service: &Service) {
+    /// One of `starting` that start together.
+    fn start(self: &Arc<Self>, table: &mut Table, service: &Service, starting: usize) {
         let id = service.id.clone();
         let workload = Arc::new(Workload::new(service, &self.limits));
         let (orders, inbox) = watch::channel(Order::Serve(workload.clone()));
-        let keeper = Keeper::new(id.clone(), workload.clone(), inbox, self.clone());
+        let first_wait = probe::first_wait(starting, self.chance.bits());
+        let keeper = Keeper::new(id.clone(), workload.clone(), first_wait, inbox, self.clone());
         let task = tokio::spawn(keeper.run());
         table.used.insert(id.clone());
         table.entries.insert(id, Entry { workload, orders, task });
+    }
+
+    fn prober(&self, workload: &Arc<Workload>, first_wait: Duration) -> Prober {
+        Prober::new(workload.clone(), first_wait, self.clock.clone(), Chance::new(self.chance.bits()))
     }
 
     fn publish(&self, table: &Table) {

@@ -76,7 +76,7 @@ impl World {
         .expect("gossip");
         tokio::spawn(gossip_loop.run());
         let limits = Capacity::new(&Limits::default()).workloads;
-        let local = LocalInstances::new(gossip.clone(), Clock::System, limits, DRAIN_TIMEOUT);
+        let local = LocalInstances::new(gossip.clone(), Clock::System, limits, DRAIN_TIMEOUT, 7);
         let workload = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         Self { local, gossip, workload, _seeds: seeds }
     }

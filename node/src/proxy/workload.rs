@@ -9,6 +9,7 @@ use starling_gossip::identity::{ServiceName, SpiffeId};
 use starling_gossip::record::Protocol;
 use starling_transport::header::RefusalReason;
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::watch;
 use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
 
@@ -68,11 +69,15 @@ pub(crate) struct WorkloadConnect {
     handshake: Option<WorkloadHandshake>,
 }
 
-/// The same, within limits. Probes need none: a full node's workloads are still well.
+/// The same for calls: within limits, and a failure is evidence for the workload's prober. Probes
+/// need no limits: a full node's workloads are still well.
 pub(crate) struct LimitedConnect {
     connect: WorkloadConnect,
     limits: WorkloadLimits,
+    /// Why the newest call that could not connect could not.
+    refused: watch::Sender<Option<String>>,
 }
+
 /// Why there is no connection.
 enum Failed {
     /// No descriptor is left.
@@ -174,6 +179,11 @@ impl WorkloadConnect {
         Self { address: service.address.clone(), handshake }
     }
 
+    /// What to call the workload in a request of our own.
+    pub(crate) fn host(&self) -> String {
+        self.address.host_port().map_or("localhost".to_owned(), ToString::to_string)
+    }
+
     /// Connects to the workload, for anything but HTTP.
     pub(crate) async fn open(&self) -> Result<WorkloadIo, ConnectFailure> {
         self.open_for(None).await
@@ -235,13 +245,43 @@ pub(crate) fn tcp_under(io: &WorkloadIo) -> Option<&TcpStream> {
 
 impl LimitedConnect {
     fn new(service: &Service, limits: &WorkloadLimits) -> Self {
-        Self { connect: WorkloadConnect::new(service), limits: limits.clone() }
+        Self {
+            connect: WorkloadConnect::new(service),
+            limits: limits.clone(),
+            refused: watch::Sender::new(None),
+        }
     }
 
     /// Connects to the workload; the connection counts as long as the passes live.
     pub(crate) async fn open(&self) -> Result<(WorkloadIo, [Pass; 2]), ConnectFailure> {
         let passes = self.enter()?;
-        Ok((self.connect.open().await?, passes))
+        Ok((self.noted(self.connect.open().await)?, passes))
+    }
+
+    /// Connects without limits and without telling the prober, who asks.
+    pub(crate) fn for_probe(&self) -> &WorkloadConnect {
+        &self.connect
+    }
+
+    /// Why a call could not connect, as soon as one cannot; earlier ones do not count.
+    pub(crate) async fn refused(&self) -> String {
+        let mut refused = self.refused.subscribe();
+        loop {
+            // The sender lives as long as `self`.
+            let _ = refused.changed().await;
+            if let Some(why) = refused.borrow_and_update().clone() {
+                return why;
+            }
+        }
+    }
+
+    /// Tells the prober of a workload that cannot be reached. That this node is full says nothing
+    /// about the workload.
+    fn noted<T>(&self, opened: Result<T, ConnectFailure>) -> Result<T, ConnectFailure> {
+        if let Err(ConnectFailure::Unreachable(why)) = &opened {
+            self.refused.send_replace(Some(why.clone()));
+        }
+        opened
     }
 
     fn enter(&self) -> Result<[Pass; 2], ConnectFailure> {
@@ -257,6 +297,9 @@ impl Connect for LimitedConnect {
 
     async fn connect(&self, version: HttpVersion) -> Result<(WorkloadIo, NextHop), ConnectFailure> {
         let passes = self.enter()?;
-        Ok((self.connect.open_http(version).await?, NextHop::Workload { _counted: Arc::new(passes) }))
+        Ok((
+            self.noted(self.connect.open_http(version).await)?,
+            NextHop::Workload { _counted: Arc::new(passes) },
+        ))
     }
 }
