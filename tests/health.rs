@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use serde_json::{Value, json};
 use starling_gossip::clock::Clock;
 use starling_tests::workload::{Http, Tcp};
 use starling_tests::{Mesh, Node, eventually};
@@ -248,4 +249,148 @@ async fn a_probe_that_is_off_believes_the_workload() {
     let mesh = Mesh::new();
     let world = World::new(&mesh, mesh.free_address(), starling_tests::UNPROBED).await;
     world.hears("healthy").await;
+}
+
+/// A node whose identity may announce `web`, and which serves nothing by its configuration.
+async fn empty_node(mesh: &Mesh) -> (Node, Node) {
+    let server = mesh.node("server").identity("spiffe://acme/svc/web").start().await;
+    let caller = mesh.node("caller").start().await;
+    (server, caller)
+}
+
+/// The status and the JSON of a request by the node's socket.
+async fn send(node: &Node, method: &str, path: &str, body: &str) -> (u16, Value) {
+    let path = format!("/v1/instances/{path}");
+    let answer = node.admin().send_by_socket(&node.socket(), method, &path, body).await;
+    (answer.status.as_u16(), answer.json)
+}
+
+async fn put(node: &Node, id: &str, body: &Value) -> (u16, Value) {
+    send(node, "PUT", id, &body.to_string()).await
+}
+
+/// The instance `id` as its own node shows it.
+async fn own(node: &Node, id: &str) -> Option<Value> {
+    let all = node.admin().get("/v1/instances").await.json;
+    all.as_array()?.iter().find(|one| one["id"] == id).cloned()
+}
+
+#[tokio::test]
+async fn an_instance_is_registered_called_changed_and_withdrawn_at_run_time() {
+    let mesh = Mesh::new();
+    let workload = Http::start(mesh.ip(), "web").await;
+    let (server, caller) = empty_node(&mesh).await;
+    let registration =
+        json!({ "service": "web", "address": workload.address().to_string(), "version": "v1" });
+    let since = Clock::System.now();
+    assert_eq!(put(&server, "web-1", &registration).await.0, 201);
+    caller.finds("web", 1).await;
+    eprintln!("registered until another node may call it: {:?}", Clock::System.now() - since);
+    assert_eq!(starling_tests::get(caller.http_proxy(), "web.mesh", "/").await.status(), 200);
+    let shown = own(&server, "web-1").await.expect("shown");
+    assert_eq!((&shown["source"], &shown["health"]), (&"admin".into(), &"healthy".into()));
+    assert_eq!((&shown["service"], &shown["ttl_remaining_ms"]), (&"web".into(), &Value::Null));
+
+    assert_eq!(put(&server, "web-1", &registration).await.0, 200, "the same again changes nothing");
+    let mut changed = registration.clone();
+    changed["version"] = "v2".into();
+    assert_eq!(put(&server, "web-1", &changed).await.0, 200);
+    eventually("the new version", async || {
+        let service = caller.admin().get("/v1/services/web").await.json;
+        (service["instances"][0]["version"] == "v2").then_some(())
+    })
+    .await;
+
+    let admin = server.admin().address().to_string();
+    let table = starling_tests::starling(["instances", "--admin", admin.as_str()]).await;
+    assert!(table.out.contains("web-1") && table.out.contains("admin"), "{}", table.out);
+
+    assert_eq!(send(&server, "DELETE", "web-1", "").await.0, 204);
+    assert_eq!(send(&server, "DELETE", "web-1", "").await.0, 404);
+    eventually("its end", async || {
+        (caller.admin().get("/v1/services/web").await.status == 404).then_some(())
+    })
+    .await;
+    assert_eq!(own(&server, "web-1").await, None);
+    assert_eq!(put(&server, "web-1", &registration).await.0, 201, "an id may be used again");
+    caller.finds("web", 1).await;
+}
+
+#[tokio::test]
+async fn heartbeats_keep_an_instance_and_their_absence_withdraws_it() {
+    let mesh = Mesh::new();
+    let workload = Http::start(mesh.ip(), "web").await;
+    let (server, caller) = empty_node(&mesh).await;
+    let world = World { server, caller };
+    let registration = json!({ "service": "web", "address": workload.address().to_string(), "ttl": "2s" });
+    assert_eq!(put(&world.server, "web", &registration).await.0, 201);
+    world.hears("healthy").await;
+    assert_eq!(send(&world.server, "PUT", "web/heartbeat", r#"{"health":"unhealthy"}"#).await.0, 200);
+    world.hears("unhealthy").await;
+    world.server.logs("its last heartbeat says so").await;
+    let (status, beat) = send(&world.server, "PUT", "web/heartbeat", "").await;
+    assert!(status == 200 && beat["ttl_remaining_ms"].as_u64() > Some(1_000), "{beat}");
+    world.hears("healthy").await;
+    assert_eq!(put(&world.server, "web", &registration).await.0, 200, "a registration is a heartbeat too");
+    world.hears("unhealthy").await;
+    let shown = own(&world.server, "web").await.expect("still there");
+    assert_eq!(shown["reason"], "no heartbeat within 2s");
+    let service = async || world.caller.admin().get("/v1/services/web").await.status;
+    eventually("its end", async || (service().await == 404).then_some(())).await;
+    eventually("its place to be free", async || own(&world.server, "web").await.is_none().then_some(()))
+        .await;
+    assert_eq!(send(&world.server, "PUT", "web/heartbeat", "").await.0, 404);
+}
+
+#[tokio::test]
+async fn a_registration_is_judged_as_the_configuration_is() {
+    let mesh = Mesh::new();
+    let workload = Http::start(mesh.ip(), "web").await;
+    let server = mesh.node("server").serves("web", workload.address()).start().await;
+    let address = workload.address().to_string();
+    let (status, answer) =
+        put(&server, "x", &json!({ "service": "web", "address": "nowhere", "wieght": 5, "probe": {} })).await;
+    assert_eq!(status, 422);
+    let told = answer["mistakes"].as_array().expect("mistakes");
+    let mut keys: Vec<&str> = told.iter().filter_map(|one| one["key"].as_str()).collect();
+    keys.sort_unstable();
+    assert_eq!(keys, ["address", "probe", "wieght"], "{answer}");
+    assert!(told.iter().all(|one| one["problem"].is_string() && one["suggestion"].is_string()), "{answer}");
+    for (id, body, status, says) in [
+        ("x", json!({ "service": "bank", "address": address }), 403, "may not announce \"bank\""),
+        ("web", json!({ "service": "web", "address": address }), 409, "web is configured"),
+        ("a%20b", json!({ "service": "web", "address": address }), 422, "an id is"),
+        ("x", json!({ "service": "web", "address": server.admin().address().to_string() }), 422, "1 mistake"),
+    ] {
+        let (given, answer) = put(&server, id, &body).await;
+        assert_eq!(given, status, "{answer}");
+        assert!(answer["error"].as_str().is_some_and(|error| error.contains(says)), "{answer}");
+    }
+    assert_eq!(send(&server, "PUT", "x", "no json").await.0, 422);
+    assert_eq!(send(&server, "PUT", "x", &"x".repeat(20_000)).await.0, 413);
+    assert_eq!(send(&server, "PUT", "web/heartbeat", "").await.0, 409);
+    assert_eq!(send(&server, "DELETE", "web", "").await.0, 409);
+    assert_eq!(send(&server, "POST", "web", "").await.0, 404);
+    let by_port = server.admin().ask("PUT", "/v1/instances/x", &[]).await;
+    assert_eq!(by_port.status, 403, "an action needs the socket or the token");
+    assert_eq!(own(&server, "web").await.expect("shown")["source"], "configuration");
+    assert_eq!(own(&server, "x").await, None);
+}
+
+#[tokio::test]
+async fn ids_are_as_many_as_others_remember() {
+    let mesh = Mesh::new();
+    let (server, _caller) = empty_node(&mesh).await;
+    let body = json!({ "service": "web", "address": mesh.free_address().to_string() });
+    let most = starling_gossip::limits::INSTANCES_PER_OWNER_MAX;
+    for number in 0..most {
+        assert_eq!(put(&server, &format!("i{number}"), &body).await.0, 201);
+    }
+    let (status, answer) = put(&server, "one-more", &body).await;
+    assert_eq!(status, 507, "{answer}");
+    assert!(
+        answer["error"].as_str().is_some_and(|error| error.contains("withdrawn ones included")),
+        "{answer}"
+    );
+    assert_eq!(put(&server, "i7", &body).await.0, 200);
 }

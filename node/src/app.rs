@@ -78,6 +78,7 @@ pub(crate) struct Shown {
     pub(crate) gossip: Gossip,
     pub(crate) transport: Transport,
     pub(crate) credentials: Credentials,
+    pub(crate) local: LocalInstances,
     pub(crate) table: Arc<ArcSwap<LiveTable>>,
     pub(crate) drain: Drain,
     pub(crate) metrics: Metrics,
@@ -125,6 +126,7 @@ impl Node {
             gossip,
             transport,
             credentials,
+            local: local.clone(),
             table: outbound.table.clone(),
             drain: Drain::new(inbound.gate.clone(), outbound.gate.clone()),
             metrics,
@@ -133,7 +135,7 @@ impl Node {
             address,
             store,
         };
-        let admin = Admin::bind(&config.admin, files.token, shown.clone()).await?;
+        let admin = Admin::bind(&config, files.token, shown.clone()).await?;
         let streams = incoming.streams;
         Ok(Self {
             config,

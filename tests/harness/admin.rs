@@ -62,8 +62,14 @@ impl Admin {
 
     /// A request by the node's Unix socket.
     pub async fn ask_by_socket(&self, socket: &Path, method: &str, path: &str) -> Answer {
+        self.send_by_socket(socket, method, path, "").await
+    }
+
+    /// The same with a body.
+    pub async fn send_by_socket(&self, socket: &Path, method: &str, path: &str, body: &str) -> Answer {
         let stream = UnixStream::connect(socket).await.expect("the admin socket accepts");
-        exchange(stream, self.request(method, path, &[])).await.expect("an answer")
+        let request = self.request(method, path, &[]).map(|_| Full::from(body.to_owned()));
+        exchange(stream, request).await.expect("an answer")
     }
 
     fn request(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Request<Full<Bytes>> {

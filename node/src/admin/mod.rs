@@ -4,6 +4,7 @@
 //! web page could have made are refused (`guard`). Field names are stable ([`view`]).
 
 mod guard;
+mod instances;
 pub mod view;
 
 use std::convert::Infallible;
@@ -28,7 +29,7 @@ use tokio::task::JoinSet;
 use tracing::debug;
 
 use crate::app::Shown;
-use crate::config;
+use crate::config::{Config, RegistrationReader};
 use crate::drain::Shutdown;
 use crate::proxy::gate::Gate;
 use crate::proxy::listener;
@@ -50,6 +51,7 @@ pub(crate) struct Admin {
 struct State {
     shown: Shown,
     guard: Guard,
+    registrations: RegistrationReader,
     connections: Gate,
 }
 
@@ -61,14 +63,15 @@ struct OwnedSocket {
 
 impl Admin {
     /// Binds the port and the socket.
-    pub(crate) async fn bind(
-        config: &config::Admin,
-        token: Option<String>,
-        shown: Shown,
-    ) -> anyhow::Result<Self> {
-        let port = listener::bind(config.listen, "admin.listen").await?;
-        let socket = config.socket.as_deref().map(OwnedSocket::bind).transpose()?;
-        let state = State { shown, guard: Guard::new(token), connections: Gate::new(CONNECTIONS_MAX) };
+    pub(crate) async fn bind(config: &Config, token: Option<String>, shown: Shown) -> anyhow::Result<Self> {
+        let port = listener::bind(config.admin.listen, "admin.listen").await?;
+        let socket = config.admin.socket.as_deref().map(OwnedSocket::bind).transpose()?;
+        let state = State {
+            shown,
+            guard: Guard::new(token),
+            registrations: RegistrationReader::new(config),
+            connections: Gate::new(CONNECTIONS_MAX),
+        };
         Ok(Self { port, socket, state: Arc::new(state) })
     }
 
@@ -111,7 +114,7 @@ async fn serve(io: impl AsyncRead + AsyncWrite + Unpin, caller: Caller, state: A
     let Some(_pass) = state.connections.enter() else { return };
     let service = service_fn(move |request| {
         let state = state.clone();
-        async move { Ok::<_, Infallible>(state.answer(caller, &request).await) }
+        async move { Ok::<_, Infallible>(state.answer(caller, request).await) }
     });
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
@@ -121,13 +124,18 @@ async fn serve(io: impl AsyncRead + AsyncWrite + Unpin, caller: Caller, state: A
 }
 
 impl State {
-    async fn answer(&self, caller: Caller, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-        let path = request.uri().path().trim_end_matches('/');
+    async fn answer(&self, caller: Caller, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let path = request.uri().path().trim_end_matches('/').to_owned();
+        let path = path.as_str();
         let is_action = request.method() != Method::GET && request.method() != Method::HEAD;
         if let Err(refused) = self.guard.check(caller, request.headers(), path, is_action) {
             return refuse(&refused);
         }
-        if is_action { self.act(request.method(), path) } else { self.show(path).await }
+        match path.strip_prefix("/v1/instances/") {
+            Some(rest) if is_action => instances::act(self, request, rest).await,
+            None if is_action => self.act(request.method(), path),
+            _ => self.show(path).await,
+        }
     }
 
     async fn show(&self, path: &str) -> Response<Full<Bytes>> {
@@ -140,6 +148,7 @@ impl State {
             "/v1/node" => answer(&view::node(shown)),
             "/v1/members" => answer(&view::members(shown).await),
             "/v1/services" => answer(&view::services(shown)),
+            "/v1/instances" => answer(&view::local_instances(shown)),
             "/v1/routes" => answer(&view::routes(shown)),
             _ => {
                 let of = |prefix: &str| path.strip_prefix(prefix);

@@ -13,6 +13,7 @@ use starling_transport::pool::PeerStatus;
 
 use crate::app::Shown;
 use crate::live::LiveRoute;
+use crate::local::{InstanceState, Source};
 use crate::route::Target;
 
 /// `/v1/node`
@@ -108,6 +109,25 @@ pub struct InstanceView {
     pub locality: Locality,
     /// Since this node learned the newest about it.
     pub age_ms: u64,
+}
+
+/// One of `/v1/instances`: what this node itself serves
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LocalInstanceView {
+    /// Its name among this node's.
+    pub id: String,
+    /// What it serves.
+    pub service: String,
+    /// Where its workload listens.
+    pub address: String,
+    /// `unknown`, `healthy`, `unhealthy` or `draining`.
+    pub health: String,
+    /// Why it is unhealthy.
+    pub reason: Option<String>,
+    /// `configuration` or `admin`.
+    pub source: String,
+    /// How long its last heartbeat is still good; `None` where nobody waits for heartbeats.
+    pub ttl_remaining_ms: Option<u64>,
 }
 
 /// One of `/v1/routes`
@@ -258,6 +278,23 @@ fn instance(offered: &ServiceInstance, now: Instant) -> InstanceView {
         locality: offered.node.locality.clone(),
         age_ms: age(now, offered.learned_at),
     }
+}
+
+pub(super) fn local_instances(shown: &Shown) -> Vec<LocalInstanceView> {
+    let view = |(id, state): (Label, InstanceState)| LocalInstanceView {
+        id: id.to_string(),
+        service: state.service.name.to_string(),
+        address: state.service.address.to_string(),
+        health: state.health.as_str().to_owned(),
+        reason: state.reason,
+        source: match state.source {
+            Source::Configuration => "configuration",
+            Source::Admin => "admin",
+        }
+        .to_owned(),
+        ttl_remaining_ms: state.ttl_remaining.map(|remaining| remaining.as_millis() as u64),
+    };
+    shown.local.states().into_iter().map(view).collect()
 }
 
 pub(super) fn routes(shown: &Shown) -> Vec<RouteView> {

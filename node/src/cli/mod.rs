@@ -53,6 +53,8 @@ enum Command {
     Members(ask::Asked),
     /// What is served in the mesh, and by whom.
     Services(ask::Asked),
+    /// What the local node itself serves, and how well.
+    Instances(ask::Asked),
     /// Where calls of a service, or of all, may go from the local node.
     Routes(show::RouteArguments),
     /// Let the local node finish what is under way, withdraw, and stop.
@@ -88,6 +90,7 @@ fn dispatch(command: Command, output: Output) -> Result<(), Failure> {
         Command::DemoWorkload(arguments) => demo::run_workload(arguments),
         Command::Members(asked) => show::members(&asked, output),
         Command::Services(asked) => show::services(&asked, output),
+        Command::Instances(asked) => show::instances(&asked, output),
         Command::Routes(arguments) => show::routes(&arguments, output),
         Command::Drain(asked) => show::act(&asked, "drain", output),
         Command::Leave(asked) => show::act(&asked, "leave", output),

@@ -8,7 +8,9 @@ use starling_gossip::record::Locality;
 use super::ask::Asked;
 use super::output::{Failure, Output};
 use super::table::{age, table};
-use crate::admin::view::{CandidateView, InstanceView, MemberView, RouteView, ServiceView};
+use crate::admin::view::{
+    CandidateView, InstanceView, LocalInstanceView, MemberView, RouteView, ServiceView,
+};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct RouteArguments {
@@ -26,6 +28,11 @@ pub(super) fn members(asked: &Asked, output: Output) -> Result<(), Failure> {
 pub(super) fn services(asked: &Asked, output: Output) -> Result<(), Failure> {
     let services: Vec<ServiceView> = asked.get("/v1/services")?;
     print(output, &services, services_table)
+}
+
+pub(super) fn instances(asked: &Asked, output: Output) -> Result<(), Failure> {
+    let instances: Vec<LocalInstanceView> = asked.get("/v1/instances")?;
+    print(output, &instances, instances_table)
 }
 
 pub(super) fn routes(arguments: &RouteArguments, output: Output) -> Result<(), Failure> {
@@ -50,6 +57,22 @@ fn print<T: Serialize + DeserializeOwned>(
     let json = serde_json::to_value(rows).map_err(anyhow::Error::from)?;
     output.print(&shown(rows), &json);
     Ok(())
+}
+
+fn instances_table(instances: &[LocalInstanceView]) -> String {
+    let row = |instance: &LocalInstanceView| {
+        [
+            instance.id.clone(),
+            instance.service.clone(),
+            instance.address.clone(),
+            instance.health.clone(),
+            instance.source.clone(),
+            instance.ttl_remaining_ms.map_or_else(|| "-".to_owned(), age),
+            instance.reason.clone().unwrap_or_default(),
+        ]
+    };
+    let head = ["ID", "SERVICE", "ADDRESS", "HEALTH", "SOURCE", "TTL LEFT", "REASON"];
+    table(head, &instances.iter().map(row).collect::<Vec<_>>())
 }
 
 /// `/v1/members` for people.

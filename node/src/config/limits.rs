@@ -102,6 +102,11 @@ pub(super) const PROBE_TIMEOUT: RangeInclusive<Duration> =
 /// Probes in a row that change an opinion.
 pub(super) const PROBE_STREAK: RangeInclusive<u32> = 1..=100;
 
+/// How long a registered instance stands without a heartbeat. Shorter would be load, and a busy
+/// machine would flap; who needs longer than a day needs none.
+pub(super) const REGISTRATION_TTL: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(86_400);
+
 /// A fully qualified gRPC service name; protobuf sets no bound, people do.
 pub(super) const GRPC_SERVICE_BYTES_MAX: usize = 255;
 

@@ -2,12 +2,13 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
+use super::Config;
 use super::address::{Host, WorkloadAddress};
 use super::section::{Report, Section};
 
 /// The addresses that the sections claim, gathered while they are read: a claim counts even when
 /// something else in its section is wrong.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Claims {
     datagram: Option<Listener>,
     streams: Vec<Listener>,
@@ -15,12 +16,26 @@ pub(super) struct Claims {
 }
 
 /// One address this node binds, and the key that says so.
+#[derive(Clone)]
 struct Listener {
     key: String,
     address: SocketAddr,
 }
 
 impl Claims {
+    /// The listeners of a configuration that is known to be right.
+    pub(super) fn of_listeners(config: &Config) -> Self {
+        let listener = |key: String, address| Listener { key, address };
+        let mut streams = vec![listener("admin.listen".to_owned(), config.admin.listen)];
+        streams.extend(
+            config.http_proxy.iter().map(|proxy| listener("http_proxy.listen".to_owned(), proxy.listen)),
+        );
+        let outbounds = config.outbounds.iter().enumerate();
+        streams
+            .extend(outbounds.map(|(index, one)| listener(format!("outbound[{index}].listen"), one.listen)));
+        Self { streams, ..Self::default() }
+    }
+
     /// The node's own UDP port.
     pub(super) fn datagrams(&mut self, section: &Section<'_>, address: SocketAddr) {
         self.datagram = Listener::new(section, address);
@@ -49,6 +64,11 @@ impl Claims {
                 report.add(&listener.key, problem, "give each listener a port of its own");
             }
         }
+        self.check_workloads(report);
+    }
+
+    /// Reports every workload that is one of this node's own listeners.
+    pub(super) fn check_workloads(&self, report: &Report) {
         for (key, workload) in &self.workloads {
             // A workload may use the number of the node's UDP port over TCP.
             if let Some(own) = self.streams.iter().find(|own| leads_to(workload, own)) {

@@ -73,10 +73,9 @@ pub(super) fn read_services(
     }
     let ids = read_ids(&mut sections);
     let mut taken: BTreeSet<Label> = ids.iter().flatten().cloned().collect();
-    let read = sections
-        .into_iter()
-        .zip(ids)
-        .map(|(section, id)| read_service(section, id, base, &mut taken, claims));
+    let read = sections.into_iter().zip(ids).map(|(section, id)| {
+        read_service(section, "name", base, claims, |name| id.or_else(|| free_id(name, &mut taken)))
+    });
     // Read all of them first: the walk must not stop at the first that is wrong.
     let read: Vec<Option<Service>> = read.collect();
     read.into_iter().flatten().collect()
@@ -103,14 +102,15 @@ fn read_ids(sections: &mut [Section<'_>]) -> Vec<Option<Label>> {
     ids
 }
 
-fn read_service(
+/// Reads one service, whose name stands at `name_key`; `id_of` finds its id. `None` has been reported.
+pub(super) fn read_service(
     mut section: Section<'_>,
-    id: Option<Label>,
+    name_key: &'static str,
     base: &Path,
-    taken: &mut BTreeSet<Label>,
     claims: &mut Claims,
+    id_of: impl FnOnce(&ServiceName) -> Option<Label>,
 ) -> Option<Service> {
-    let name = section.required("name", "\"payments\"", service_name);
+    let name = section.required(name_key, "\"payments\"", service_name);
     let address =
         section.required("address", "\"127.0.0.1:8080\"", |given| text(given)?.parse::<WorkloadAddress>());
     address.iter().for_each(|address| claims.workload(&section, address));
@@ -134,7 +134,7 @@ fn read_service(
     section.finish();
 
     let (name, address) = (name?, address?);
-    let id = id.or_else(|| free_id(&name, taken))?;
+    let id = id_of(&name)?;
     Some(Service { id, name, address, tls, protocol, version, tags, weight, allow, probe })
 }
 

@@ -3,16 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use starling_gossip::clock::Clock;
+use starling_gossip::clock::{Clock, Instant};
 use starling_gossip::health::{HealthState, ProbeOutcome, Thresholds};
 use starling_gossip::record::{Health, Instance, Label};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::Shared;
-use crate::config::{Probe, Service};
+use super::heartbeat::{Heartbeat, Standing};
+use crate::config::{Probe, Service, show_duration};
 use crate::drain::ANNOUNCE;
-use crate::probe::{Answer, Prober};
+use crate::probe::Prober;
 use crate::proxy::workload::Workload;
 
 /// What a keeper is told; the newest counts.
@@ -26,15 +27,27 @@ pub(super) enum Order {
     Withdraw,
 }
 
+/// What is announced of an instance.
+#[derive(Clone, Debug)]
+pub(super) struct Status {
+    pub(super) health: Health,
+    /// Why it is not healthy.
+    pub(super) reason: Option<String>,
+}
+
 /// Keeps one instance's record current.
 pub(super) struct Keeper {
     id: Label,
     orders: watch::Receiver<Order>,
+    beats: watch::Receiver<Option<Heartbeat>>,
     shared: Arc<Shared>,
     workload: Arc<Workload>,
     service: Arc<Service>,
     state: HealthState,
     prober: Prober,
+    /// Why the newest probe failed.
+    failure: Option<String>,
+    status: watch::Sender<Status>,
     since: SinceMillis,
 }
 
@@ -42,19 +55,24 @@ pub(super) struct Keeper {
 struct SinceMillis(u64);
 
 impl Keeper {
-    /// For `workload`, which nobody has heard of, probed after `first_wait`.
+    /// For `workload`, which nobody has heard of, probed after `first_wait`; with what it will have
+    /// announced.
     pub(super) fn new(
         id: Label,
         workload: Arc<Workload>,
         first_wait: Duration,
-        orders: watch::Receiver<Order>,
+        (orders, beats): (watch::Receiver<Order>, watch::Receiver<Option<Heartbeat>>),
         shared: Arc<Shared>,
-    ) -> Self {
+    ) -> (Self, watch::Receiver<Status>) {
         let service = workload.service_now();
         let state = HealthState::new(thresholds(service.probe.as_ref()));
         let prober = shared.prober(&workload, first_wait);
         let since = SinceMillis::now(&shared.clock);
-        Self { id, orders, shared, workload, service, state, prober, since }
+        let (status, announced) = watch::channel(Status { health: Health::Unknown, reason: None });
+        let failure = None;
+        let keeper =
+            Self { id, orders, beats, shared, workload, service, state, prober, failure, status, since };
+        (keeper, announced)
     }
 
     /// Until the instance is withdrawn.
@@ -64,8 +82,9 @@ impl Keeper {
             match order {
                 Order::Serve(workload) => {
                     self.take(workload);
+                    self.settle();
                     self.announce().await;
-                    self.probe().await;
+                    self.watch().await;
                 }
                 Order::Drain => {
                     self.drain().await;
@@ -88,7 +107,6 @@ impl Keeper {
         if !Arc::ptr_eq(&workload, &self.workload) {
             self.state = HealthState::new(thresholds);
             self.prober = self.shared.prober(&workload, Duration::ZERO);
-            self.since = SinceMillis::now(&self.shared.clock);
         } else if service.probe != self.service.probe {
             self.state.set_thresholds(thresholds);
             self.prober = self.shared.prober(&workload, Duration::ZERO);
@@ -96,35 +114,69 @@ impl Keeper {
         (self.workload, self.service) = (workload, service);
     }
 
-    /// Probes until there is another order.
-    async fn probe(&mut self) {
+    /// Watches the workload's health, and the heartbeats of whoever registered it, until there is
+    /// another order.
+    async fn watch(&mut self) {
         loop {
-            let answer = tokio::select! {
-                answer = self.prober.next() => answer,
+            let now = self.shared.clock.now();
+            let timeout = self.beats.borrow_and_update().and_then(|beat| beat.poll_timeout(now));
+            tokio::select! {
                 () = changed(&mut self.orders) => return,
-            };
-            let outcome = if answer.is_ok() { ProbeOutcome::Pass } else { ProbeOutcome::Fail };
-            if let Some(health) = self.state.handle_probe(outcome) {
-                self.log(health, &answer);
-                self.since = SinceMillis::now(&self.shared.clock);
+                answer = self.prober.next() => {
+                    let outcome = if answer.is_ok() { ProbeOutcome::Pass } else { ProbeOutcome::Fail };
+                    self.failure = answer.err();
+                    self.state.handle_probe(outcome);
+                }
+                () = changed(&mut self.beats) => {}
+                () = until(timeout) => {}
+            }
+            if self.standing() == Some(Standing::Expired) {
+                self.shared.expire(&self.id);
+            }
+            if self.settle() {
                 self.announce().await;
             }
         }
     }
 
-    /// Once per flip, with the answer that made it.
-    fn log(&self, health: Health, answer: &Answer) {
-        let (service, id) = (&self.service.name, &self.id);
-        match answer {
-            Err(reason) => warn!(%service, %id, reason, "instance is unhealthy"),
-            Ok(()) => info!(%service, %id, health = health.as_str(), "instance changed"),
+    fn standing(&self) -> Option<Standing> {
+        let now = self.shared.clock.now();
+        self.beats.borrow().map(|beat| beat.standing(now))
+    }
+
+    /// What is to be announced: healthy only by the probe's and the heartbeat's word.
+    fn health(&self) -> (Health, Option<String>) {
+        let ttl = self.beats.borrow().map(|beat| beat.ttl()).unwrap_or_default();
+        match (self.state.health(), self.standing()) {
+            (Health::Draining, _) => (Health::Draining, None),
+            (_, Some(Standing::Missed | Standing::Expired)) => {
+                (Health::Unhealthy, Some(format!("no heartbeat within {}", show_duration(ttl))))
+            }
+            (_, Some(Standing::Unwell)) => (Health::Unhealthy, Some("its last heartbeat says so".to_owned())),
+            (Health::Unhealthy, _) => (Health::Unhealthy, self.failure.clone()),
+            (health, _) => (health, None),
         }
     }
 
-    async fn drain(&mut self) {
-        if self.state.drain().is_some() {
-            self.since = SinceMillis::now(&self.shared.clock);
+    /// Takes note of the present health, and says once why it flipped. `true` when it did.
+    fn settle(&mut self) -> bool {
+        let (health, reason) = self.health();
+        if self.status.borrow().health == health {
+            return false;
         }
+        let (service, id) = (&self.service.name, &self.id);
+        match (health, &reason) {
+            (Health::Unhealthy, Some(reason)) => warn!(%service, %id, reason, "instance is unhealthy"),
+            _ => info!(%service, %id, health = health.as_str(), "instance changed"),
+        }
+        self.since = SinceMillis::now(&self.shared.clock);
+        self.status.send_replace(Status { health, reason });
+        true
+    }
+
+    async fn drain(&mut self) {
+        self.state.drain();
+        self.settle();
         self.announce().await;
     }
 
@@ -169,7 +221,7 @@ impl Keeper {
             version: service.version.clone(),
             tags: service.tags.clone(),
             weight: service.weight,
-            health: self.state.health(),
+            health: self.status.borrow().health,
             since_unix_millis: self.since.0,
         };
         self.shared.gossip.set_instance(self.id.clone(), Some(instance)).await;
@@ -192,9 +244,16 @@ fn thresholds(probe: Option<&Probe>) -> Thresholds {
     }
 }
 
-async fn changed(orders: &mut watch::Receiver<Order>) {
-    if orders.changed().await.is_err() {
+async fn changed<T>(values: &mut watch::Receiver<T>) {
+    if values.changed().await.is_err() {
         // The node is gone; its keepers go with it.
         std::future::pending::<()>().await;
+    }
+}
+
+async fn until(timeout: Option<Instant>) {
+    match timeout {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }

@@ -4,8 +4,10 @@
 //! means for each instance, one [`keeper`] per instance carries it out. The request path sees
 //! none of it: it loads one pointer ([`Workloads`]).
 
+mod heartbeat;
 mod keeper;
 mod plan;
+mod registered;
 #[cfg(test)]
 mod tests;
 
@@ -25,8 +27,11 @@ use crate::balance::Chance;
 use crate::config::Service;
 use crate::probe::{self, Prober};
 use crate::proxy::workload::{Workload, WorkloadLimits, Workloads};
-use keeper::{Keeper, Order};
+use heartbeat::Heartbeat;
+use keeper::{Keeper, Order, Status};
 use plan::Step;
+
+pub(crate) use registered::{InstanceState, RegisterError};
 
 /// The instances this node serves; cheap to clone.
 #[derive(Clone)]
@@ -60,6 +65,19 @@ struct Entry {
     workload: Arc<Workload>,
     orders: watch::Sender<Order>,
     task: JoinHandle<()>,
+    source: Source,
+    /// `None`: it stands without heartbeats.
+    beats: watch::Sender<Option<Heartbeat>>,
+    status: watch::Receiver<Status>,
+}
+
+/// On whose word an instance is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// The configuration's.
+    Configuration,
+    /// Somebody's who registered it by the admin API.
+    Admin,
 }
 
 /// Why the instances stay as they were.
@@ -71,6 +89,9 @@ pub(crate) enum ApplyError {
          remember {INSTANCES_PER_OWNER_MAX}: use earlier ids again, or restart the node"
     )]
     TooManyIds(usize),
+    /// Somebody has registered one of them.
+    #[error("{0} was registered by the admin API: withdraw it there, or give the service another id")]
+    Registered(Label),
     /// The node is stopping.
     #[error("this node is leaving")]
     Leaving,
@@ -102,14 +123,25 @@ impl LocalInstances {
         self.shared.workloads.clone()
     }
 
-    /// Serves exactly `services` from now on, or changes nothing. What stays the same keeps its
+    /// Serves exactly `services` from now on, beside what was registered, or changes nothing. What stays the same keeps its
     /// health, connections and counters; what is gone drains and is withdrawn.
     pub(crate) fn apply(&self, services: &[Service]) -> Result<(), ApplyError> {
         let mut table = self.shared.table();
         table.check(services)?;
-        let before = table.entries.iter().map(|(id, entry)| (id, entry.served()));
+        if let Some(taken) = services.iter().find(|service| table.is_registered(&service.id)) {
+            return Err(ApplyError::Registered(taken.id.clone()));
+        }
+        let configured = table.entries.iter().filter(|(_, entry)| entry.source == Source::Configuration);
+        let before = configured.map(|(id, entry)| (id, entry.served()));
         for step in plan::steps(before, services) {
             self.shared.take(&mut table, step, services.len());
+        }
+        for service in services {
+            // One that was registered and is just being withdrawn is the configuration's now.
+            if let Some(entry) = table.entries.get_mut(&service.id) {
+                entry.source = Source::Configuration;
+                entry.beats.send_replace(None);
+            }
         }
         self.shared.publish(&table);
         Ok(())
@@ -176,10 +208,13 @@ impl Shared {
         let workload = Arc::new(Workload::new(service, &self.limits));
         let (orders, inbox) = watch::channel(Order::Serve(workload.clone()));
         let first_wait = probe::first_wait(starting, self.chance.bits());
-        let keeper = Keeper::new(id.clone(), workload.clone(), first_wait, inbox, self.clone());
+        let (beats, heard) = watch::channel(None);
+        let (keeper, status) =
+            Keeper::new(id.clone(), workload.clone(), first_wait, (inbox, heard), self.clone());
         let task = tokio::spawn(keeper.run());
         table.used.insert(id.clone());
-        table.entries.insert(id, Entry { workload, orders, task });
+        let source = Source::Configuration;
+        table.entries.insert(id, Entry { workload, orders, task, source, beats, status });
     }
 
     fn prober(&self, workload: &Arc<Workload>, first_wait: Duration) -> Prober {
@@ -204,6 +239,12 @@ impl Shared {
 }
 
 impl Table {
+    /// Whether somebody has registered `id` and not withdrawn it.
+    fn is_registered(&self, id: &Label) -> bool {
+        let entry = self.entries.get(id);
+        entry.is_some_and(|entry| entry.source == Source::Admin && !entry.is_withdrawn())
+    }
+
     fn check(&self, services: &[Service]) -> Result<(), ApplyError> {
         if self.ended {
             return Err(ApplyError::Leaving);

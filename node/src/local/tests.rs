@@ -246,3 +246,31 @@ async fn a_node_that_leaves_announces_draining_and_takes_no_changes() {
     world.local.withdraw().await;
     world.hears("a", |said| said.is_none()).await;
 }
+
+#[tokio::test]
+async fn what_was_registered_stands_beside_the_configuration() {
+    let world = World::new().await;
+    let registered = world.services(&[("mine", "")]).remove(0);
+    world.apply(&[("a", "")]);
+    assert_eq!(world.local.register(&registered, None), Ok(true));
+    assert_eq!(world.local.register(&registered, None), Ok(false));
+    world.hears_health("mine", Health::Healthy).await;
+    let mine = world.workload("mine");
+    world.apply(&[("b", "")]);
+    world.hears_health("b", Health::Healthy).await;
+    assert!(Arc::ptr_eq(&world.workload("mine"), &mine), "a reload leaves it alone");
+    let id = || "mine".parse::<Label>().expect("a label");
+    let clash = world.local.apply(&world.services(&[("b", ""), ("mine", "")]));
+    assert_eq!(clash, Err(ApplyError::Registered(id())));
+    let configured = world.services(&[("b", "")]).remove(0);
+    assert_eq!(
+        world.local.register(&configured, None),
+        Err(RegisterError::Configured(configured.id.clone()))
+    );
+    // Once it is withdrawn, the configuration may have its id.
+    assert_eq!(world.local.deregister(&id()), Ok(()));
+    assert_eq!(world.local.deregister(&id()), Err(RegisterError::Unknown(id())));
+    world.apply(&[("b", ""), ("mine", "weight = 3")]);
+    assert_eq!(world.local.deregister(&id()), Err(RegisterError::Configured(id())));
+    world.hears("mine", |said| said.is_some_and(|it| (it.weight, it.health) == (3, Health::Healthy))).await;
+}
