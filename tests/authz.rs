@@ -16,8 +16,10 @@ use tonic::transport::Endpoint;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
-const ONLY_WEB: &str = "allow = [\"spiffe://acme/svc/web\"]";
-const ONLY_SHOP: &str = "allow = [\"spiffe://acme/svc/web\", \"spiffe://acme/ns/shop/*\"]";
+// Nobody probes them: whoever connects to the workload is a caller.
+const ONLY_WEB: &str = "allow = [\"spiffe://acme/svc/web\"]\n[service.probe]\noff = true";
+const ONLY_SHOP: &str =
+    "allow = [\"spiffe://acme/svc/web\", \"spiffe://acme/ns/shop/*\"]\n[service.probe]\noff = true";
 const JSON_LOG: &str = "[access_log]\nformat = \"json\"\npath = \"access.log\"\n";
 
 /// A node called `name` that knows `count` instances of `service`.
