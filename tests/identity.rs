@@ -12,7 +12,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use starling::ca::Issued;
 use starling_gossip::clock::Clock;
 use starling_gossip::svid::{Svid, TrustBundle};
-use starling_tests::workload::Http;
+use starling_tests::workload::{Http, Tcp};
 use starling_tests::{Mesh, UNPROBED, eventually, get, starling, within};
 use starling_transport::answer::AnswerError;
 use starling_transport::credentials::Credentials;
@@ -22,6 +22,8 @@ use starling_transport::limits::Windows;
 use starling_transport::pool::Target;
 use starling_transport::tls;
 use starling_transport::verify::{Expected, PeerVerifier};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 fn credentials(mesh: &Mesh, id: &str) -> Credentials {
     let issued = mesh.issue(id);
@@ -154,6 +156,53 @@ async fn a_member_cannot_reach_an_http_workload_past_the_sidecar_that_names_call
         assert_eq!(refusal.reason, reason, "{refusal}");
     }
     assert_eq!(workload.connections(), 0);
+}
+
+#[tokio::test]
+async fn a_revoked_identity_loses_its_connections_and_its_place_and_may_come_back() {
+    let mesh = Mesh::new();
+    let workload = Tcp::start(mesh.ip(), async |mut stream: TcpStream| {
+        let (mut from, mut to) = stream.split();
+        let _ = tokio::io::copy(&mut from, &mut to).await;
+    })
+    .await;
+    let server = mesh.node("server").serves_tcp("db", workload.address()).start().await;
+    let list = mesh.directory().join("caller/revoked.txt");
+    std::fs::create_dir_all(mesh.directory().join("caller")).expect("a directory");
+    std::fs::write(&list, "# nobody yet\n").expect("a list");
+    let listed = "[identity]\nrevoked = \"revoked.txt\"";
+    let caller = mesh.node("caller").calls("db").sections(listed).start().await;
+    caller.finds("db", 1).await;
+    server.sees("caller", "alive").await;
+    let mut open = TcpStream::connect(caller.outbound("db")).await.expect("accepted");
+    open.write_u8(1).await.expect("written");
+    assert_eq!(within("an echo", open.read_u8()).await.expect("echoed"), 1);
+
+    std::fs::write(&list, "spiffe://acme/svc/db   # its key was stolen\n").expect("a list");
+    assert!(within("the end", open.read_u8()).await.is_err());
+    eventually("its records to be out of use", async || {
+        let members = caller.admin().get("/v1/members").await.text;
+        let route = caller.admin().get("/v1/routes/db").await;
+        (!members.contains("server") && !route.text.contains("127.")).then_some(())
+    })
+    .await;
+    let mut refused = TcpStream::connect(caller.outbound("db")).await.expect("accepted");
+    assert!(within("the end", refused.read_u8()).await.is_err());
+    // It dials in vain as well.
+    caller.logs("is revoked").await;
+
+    std::fs::write(&list, "spiffe://acme/svc/*\n").expect("a list");
+    caller.logs("revoked.txt: line 1").await;
+    assert!(!caller.admin().get("/v1/members").await.text.contains("server"), "the last good list stays");
+
+    std::fs::write(&list, "").expect("a list");
+    caller.finds("db", 1).await;
+    eventually("a call", async || {
+        let mut open = TcpStream::connect(caller.outbound("db")).await.ok()?;
+        open.write_u8(2).await.ok()?;
+        open.read_u8().await.ok().filter(|byte| *byte == 2).map(drop)
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -7,6 +7,9 @@
 pub mod catalogue;
 pub mod clock;
 pub mod codec;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod handle;
 pub mod health;
 pub mod identity;
@@ -20,8 +23,11 @@ pub mod record;
 mod rejection;
 mod remembering;
 mod replica;
+pub mod revocation;
 pub mod run;
 pub mod signature;
 pub mod snapshot;
 pub mod svid;
+pub mod versions;
 mod waiting;
+mod wire;

@@ -22,6 +22,10 @@ pub const CERTIFICATE_BYTES_MAX: usize = 8 * 1024;
 /// Trust anchors in a bundle. During a root rotation there are two; federations stay under ten.
 pub const TRUST_ANCHORS_MAX: usize = 64;
 
+/// Entries of a revocation list. Each certificate that is judged is looked up in it; who must
+/// distrust more than this should replace a root.
+pub const REVOCATIONS_MAX: usize = 4096;
+
 /// SPIFFE sets this bound for an ID (SPIFFE-ID, section 2.3).
 pub const SPIFFE_ID_BYTES_MAX: usize = 2048;
 

@@ -115,6 +115,10 @@ impl Publisher {
     /// Speaks with another key from now on (a rotated certificate). A new key begins a new life,
     /// which continues this one, so that nobody drops the instances meanwhile.
     pub fn rotate(&mut self, svid: Arc<Svid>, incarnation: u64, secret: [u8; 32]) {
+        if svid.chain() == self.svid.chain() {
+            // Only whom this node believes has changed.
+            return;
+        }
         self.svid = svid;
         self.begin(incarnation, secret);
     }

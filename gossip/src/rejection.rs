@@ -55,6 +55,7 @@ impl Rejected {
             Self::Unreadable(_) => "unreadable",
             Self::Bound(_) => "bound",
             Self::Chain(ChainError::NotValidNow(_)) => "expired",
+            Self::Chain(ChainError::Revoked(_)) => "revoked",
             Self::Chain(_) => "chain",
             Self::WrongName => "wrong_name",
             Self::MayNotAnnounce => "may_not_announce",

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -29,6 +29,7 @@ use crate::limits::CHANGES_QUEUED_MAX;
 use crate::link::{Destination, Link};
 use crate::memory::Acquaintances;
 use crate::snapshot::Snapshot;
+use crate::wire::{self, MapId, WireError};
 
 /// chitchat's own failure detector only chooses whom to gossip with. Below 6 it errs often, and it
 /// adds a second per unit at the default interval.
@@ -124,9 +125,12 @@ impl Replica {
             catchup_callback: None,
             extra_liveness_predicate: None,
         };
-        let handle = chitchat::spawn_chitchat(config, Vec::new(), &LinkTransport { link, book })
+        let guard = Guard::default();
+        let transport = LinkTransport { link, book, guard: guard.clone() };
+        let handle = chitchat::spawn_chitchat(config, Vec::new(), &transport)
             .await
             .map_err(|error| ReplicaError(error.to_string()))?;
+        let _ = guard.state.set(Arc::downgrade(&handle.chitchat()));
         let changes = Arc::new(Changes::default());
         let queue = changes.clone();
         // Called under chitchat's lock: hand the change over, and never wait.
@@ -175,6 +179,13 @@ impl Replica {
     /// Everything that everybody's maps hold.
     pub(crate) async fn all_values(&self) -> Vec<Change> {
         self.handle.with_chitchat(|state| all_values(state)).await
+    }
+
+    /// Whether chitchat has ended, which it does only by a fault.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn has_ended(&mut self) -> bool {
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        self.terminated.as_mut().poll(&mut context).is_ready()
     }
 
     /// Stops.
@@ -264,21 +275,73 @@ pub(crate) fn from_text(text: &str) -> Option<Vec<u8>> {
     BASE64.decode(text).ok()
 }
 
+/// Looks at messages before chitchat does, with what chitchat holds already.
+#[derive(Clone, Default)]
+struct Guard {
+    /// Set as soon as chitchat has started. Not locked while chitchat waits for a message.
+    state: Arc<OnceLock<Weak<tokio::sync::Mutex<Chitchat>>>>,
+}
+
+impl Guard {
+    /// The message as chitchat may have it.
+    async fn admit(&self, message: &[u8]) -> Result<ChitchatMessage, GuardError> {
+        let state = self.state.get().and_then(Weak::upgrade).ok_or(GuardError::NotReady)?;
+        let state = state.lock().await;
+        let mut digest_bytes = digest_bytes(&state);
+        let mut left_out = 0;
+        let admits = |map: &MapId<'_>| {
+            if state.node_state(&ChitchatId::new(map.name, map.generation, map.address)).is_some() {
+                return true;
+            }
+            let has_room = digest_bytes + map.digest_bytes() <= wire::DIGEST_BYTES_MAX;
+            digest_bytes += if has_room { map.digest_bytes() } else { 0 };
+            left_out += u64::from(!has_room);
+            has_room
+        };
+        let admitted = wire::inspect(message, admits)?;
+        metrics::counter!("starling_gossip_maps_left_out_total").increment(left_out);
+        ChitchatMessage::deserialize(&mut admitted.as_slice()).map_err(GuardError::Malformed)
+    }
+}
+
+/// What this node's own digest takes, count and departed maps aside.
+fn digest_bytes(state: &Chitchat) -> usize {
+    let entry = |id: &ChitchatId| wire::entry_bytes(id.node_id.len(), id.gossip_advertise_addr);
+    state.node_states().keys().map(entry).sum()
+}
+
+/// Why chitchat does not get a message.
+#[derive(Debug, thiserror::Error)]
+enum GuardError {
+    /// It comes before chitchat runs.
+    #[error("the repair path is only starting")]
+    NotReady,
+    /// It could do harm.
+    #[error(transparent)]
+    Refused(#[from] WireError),
+    /// chitchat cannot read it.
+    #[error("{0}")]
+    Malformed(anyhow::Error),
+}
+
 struct LinkTransport {
     link: Arc<dyn Link>,
     book: AddressBook,
+    guard: Guard,
 }
 
 #[async_trait]
 impl Transport for LinkTransport {
     async fn open(&self, _listen: SocketAddr) -> anyhow::Result<Box<dyn Socket>> {
-        Ok(Box::new(LinkSocket { link: self.link.clone(), book: self.book.clone() }))
+        let (link, book, guard) = (self.link.clone(), self.book.clone(), self.guard.clone());
+        Ok(Box::new(LinkSocket { link, book, guard }))
     }
 }
 
 struct LinkSocket {
     link: Arc<dyn Link>,
     book: AddressBook,
+    guard: Guard,
 }
 
 impl AddressBook {
@@ -310,11 +373,11 @@ impl Socket for LinkSocket {
 
     async fn recv(&mut self) -> anyhow::Result<(SocketAddr, ChitchatMessage)> {
         while let Some(received) = self.link.recv().await {
-            match ChitchatMessage::deserialize(&mut received.message.as_slice()) {
+            match self.guard.admit(&received.message).await {
                 Ok(message) => return Ok((received.from, message)),
                 Err(error) => {
                     metrics::counter!("starling_gossip_malformed_total").increment(1);
-                    debug!(peer = %received.peer, %error, "gossip message dropped: malformed");
+                    debug!(peer = %received.peer, %error, "gossip message dropped");
                 }
             }
         }

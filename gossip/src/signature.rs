@@ -2,17 +2,16 @@
 //!
 //! What is signed is a context string, the format version and the record's bytes as they travel,
 //! so a signature for one purpose never serves another, and nothing is re-encoded to be checked.
+//! Which formats there are, and what a change of [`Record`] takes, says [`crate::versions`].
 
 use crate::codec::{self, DecodeError};
 use crate::limits::RECORD_BYTES_MAX;
 use crate::record::Record;
 use crate::svid::{PublicKey, SIGNATURE_BYTES, Svid};
+use crate::versions::RECORD;
 
 /// Keeps record signatures apart from everything else the same key signs (TLS above all).
 const CONTEXT: &[u8] = b"starling record\0";
-
-/// The format of the sealed bytes. A change of [`Record`] that old nodes cannot read raises it.
-const FORMAT: u8 = 1;
 
 /// A record as it travels: its format, its owner's signature, and the bytes that are signed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,7 +25,7 @@ pub struct SealedRecord {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnsealError {
     /// A format this program does not know.
-    #[error("record format {0} is not supported (this program reads {FORMAT})")]
+    #[error("record format {0} is not supported (this program reads {RECORD})")]
     Format(u8),
     /// Shorter than a format and a signature.
     #[error("{0} bytes are too few for a sealed record")]
@@ -40,8 +39,8 @@ impl SealedRecord {
     /// Seals `record` with its owner's key.
     pub fn seal(record: &Record, svid: &Svid) -> Self {
         let body = codec::encode(record);
-        let signature = svid.sign(&signed_bytes(FORMAT, &body));
-        Self { format: FORMAT, body, signature }
+        let signature = svid.sign(&signed_bytes(RECORD.written, &body));
+        Self { format: RECORD.written, body, signature }
     }
 
     /// The bytes that travel: one of format, 64 of signature, then the record.
@@ -66,7 +65,7 @@ impl SealedRecord {
 
     /// The record inside, still unverified: its owner is a claim until [`Self::is_signed_by`].
     pub fn unverified(&self) -> Result<Record, UnsealError> {
-        if self.format != FORMAT {
+        if !RECORD.read(self.format) {
             return Err(UnsealError::Format(self.format));
         }
         Ok(codec::decode::<Record, RECORD_BYTES_MAX>(&self.body)?)

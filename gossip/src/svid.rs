@@ -23,6 +23,7 @@ use x509_parser::time::ASN1Time;
 use crate::clock::WallTime;
 use crate::identity::{SpiffeId, TrustDomain};
 use crate::limits::{CERTIFICATE_BYTES_MAX, CHAIN_CERTIFICATES_MAX, TRUST_ANCHORS_MAX};
+use crate::revocation::Revocations;
 
 /// Bytes of every signature Starling makes: P-256 as `r || s`, or Ed25519.
 pub const SIGNATURE_BYTES: usize = 64;
@@ -51,12 +52,13 @@ pub enum PublicKey {
     Ed25519(Vec<u8>),
 }
 
-/// Whom this node believes: the roots of its trust domain.
+/// Whom this node believes: the roots of its trust domain, and whom it believes no more.
 #[derive(Debug)]
 pub struct TrustBundle {
     domain: TrustDomain,
     anchors: Vec<TrustAnchor<'static>>,
     roots: Vec<CertificateDer<'static>>,
+    revoked: Revocations,
 }
 
 /// What a verified chain says.
@@ -110,6 +112,9 @@ pub enum ChainError {
     /// Past its validity, or before it.
     #[error("the certificate is not valid now ({0}); check both machines' clocks and the rotation")]
     NotValidNow(String),
+    /// Listed as believed no more.
+    #[error("{0}, or a certificate of its chain, is revoked")]
+    Revoked(SpiffeId),
     /// No path to the bundle.
     #[error("the chain does not lead to the trust bundle: {0}")]
     Untrusted(String),
@@ -277,7 +282,17 @@ impl TrustBundle {
                     .map_err(|error| SvidError::Anchor { index: index + 1, why: error.to_string() })
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self { domain, anchors, roots })
+        Ok(Self { domain, anchors, roots, revoked: Revocations::default() })
+    }
+
+    /// Believes nobody any more whom `revoked` lists.
+    pub fn without(self, revoked: Revocations) -> Self {
+        Self { revoked, ..self }
+    }
+
+    /// Who is believed no more.
+    pub fn revoked(&self) -> &Revocations {
+        &self.revoked
     }
 
     /// The trust domain whose members this bundle judges.
@@ -291,7 +306,7 @@ impl TrustBundle {
     }
 
     /// Verifies `chain` (leaf first) at wall time `wall`: sizes, one SPIFFE ID, the trust domain,
-    /// a path to a root, and every certificate's validity (RFC 5280, section 6).
+    /// a path to a root, every certificate's validity (RFC 5280, section 6), and no revocation.
     pub fn verify(
         &self,
         chain: &[CertificateDer<'_>],
@@ -331,6 +346,9 @@ impl TrustBundle {
                 }
                 error => ChainError::Untrusted(error.to_string()),
             })?;
+        if self.revoked.lists(&leaf.id, chain) {
+            return Err(ChainError::Revoked(leaf.id));
+        }
         Ok(leaf)
     }
 }

@@ -255,7 +255,12 @@ fn inbound(capacity: &Capacity, clock: &Clock, local: &LocalInstances) -> Inboun
 
 fn credential_files(config: &Config) -> CredentialFiles {
     let files = config.identity.clone();
-    CredentialFiles { certificate: files.certificate, key: files.key, trust_bundle: files.trust_bundle }
+    CredentialFiles {
+        certificate: files.certificate,
+        key: files.key,
+        trust_bundle: files.trust_bundle,
+        revoked: files.revoked,
+    }
 }
 
 fn describe(config: &Config, address: SocketAddr) -> NodeDescription {

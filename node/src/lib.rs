@@ -14,6 +14,9 @@ mod demo;
 mod descriptors;
 pub mod drain;
 mod endpoint;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod live;
 mod local;
 mod memory;

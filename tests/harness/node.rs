@@ -34,11 +34,13 @@ pub struct NodeConfig<'m> {
     extra: String,
     admin: String,
     before: String,
+    program: PathBuf,
 }
 
 /// A node's process. It is killed when this is dropped.
 pub struct Node {
     name: String,
+    program: PathBuf,
     process: Child,
     /// Its standard input: when this ends, so does the process. (A `Child` would end it by itself
     /// before waiting.)
@@ -68,6 +70,7 @@ impl<'m> NodeConfig<'m> {
             extra: String::new(),
             admin: String::new(),
             before: String::new(),
+            program: program(),
         }
     }
 
@@ -160,6 +163,12 @@ impl<'m> NodeConfig<'m> {
         self
     }
 
+    /// Another program than the one under test.
+    pub fn program(mut self, program: &Path) -> Self {
+        self.program = program.to_owned();
+        self
+    }
+
     /// Starts it and waits until it is ready.
     pub async fn start(self) -> Node {
         let listen = self.mesh.free_address();
@@ -185,12 +194,13 @@ impl<'m> NodeConfig<'m> {
         let (admin, http_proxy) = (self.mesh.free_address(), self.mesh.free_address());
         fs::write(directory.join("starling.toml"), self.toml(listen, admin, http_proxy)).expect("a file");
         self.mesh.add_seed(listen);
-        let (process, leash) = spawn(&directory, &self.before, &self.environment);
+        let (process, leash) = spawn(&directory, &self.before, &self.environment, &self.program);
         let mut node = Node {
             before: self.before,
             process,
             leash,
             name: self.name,
+            program: self.program,
             directory,
             environment: self.environment,
             listen,
@@ -332,8 +342,19 @@ impl Node {
 
     /// Starts it again after its end, with the same files.
     pub async fn restart(&mut self) {
-        (self.process, self.leash) = spawn(&self.directory, &self.before, &self.environment);
+        (self.process, self.leash) = spawn(&self.directory, &self.before, &self.environment, &self.program);
         self.wait_until_ready().await;
+    }
+
+    /// As [`Node::restart`], with another program.
+    pub async fn restart_as(&mut self, program: &Path) {
+        self.program = program.to_owned();
+        self.restart().await;
+    }
+
+    /// The program that it runs.
+    pub fn program(&self) -> &Path {
+        &self.program
     }
 
     async fn wait_until_ready(&mut self) {
@@ -356,10 +377,15 @@ impl Drop for Node {
     }
 }
 
-fn spawn(directory: &Path, before: &str, environment: &BTreeMap<String, String>) -> (Child, ChildStdin) {
+fn spawn(
+    directory: &Path,
+    before: &str,
+    environment: &BTreeMap<String, String>,
+    program: &Path,
+) -> (Child, ChildStdin) {
     let log = fs::OpenOptions::new().create(true).append(true).open(directory.join("log")).expect("a log");
     let mut command = tokio::process::Command::new("/bin/sh");
-    command.arg("-c").arg(format!("set -e; {before}\nexec \"$0\" \"$@\"")).arg(program());
+    command.arg("-c").arg(format!("set -e; {before}\nexec \"$0\" \"$@\"")).arg(program);
     command.args(["run", "--config"]).arg(directory.join("starling.toml"));
     // A developer's own settings are not the tests'.
     command.env_clear().envs(environment).env(LEASH, "1");

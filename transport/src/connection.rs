@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
+use rustls::pki_types::CertificateDer;
 use starling_gossip::identity::SpiffeId;
 
 use crate::header::{HeaderError, StreamHeader};
@@ -123,6 +124,12 @@ impl Connection {
     /// Who is at the other end.
     pub fn peer(&self) -> &PeerIdentity {
         &self.shared.peer
+    }
+
+    /// The certificates that proved it, leaf first.
+    pub(crate) fn chain(&self) -> Vec<CertificateDer<'static>> {
+        let chain = self.shared.quinn.peer_identity().and_then(|chain| chain.downcast().ok());
+        chain.map(|chain| *chain).unwrap_or_default()
     }
 
     /// As whom we are connected.

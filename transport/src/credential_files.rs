@@ -9,6 +9,7 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use starling_gossip::revocation::{RevocationError, Revocations};
 use starling_gossip::svid::{Svid, SvidError, TrustBundle};
 
 use crate::credentials::{Credentials, RotationError};
@@ -23,6 +24,8 @@ pub struct CredentialFiles {
     pub key: PathBuf,
     /// The trust domain's roots.
     pub trust_bundle: PathBuf,
+    /// Who is believed no more, if there is such a list.
+    pub revoked: Option<PathBuf>,
 }
 
 /// Why credential files cannot be used: which file, and what would be right.
@@ -50,6 +53,14 @@ pub enum CredentialError {
         /// What is wrong with it, and what would be right.
         why: SvidError,
     },
+    /// The list of revocations cannot be used; the one before stays.
+    #[error("{path}: {why}")]
+    Revocations {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it, and what would be right.
+        why: RevocationError,
+    },
     /// The files do not go with each other, or with what we are.
     #[error("{path}: {why}")]
     Refused {
@@ -68,9 +79,22 @@ struct Stamp {
     inode: u64,
 }
 
+type Stamps = ([Stamp; 3], Option<Stamp>);
+
 impl CredentialFiles {
-    /// Reads all three. The bundle judges the SVID's own trust domain. Blocks for the reading.
+    /// Reads all. The bundle judges the SVID's own trust domain. Blocks for the reading.
     pub fn load(&self) -> Result<(Svid, TrustBundle), CredentialError> {
+        let (svid, bundle) = self.load_pair()?;
+        Ok((svid, bundle.without(self.load_revoked()?)))
+    }
+
+    fn load_revoked(&self) -> Result<Revocations, CredentialError> {
+        let Some(path) = &self.revoked else { return Ok(Revocations::default()) };
+        let wrong = |why| CredentialError::Revocations { path: path.clone(), why };
+        Revocations::parse(&read(path)?).map_err(wrong)
+    }
+
+    fn load_pair(&self) -> Result<(Svid, TrustBundle), CredentialError> {
         let content = |path: &Path| {
             let path = path.to_owned();
             move |why| CredentialError::Content { path, why }
@@ -107,39 +131,48 @@ impl CredentialFiles {
         }
     }
 
-    /// Applies what is there if it differs from `seen`; says what it saw.
+    /// Applies what is there if it differs from `seen`; says what it saw. A list of revocations
+    /// that cannot be used keeps no certificate from being rotated: the list before stays.
     fn take_change(
         &self,
         credentials: &Credentials,
-        seen: Option<[Stamp; 3]>,
-    ) -> Result<Option<[Stamp; 3]>, CredentialError> {
+        seen: Option<Stamps>,
+    ) -> Result<Option<Stamps>, CredentialError> {
         let before = self.stamps()?;
         if seen.as_ref() == Some(&before) {
             return Ok(seen);
         }
-        let (svid, bundle) = self.load()?;
+        let (svid, bundle) = self.load_pair()?;
+        let revoked = self.load_revoked();
         if self.stamps()? != before {
             // Replaced while we read; the next look finds it whole.
             return Ok(seen);
         }
+        let kept = || credentials.current().bundle().revoked().clone();
+        let bundle = bundle.without(revoked.as_ref().map_or_else(|_| kept(), Clone::clone));
         if !is_current(credentials, &svid, &bundle) {
+            let revoked = bundle.revoked().len();
             let not_after = svid.not_after().unix_seconds();
             credentials
                 .replace(svid, bundle)
                 .map_err(|why| CredentialError::Refused { path: self.certificate.clone(), why })?;
-            tracing::info!(id = %credentials.id(), not_after, "took new credentials");
+            tracing::info!(id = %credentials.id(), not_after, revoked, "took new credentials");
         }
-        Ok(Some(before))
+        revoked.map(|_| Some(before))
     }
 
-    fn stamps(&self) -> Result<[Stamp; 3], CredentialError> {
-        Ok([stamp(&self.certificate)?, stamp(&self.key)?, stamp(&self.trust_bundle)?])
+    fn stamps(&self) -> Result<Stamps, CredentialError> {
+        let needed = [stamp(&self.certificate)?, stamp(&self.key)?, stamp(&self.trust_bundle)?];
+        // A list that is missing says so when it is read.
+        Ok((needed, self.revoked.as_deref().and_then(|path| stamp(path).ok())))
     }
 }
 
 fn is_current(credentials: &Credentials, svid: &Svid, bundle: &TrustBundle) -> bool {
     let current = credentials.current();
-    current.svid().chain() == svid.chain() && current.bundle().roots() == bundle.roots()
+    current.svid().chain() == svid.chain()
+        && current.bundle().roots() == bundle.roots()
+        && current.bundle().revoked() == bundle.revoked()
 }
 
 fn report(last: &mut Option<String>, trouble: String) {

@@ -87,6 +87,7 @@ impl Endpoint {
         let inbox = Inbox { streams: streams_in, gossip: gossip_in };
         let dialler = Dialler { endpoint: quinn.clone(), provider: provider.clone(), transport };
         let pool = Pool::new(dialler, credentials.clone(), inbox, rng);
+        tokio::spawn(pool.close_revoked());
         let half_open = Arc::default();
         let acceptor = Acceptor { pool: pool.clone(), credentials, provider, config, half_open };
         tokio::spawn(acceptor.run(quinn.clone()));

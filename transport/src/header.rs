@@ -2,7 +2,8 @@
 //!
 //! A stream begins with a version byte, a kind byte, the body's length as two bytes (big endian),
 //! and the body as the gossip core encodes records. On bidirectional streams the callee answers once in the same shape,
-//! accepted or refused, before any other byte. What follows belongs to the stream's kind.
+//! accepted or refused, before any other byte. What follows belongs to the stream's kind. Which versions
+//! there are, and how one is added, says [`starling_gossip::versions`].
 //!
 //! A peer's bytes never panic here, and never cost more than [`HEADER_BODY_BYTES_MAX`]. Reading
 //! them from the network is `serve`'s and [`crate::stream`]'s work.
@@ -13,11 +14,9 @@ use serde::{Deserialize, Serialize};
 use starling_gossip::codec;
 use starling_gossip::identity::ServiceName;
 use starling_gossip::limits::LABEL_BYTES_MAX;
+use starling_gossip::versions::STREAM;
 
 use crate::limits::{HEADER_BODY_BYTES_MAX, REFUSAL_DETAIL_BYTES_MAX};
-
-/// The version of the stream protocol this node speaks.
-pub const VERSION: u8 = 1;
 
 /// Bytes before the body.
 pub const PREAMBLE_BYTES: usize = 4;
@@ -106,7 +105,7 @@ pub enum RefusalReason {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HeaderError {
     /// Another version.
-    #[error("stream protocol version {0} is not supported here, {VERSION} is")]
+    #[error("stream protocol version {0} is not supported here, {STREAM} is")]
     UnsupportedVersion(u8),
     /// A kind of a later version.
     #[error("stream kind {0} is not supported here")]
@@ -190,7 +189,7 @@ impl Preamble {
     /// Reads the first four bytes, of a header or of an answer.
     pub fn decode(bytes: [u8; PREAMBLE_BYTES]) -> Result<Self, HeaderError> {
         let [version, kind, length @ ..] = bytes;
-        if version != VERSION {
+        if !STREAM.read(version) {
             return Err(HeaderError::UnsupportedVersion(version));
         }
         let body_bytes = usize::from(u16::from_be_bytes(length));
@@ -279,7 +278,7 @@ impl HeaderError {
 fn framed(kind: u8, body: &[u8]) -> Vec<u8> {
     let length = u16::try_from(body.len()).expect("bodies are bounded far below 64 KiB").to_be_bytes();
     let mut bytes = Vec::with_capacity(PREAMBLE_BYTES + body.len());
-    bytes.extend_from_slice(&[VERSION, kind, length[0], length[1]]);
+    bytes.extend_from_slice(&[STREAM.written, kind, length[0], length[1]]);
     bytes.extend_from_slice(body);
     bytes
 }
@@ -337,10 +336,10 @@ mod tests {
     fn strangers_are_told_what_is_wrong() {
         let reason = |bytes: &[u8]| decode_header(bytes).expect_err("no header").refusal().reason;
         assert_eq!(reason(&[2, GOSSIP, 0, 0]), RefusalReason::UnsupportedVersion);
-        assert_eq!(reason(&[VERSION, 99, 0, 0]), RefusalReason::UnsupportedKind);
-        assert_eq!(reason(&[VERSION, TCP, 255, 255]), RefusalReason::Malformed);
-        assert_eq!(reason(&[VERSION, TCP, 0, 0]), RefusalReason::Malformed);
-        assert_eq!(reason(&[VERSION, GOSSIP, 0, 1, 7]), RefusalReason::Malformed);
+        assert_eq!(reason(&[STREAM.written, 99, 0, 0]), RefusalReason::UnsupportedKind);
+        assert_eq!(reason(&[STREAM.written, TCP, 255, 255]), RefusalReason::Malformed);
+        assert_eq!(reason(&[STREAM.written, TCP, 0, 0]), RefusalReason::Malformed);
+        assert_eq!(reason(&[STREAM.written, GOSSIP, 0, 1, 7]), RefusalReason::Malformed);
         let name = |text: &str| codec::encode(&(text, "web-1"));
         assert_eq!(reason(&framed(TCP, &name("Not A Name"))), RefusalReason::Malformed);
         let mut trailing = name("web");
@@ -397,7 +396,7 @@ mod tests {
         #[test]
         fn no_bytes_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..600), steer: bool) {
             if steer && bytes.len() >= 4 {
-                (bytes[0], bytes[1], bytes[2]) = (VERSION, TCP + bytes[1] % 4, 0);
+                (bytes[0], bytes[1], bytes[2]) = (STREAM.written, TCP + bytes[1] % 4, 0);
             }
             let _ = decode_header(&bytes);
             let _ = decode_answer(&bytes);

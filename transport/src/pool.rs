@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use quinn::VarInt;
 use rand::rngs::StdRng;
 use tokio::sync::watch;
 
@@ -24,7 +25,7 @@ use crate::dial::{ConnectError, Dialler, canonical};
 use crate::limits::{BACKOFFS_MAX, DIALS_MAX};
 use crate::registry::Registry;
 use crate::serve::{Inbox, serve};
-use crate::supervise::supervise;
+use crate::supervise::{close_code, supervise};
 use crate::telemetry::{self, Direction};
 use crate::verify::Expected;
 
@@ -207,6 +208,21 @@ impl Pool {
         self.table().registry.iter().any(|one| !one.is_closed() && one.is_responsive() && one.is_busy())
     }
 
+    /// Closes what is open to peers that are revoked, each time the credentials change. Keeps no
+    /// pool, and so no port, alive.
+    pub(crate) fn close_revoked(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut rotations = self.shared.credentials.rotations();
+        let shared = Arc::downgrade(&self.shared);
+        async move {
+            while rotations.changed().await.is_ok() {
+                let Some(shared) = shared.upgrade() else { return };
+                let pool = Self { shared };
+                let open: Vec<_> = pool.table().registry.iter().cloned().collect();
+                open.iter().for_each(|connection| pool.close_if_revoked(connection));
+            }
+        }
+    }
+
     /// Nothing is dialled any more.
     pub(crate) fn stop_dialling(&self) {
         self.table().closed = true;
@@ -280,11 +296,22 @@ impl Pool {
             let local = connection.local().clone();
             table.failures.remove(&DialKey { address: peer.address, expected, local });
         }
+        // Its handshake may have begun before the credentials changed.
+        self.close_if_revoked(&connection);
         table.registry.insert(connection.clone());
         if connection.is_closed() {
             table.registry.remove(&connection);
         }
         self.changed();
+    }
+
+    fn close_if_revoked(&self, connection: &Connection) {
+        let bundle = self.shared.credentials.current().bundle().clone();
+        let peer = connection.peer();
+        if bundle.revoked().lists(&peer.id, &connection.chain()) {
+            tracing::warn!(peer = %peer.id, address = %peer.address, "closed a connection: the peer is revoked");
+            connection.quinn().close(VarInt::from_u32(close_code::REVOKED), b"your identity is revoked");
+        }
     }
 
     /// Starts what runs for as long as the connection is open.

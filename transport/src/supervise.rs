@@ -28,6 +28,8 @@ pub(crate) mod close_code {
     pub(crate) const OVERLOADED: u32 = 2;
     /// The dialler gave up.
     pub(crate) const ABANDONED: u32 = 3;
+    /// The peer's identity is believed no more.
+    pub(crate) const REVOKED: u32 = 4;
 }
 
 /// Watches `connection` until it is closed. `changes` hears of silence and of its end.

@@ -19,8 +19,11 @@ use rustls::{ClientConfig, ServerConfig, SignatureScheme};
 use crate::credentials::Credentials;
 use crate::verify::{Expected, PeerVerifier, Verdict};
 
-/// The protocol's name in TLS (RFC 7301).
+/// The protocol's name in TLS (RFC 7301), of the version that this node prefers.
 pub const ALPN: &[u8] = b"starling/1";
+
+/// All that it speaks, best first ([`starling_gossip::versions`]); the callee's best wins.
+const ALPN_PROTOCOLS: [&[u8]; 1] = [ALPN];
 
 /// Cipher suites and key exchanges, best first. AES-128-GCM has hardware behind it on every
 /// server; ChaCha20 took half as much CPU again in bulk.
@@ -54,7 +57,7 @@ pub fn client(
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_client_cert_resolver(Arc::new(CurrentCertificate(credentials.clone())));
-    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.alpn_protocols = ALPN_PROTOCOLS.map(<[u8]>::to_vec).to_vec();
     config.resumption = Resumption::disabled();
     config.enable_sni = false;
     (config, verdict)
@@ -69,7 +72,7 @@ pub fn server(provider: &Arc<CryptoProvider>, credentials: &Credentials) -> (Ser
         .expect("the provider has TLS 1.3 suites")
         .with_client_cert_verifier(Arc::new(verifier))
         .with_cert_resolver(Arc::new(CurrentCertificate(credentials.clone())));
-    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.alpn_protocols = ALPN_PROTOCOLS.map(<[u8]>::to_vec).to_vec();
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.max_early_data_size = 0;

@@ -190,6 +190,7 @@ fn only_tls13() -> Error {
 fn as_rustls(refusal: &IdentityRefusal) -> Error {
     Error::InvalidCertificate(match refusal {
         IdentityRefusal::Chain(ChainError::NotValidNow(_)) => CertificateError::Expired,
+        IdentityRefusal::Chain(ChainError::Revoked(_)) => CertificateError::Revoked,
         IdentityRefusal::Chain(ChainError::Untrusted(_)) => CertificateError::UnknownIssuer,
         IdentityRefusal::Chain(ChainError::Malformed(_) | ChainError::Empty) => CertificateError::BadEncoding,
         refusal => CertificateError::Other(OtherError(Arc::new(refusal.clone()))),

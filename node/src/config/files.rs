@@ -8,6 +8,7 @@ use std::path::Path;
 
 use starling_gossip::clock::WallTime;
 use starling_gossip::identity::TrustDomain;
+use starling_gossip::revocation::Revocations;
 use starling_gossip::svid::{ChainError, Svid, SvidError, TrustBundle, Usage};
 
 use super::limits::IDENTITY_FILE_BYTES_MAX;
@@ -77,12 +78,30 @@ fn load_bundle(
     let known = domain.is_some();
     let domain = domain.or_else(|| "unknown".parse().ok())?;
     match TrustBundle::from_pem(domain, &pem) {
-        Ok(bundle) => known.then_some(bundle),
+        Ok(bundle) => {
+            let bundle = bundle.without(load_revoked(config, mistakes)?);
+            known.then_some(bundle)
+        }
         Err(error) => {
             let problem = format!("{}: {error}", path.display());
             let suggestion =
                 "name the file with the roots of the trust domain, such as the ca.crt of `starling ca init`";
             mistakes.push(config.sources.mistake("identity.trust_bundle", problem, suggestion));
+            None
+        }
+    }
+}
+
+fn load_revoked(config: &Config, mistakes: &mut Vec<Mistake>) -> Option<Revocations> {
+    let Some(path) = &config.identity.revoked else { return Some(Revocations::default()) };
+    let bytes = read_file(config, "identity.revoked", path, mistakes)?;
+    match Revocations::parse(&bytes) {
+        Ok(revoked) => Some(revoked),
+        Err(error) => {
+            let problem = format!("{}: {error}", path.display());
+            let suggestion =
+                "correct the line; `openssl x509 -serial -fingerprint -sha256` says what a certificate has";
+            mistakes.push(config.sources.mistake("identity.revoked", problem, suggestion));
             None
         }
     }
@@ -113,6 +132,7 @@ fn check_chain(
     let outcomes = [Usage::Client, Usage::Server].map(|usage| bundle.verify(svid.chain(), usage, wall));
     let Some(error) = outcomes.into_iter().find_map(Result::err) else { return };
     let suggestion = match error {
+        ChainError::Revoked(_) => "use another identity, or take the entry out of identity.revoked",
         ChainError::NotValidNow(_) => "issue a new certificate, or set the machine's clock",
         _ => "use a certificate for client and server authentication, issued under the bundle's root",
     };

@@ -50,6 +50,8 @@ pub struct IdentityFiles {
     pub key: PathBuf,
     /// The roots of the trust domain.
     pub trust_bundle: PathBuf,
+    /// Who is believed no more, if there is such a list.
+    pub revoked: Option<PathBuf>,
 }
 
 /// `[gossip]`.
@@ -117,6 +119,7 @@ pub(super) fn read_identity(mut section: Section<'_>, base: &Path) -> IdentityFi
         certificate: section.or("certificate", base.join("tls.crt"), path(base)),
         key: section.or("key", base.join("tls.key"), path(base)),
         trust_bundle: section.or("trust_bundle", base.join("ca.crt"), path(base)),
+        revoked: section.optional("revoked", path(base)),
     };
     section.finish();
     files

@@ -19,6 +19,7 @@ use tokio::sync::{Mutex, mpsc};
 use starling_gossip::clock::Clock;
 use starling_gossip::identity::SpiffeId;
 use starling_gossip::link::Received;
+use starling_gossip::revocation::Revocations;
 use starling_gossip::svid::{Svid, TrustBundle};
 
 use crate::connection::Connection;
@@ -82,6 +83,13 @@ impl Ca {
 
     pub(super) fn credentials(&self, service: &str) -> Credentials {
         let (svid, bundle) = self.svid(service);
+        Credentials::new(svid, bundle, Clock::System).expect("good credentials")
+    }
+
+    /// The same, believing nobody whom `revoked` lists.
+    pub(super) fn credentials_without(&self, service: &str, revoked: &str) -> Credentials {
+        let (svid, bundle) = self.svid(service);
+        let bundle = bundle.without(Revocations::parse(revoked.as_bytes()).expect("a list"));
         Credentials::new(svid, bundle, Clock::System).expect("good credentials")
     }
 

@@ -8,6 +8,7 @@ mod harness;
 mod identity;
 mod liveness;
 mod pool;
+mod revocation;
 mod rotation;
 mod strangers;
 mod streams;

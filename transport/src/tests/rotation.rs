@@ -44,6 +44,7 @@ fn files(directory: &Path) -> CredentialFiles {
         certificate: directory.join("tls.crt"),
         key: directory.join("tls.key"),
         trust_bundle: directory.join("ca.crt"),
+        revoked: None,
     }
 }
 
@@ -143,4 +144,39 @@ async fn files_are_followed_through_links_and_only_whole_sets_taken() {
     fs::write(&files.key, &third.key).expect("written");
     eventually("the third pair", || fingerprint() != second).await;
     assert_eq!(*credentials.rotations().borrow(), 2);
+}
+
+#[tokio::test]
+async fn a_list_of_revocations_is_followed_and_the_last_good_one_stays() {
+    let ca = Ca::new();
+    let directory = Directory::new("revoked");
+    let id = ["spiffe://acme/svc/web"];
+    write(&directory.0, &ca, &ca.issue(&id, YEARS));
+    let list = directory.0.join("revoked.txt");
+    let files = CredentialFiles { revoked: Some(list.clone()), ..files(&directory.0) };
+    let error = files.load().expect_err("it is named and not there").to_string();
+    assert!(error.contains("revoked.txt"), "{error}");
+    fs::write(&list, "spiffe://acme/svc/*").expect("written");
+    let error = files.load().expect_err("a wrong line").to_string();
+    assert!(error.contains("revoked.txt: line 1"), "{error}");
+
+    fs::write(&list, "# nobody\n").expect("written");
+    let (svid, bundle) = files.load().expect("a good set");
+    let credentials = Credentials::new(svid, bundle, Clock::System).expect("good");
+    tokio::spawn(files.clone().follow(credentials.clone()));
+    let revoked = || credentials.current().bundle().revoked().len();
+    fs::write(&list, "spiffe://acme/svc/a\nspiffe://acme/svc/b\n").expect("written");
+    eventually("two are revoked", || revoked() == 2).await;
+
+    // A list that cannot be used keeps no certificate from being rotated.
+    fs::write(&list, "junk\n").expect("written");
+    let key = credentials.current().svid().public_key().fingerprint();
+    write(&directory.0, &ca, &ca.issue(&id, YEARS));
+    eventually("a new pair", || credentials.current().svid().public_key().fingerprint() != key).await;
+    assert_eq!(revoked(), 2);
+    fs::remove_file(&list).expect("removed");
+    tokio::time::sleep(std::time::Duration::from_millis(1_500)).await;
+    assert_eq!(revoked(), 2);
+    fs::write(&list, "").expect("written");
+    eventually("nobody is revoked", || revoked() == 0).await;
 }

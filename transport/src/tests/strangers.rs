@@ -105,6 +105,40 @@ async fn two_identities_are_none() {
     );
 }
 
+/// Certificates of the right authority that prove nobody of this mesh, now.
+#[tokio::test]
+async fn a_certificate_that_proves_nobody_gets_nothing() {
+    let ca = Ca::new();
+    let web = ca.node("web");
+    let metrics = Counters::here();
+    let rows: [(&[&str], (i32, i32)); 13] = [
+        (&[], (2000, 2100)),
+        (&["spiffe://acme/svc/late"], (2000, 2001)),
+        (&["spiffe://acme/svc/early"], (2090, 2100)),
+        (&["spiffe://other/svc/web"], (2000, 2100)),
+        (&["spiffe://acme/svc/a", "https://acme/svc/a"], (2000, 2100)),
+        (&["https://acme/svc/a"], (2000, 2100)),
+        (&["spiffe://acme/svc/*"], (2000, 2100)),
+        (&["spiffe://*/svc/web"], (2000, 2100)),
+        (&["spiffe://acme/svc/web?as=admin"], (2000, 2100)),
+        (&["spiffe://acme/svc/%77eb"], (2000, 2100)),
+        (&["spiffe://acme/svc/../admin"], (2000, 2100)),
+        (&["spiffe://acme:7400/svc/web"], (2000, 2100)),
+        (&["SPIFFE://ACME/svc/web"], (2000, 2100)),
+    ];
+    for (number, (uris, years)) in (1..).zip(rows) {
+        let stranger = client(&ca, Some(&ca.issue(uris, years)));
+        let connection = connect(&stranger, web.address()).await;
+        let error = within("the refusal", connection.closed()).await;
+        assert!(matches!(error, quinn::ConnectionError::ConnectionClosed(_)), "{uris:?}: {error}");
+        eventually("it is counted", || {
+            metrics.total("starling_handshakes_total", "refused_identity") == number
+        })
+        .await;
+    }
+    assert_eq!(web.connections(), 0);
+}
+
 #[tokio::test]
 async fn strange_headers_are_answered_and_the_connection_lives() {
     let ca = Ca::new();

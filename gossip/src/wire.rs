@@ -1,0 +1,398 @@
+//! PURE: is a gossip message one that chitchat can take?
+//!
+//! chitchat 0.11 panics on messages that no honest peer sends, unpacks blocks without a bound, and
+//! remembers whatever a digest names. So a message's bytes are looked at before chitchat sees them:
+//! one that could do harm is refused whole, and digest entries that there is no room for are taken
+//! out. What a map's values say is not judged here; the catalogue does that.
+//!
+//! The format, integers little endian, is chitchat's, which is pinned: a magic number, a version, a
+//! kind; then a digest (`Syn`, `SynAck`), a cluster's name (`Syn`), a delta (`SynAck`, `Ack`). A digest is a
+//! count of maps with three counters each. A delta is blocks, perhaps compressed, of operations: a
+//! map, its new values in the order of their versions, or its newest version if it has none.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::limits::RECORD_BYTES_MAX;
+
+/// Versions and heartbeats count from one, in 64 bits; beyond this chitchat's sums could overflow.
+pub(crate) const COUNTER_MAX: u64 = 1 << 63;
+
+/// All maps of a digest together. chitchat subtracts it from 65,507 and packs news into the
+/// rest; with less than a block left its two packers disagree, and it panics. About 860 nodes.
+pub(crate) const DIGEST_BYTES_MAX: usize = 48 * 1024;
+
+/// One unpacked block: chitchat's packer never makes a larger one.
+const BLOCK_BYTES_MAX: usize = 16 * 1024;
+
+/// A whole unpacked delta. Packed it has at most 64 KiB, and signatures do not shrink.
+const DELTA_BYTES_MAX: usize = 1024 * 1024;
+
+/// A key is `n`, `l` or `i/` and a label; others' tombstones may be a little longer.
+const KEY_BYTES_MAX: usize = 128;
+
+/// A value is a record as base64.
+const VALUE_BYTES_MAX: usize = RECORD_BYTES_MAX.div_ceil(3) * 4;
+
+/// A trust domain's name (SPIFFE-ID, section 2.1).
+const CLUSTER_BYTES_MAX: usize = 255;
+
+/// An owner's short name: 16 hexadecimal digits.
+const MAP_NAME_BYTES: usize = 16;
+
+const MAGIC: [u8; 2] = 45_139u16.to_le_bytes();
+const VERSION: u8 = 0;
+
+/// Whose map a digest speaks of, and which life of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MapId<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) generation: u64,
+    pub(crate) address: SocketAddr,
+}
+
+/// Why a message is not handed on. The sender's fault; nothing changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum WireError {
+    /// It ends too early.
+    #[error("it is cut short")]
+    Truncated,
+    /// Something follows its end.
+    #[error("it goes on after its end")]
+    Trailing,
+    /// Not a message, or of another version.
+    #[error("{0} is not what a message has there")]
+    Unknown(&'static str),
+    /// Too long, or too many.
+    #[error("its {0} is over the limit")]
+    Oversized(&'static str),
+    /// Operations in an order that no honest peer has.
+    #[error("its versions are out of order")]
+    Disordered,
+}
+
+impl MapId<'_> {
+    /// Bytes of the map's entry in a digest.
+    pub(crate) fn digest_bytes(&self) -> usize {
+        entry_bytes(self.name.len(), self.address)
+    }
+
+    fn is_well_formed(&self) -> bool {
+        let is_digit = |byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        self.name.len() == MAP_NAME_BYTES && self.name.bytes().all(is_digit)
+    }
+}
+
+/// Bytes of an entry in a digest: a text, a generation, an address, three counters.
+pub(crate) fn entry_bytes(name_bytes: usize, address: SocketAddr) -> usize {
+    let ip_bytes = if address.is_ipv4() { 5 } else { 17 };
+    2 + name_bytes + 8 + ip_bytes + 2 + 24
+}
+
+/// The message, without those maps of its digest that have no name of ours or that `admits`
+/// refuses. It is asked once for each entry.
+pub(crate) fn inspect(message: &[u8], admits: impl FnMut(&MapId<'_>) -> bool) -> Result<Vec<u8>, WireError> {
+    const SYN: u8 = 0;
+    const SYN_ACK: u8 = 1;
+    const ACK: u8 = 2;
+    const BAD_CLUSTER: u8 = 3;
+
+    let mut reader = Reader(message);
+    if reader.array()? != MAGIC {
+        return Err(WireError::Unknown("the magic number"));
+    }
+    if reader.array()? != [VERSION] {
+        return Err(WireError::Unknown("the version"));
+    }
+    let [kind] = reader.array()?;
+    let mut out = message[..message.len() - reader.0.len()].to_vec();
+    match kind {
+        SYN => {
+            copy_digest(&mut reader, &mut out, admits)?;
+            let cluster = reader.0;
+            reader.text("cluster", CLUSTER_BYTES_MAX)?;
+            out.extend_from_slice(cluster);
+        }
+        SYN_ACK => {
+            copy_digest(&mut reader, &mut out, admits)?;
+            let delta = reader.0;
+            check_delta(&mut reader)?;
+            out.extend_from_slice(delta);
+        }
+        ACK => {
+            let delta = reader.0;
+            check_delta(&mut reader)?;
+            out.extend_from_slice(delta);
+        }
+        BAD_CLUSTER => {}
+        _ => return Err(WireError::Unknown("the kind")),
+    }
+    if reader.0.is_empty() { Ok(out) } else { Err(WireError::Trailing) }
+}
+
+fn copy_digest(
+    reader: &mut Reader<'_>,
+    out: &mut Vec<u8>,
+    mut admits: impl FnMut(&MapId<'_>) -> bool,
+) -> Result<(), WireError> {
+    let count = u16::from_le_bytes(reader.array()?);
+    let count_at = out.len();
+    out.extend_from_slice(&[0; 2]);
+    let mut kept = 0u16;
+    for _ in 0..count {
+        let before = reader.0;
+        let map = reader.map_id()?;
+        for _ in 0..3 {
+            reader.counter()?;
+        }
+        if map.is_well_formed() && admits(&map) {
+            kept += 1;
+            out.extend_from_slice(&before[..before.len() - reader.0.len()]);
+        }
+    }
+    out[count_at..count_at + 2].copy_from_slice(&kept.to_le_bytes());
+    Ok(())
+}
+
+fn check_delta(reader: &mut Reader<'_>) -> Result<(), WireError> {
+    let unpacked = unpack(reader)?;
+    let mut operations = Reader(&unpacked);
+    // Of the map that is spoken of: its newest version so far, unless no more may follow.
+    let mut newest = None;
+    while !operations.0.is_empty() {
+        newest = check_operation(&mut operations, newest)?;
+    }
+    Ok(())
+}
+
+fn check_operation(reader: &mut Reader<'_>, newest: Option<u64>) -> Result<Option<u64>, WireError> {
+    const MAP: u8 = 0;
+    const VALUE: u8 = 1;
+    const NEWEST: u8 = 2;
+    const STATUS_LAST: u8 = 2;
+
+    match reader.array()? {
+        [MAP] => {
+            reader.map_id()?;
+            reader.counter()?;
+            reader.counter()?;
+            Ok(Some(0))
+        }
+        [VALUE] => {
+            let key = reader.text("key", KEY_BYTES_MAX)?;
+            // chitchat cuts a key after its first byte.
+            if key.is_empty() || !key.is_ascii() {
+                return Err(WireError::Unknown("a key"));
+            }
+            reader.text("value", VALUE_BYTES_MAX)?;
+            let version = reader.counter()?;
+            let [status] = reader.array()?;
+            if status > STATUS_LAST {
+                return Err(WireError::Unknown("a value's status"));
+            }
+            if newest.is_none_or(|newest| version <= newest) {
+                return Err(WireError::Disordered);
+            }
+            Ok(Some(version))
+        }
+        [NEWEST] => {
+            reader.counter()?;
+            // It stands for values, never beside them; chitchat would go back behind what they said.
+            if newest == Some(0) { Ok(None) } else { Err(WireError::Disordered) }
+        }
+        _ => Err(WireError::Unknown("an operation")),
+    }
+}
+
+fn unpack(reader: &mut Reader<'_>) -> Result<Vec<u8>, WireError> {
+    const END: u8 = 0;
+    const COMPRESSED: u8 = 1;
+    const PLAIN: u8 = 2;
+
+    let mut unpacked = Vec::new();
+    loop {
+        let kind = match reader.array()? {
+            [END] => return Ok(unpacked),
+            [kind @ (COMPRESSED | PLAIN)] => kind,
+            _ => return Err(WireError::Unknown("a block")),
+        };
+        let length = usize::from(u16::from_le_bytes(reader.array()?));
+        let block = reader.take(length)?;
+        if kind == PLAIN && length <= BLOCK_BYTES_MAX {
+            unpacked.extend_from_slice(block);
+        } else if kind == COMPRESSED {
+            // Fails for whatever would not fit.
+            let plain = zstd::bulk::decompress(block, BLOCK_BYTES_MAX)
+                .map_err(|_| WireError::Unknown("a compressed block"))?;
+            unpacked.extend_from_slice(&plain);
+        } else {
+            return Err(WireError::Oversized("block"));
+        }
+        if unpacked.len() > DELTA_BYTES_MAX {
+            return Err(WireError::Oversized("delta"));
+        }
+    }
+}
+
+/// Bytes not yet read.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, bytes: usize) -> Result<&'a [u8], WireError> {
+        let (taken, rest) = self.0.split_at_checked(bytes).ok_or(WireError::Truncated)?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn array<const BYTES: usize>(&mut self) -> Result<[u8; BYTES], WireError> {
+        let (taken, rest) = self.0.split_first_chunk().ok_or(WireError::Truncated)?;
+        self.0 = rest;
+        Ok(*taken)
+    }
+
+    fn text(&mut self, what: &'static str, bytes_max: usize) -> Result<&'a str, WireError> {
+        let length = usize::from(u16::from_le_bytes(self.array()?));
+        if length > bytes_max {
+            return Err(WireError::Oversized(what));
+        }
+        std::str::from_utf8(self.take(length)?).map_err(|_| WireError::Unknown(what))
+    }
+
+    fn counter(&mut self) -> Result<u64, WireError> {
+        let counter = u64::from_le_bytes(self.array()?);
+        if counter < COUNTER_MAX { Ok(counter) } else { Err(WireError::Oversized("counter")) }
+    }
+
+    fn map_id(&mut self) -> Result<MapId<'a>, WireError> {
+        let name = self.text("map name", KEY_BYTES_MAX)?;
+        let generation = u64::from_le_bytes(self.array()?);
+        let ip = match self.array()? {
+            [4] => IpAddr::from(self.array::<4>()?),
+            [6] => IpAddr::from(self.array::<16>()?),
+            _ => return Err(WireError::Unknown("an address")),
+        };
+        let port = u16::from_le_bytes(self.array()?);
+        Ok(MapId { name, generation, address: SocketAddr::new(ip, port) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use chitchat::{ChitchatMessage, Deserializable as _};
+
+    const MAP: &str = "00000000000000bb";
+
+    /// Of version 1 of everything: a `Syn`, a `SynAck` and an `Ack` of two nodes.
+    const EXCHANGE: &[u8] = include_bytes!("../../tests/fixtures/wire-1/gossip-exchange");
+
+    fn exchange() -> Vec<&'static [u8]> {
+        let mut reader = Reader(EXCHANGE);
+        let mut messages = Vec::new();
+        while !reader.0.is_empty() {
+            let length = u16::from_le_bytes(reader.array().expect("a length"));
+            messages.push(reader.take(length.into()).expect("a message"));
+        }
+        messages
+    }
+
+    fn head(kind: u8) -> Vec<u8> {
+        [MAGIC.as_slice(), &[VERSION, kind]].concat()
+    }
+
+    fn text(text: &str) -> Vec<u8> {
+        [u16::try_from(text.len()).expect("short").to_le_bytes().as_slice(), text.as_bytes()].concat()
+    }
+
+    fn map(name: &str) -> Vec<u8> {
+        [text(name), 7u64.to_le_bytes().to_vec(), vec![4, 192, 0, 2, 9], 7400u16.to_le_bytes().to_vec()]
+            .concat()
+    }
+
+    fn counters<const COUNT: usize>(counters: [u64; COUNT]) -> Vec<u8> {
+        counters.into_iter().flat_map(u64::to_le_bytes).collect()
+    }
+
+    fn syn(maps: &[&str]) -> Vec<u8> {
+        let count = u16::try_from(maps.len()).expect("few").to_le_bytes().to_vec();
+        let entries = maps.iter().flat_map(|name| [map(name), counters([3, 0, 4])].concat());
+        [head(0), count, entries.collect(), text("acme")].concat()
+    }
+
+    fn value(key: &str, version: u64) -> Vec<u8> {
+        [vec![1], text(key), text("AAAA"), counters([version]), vec![0]].concat()
+    }
+
+    fn newest(version: u64) -> Vec<u8> {
+        [vec![2], counters([version])].concat()
+    }
+
+    /// An `Ack` whose delta has these operations on one map.
+    fn ack(operations: &[Vec<u8>]) -> Vec<u8> {
+        let block = [vec![0], map(MAP), counters([0, 0]), operations.concat()].concat();
+        let length = u16::try_from(block.len()).expect("short").to_le_bytes().to_vec();
+        [head(2), vec![2], length, block, vec![0]].concat()
+    }
+
+    fn refused(message: &[u8]) -> WireError {
+        inspect(message, |_| true).expect_err("refused")
+    }
+
+    #[test]
+    fn what_honest_peers_say_passes_unchanged() {
+        let said = [vec![value("n", 1), value("i/main", 2), value("l", 9)], vec![newest(9)], vec![]];
+        let acks = said.iter().map(|operations| ack(operations));
+        let messages = exchange().into_iter().map(<[u8]>::to_vec).chain(acks).chain([syn(&[MAP]), head(3)]);
+        for message in messages {
+            assert_eq!(inspect(&message, |_| true).as_deref(), Ok(message.as_slice()));
+            assert!(ChitchatMessage::deserialize(&mut message.as_slice()).is_ok());
+        }
+    }
+
+    #[test]
+    fn every_end_too_early_and_every_byte_too_many_is_noticed() {
+        for message in exchange() {
+            for length in 0..message.len() {
+                assert!(inspect(&message[..length], |_| true).is_err(), "{length}");
+            }
+            assert_eq!(refused(&[message, &[0]].concat()), WireError::Trailing);
+        }
+    }
+
+    #[test]
+    fn maps_without_room_or_without_a_name_of_ours_are_taken_out() {
+        let all = syn(&[MAP, "liar", "00000000000000BB", "00000000000000cc"]);
+        let passed = inspect(&all, |map| map.name != "00000000000000cc").expect("the rest is good");
+        assert_eq!(passed, syn(&[MAP]));
+        let mut bytes = 0;
+        let _ = inspect(&syn(&[MAP]), |map| {
+            bytes = map.digest_bytes();
+            true
+        });
+        assert_eq!(bytes, map(MAP).len() + 24);
+    }
+
+    /// Each of them makes chitchat 0.11 panic, now or later.
+    #[test]
+    fn what_would_end_chitchat_is_refused() {
+        assert_eq!(refused(&ack(&[value("é", 1)])), WireError::Unknown("a key"));
+        assert_eq!(refused(&ack(&[value("n", 5), newest(3)])), WireError::Disordered);
+        assert_eq!(refused(&ack(&[newest(3), value("n", 2)])), WireError::Disordered);
+        assert_eq!(refused(&ack(&[value("n", COUNTER_MAX)])), WireError::Oversized("counter"));
+        assert_eq!(refused(&ack(&[newest(u64::MAX)])), WireError::Oversized("counter"));
+    }
+
+    #[test]
+    fn nothing_is_unpacked_without_a_bound() {
+        let bomb = zstd::bulk::compress(&vec![0; 60_000], 0).expect("packed");
+        let block =
+            [&[1], u16::try_from(bomb.len()).expect("short").to_le_bytes().as_slice(), &bomb].concat();
+        assert_eq!(refused(&[head(2), block, vec![0]].concat()), WireError::Unknown("a compressed block"));
+        let full = zstd::bulk::compress(&vec![0; BLOCK_BYTES_MAX], 0).expect("packed");
+        let block =
+            [&[1], u16::try_from(full.len()).expect("short").to_le_bytes().as_slice(), &full].concat();
+        let many = block.repeat(DELTA_BYTES_MAX / BLOCK_BYTES_MAX + 1);
+        assert_eq!(refused(&[head(2), many, vec![0]].concat()), WireError::Oversized("delta"));
+        let long = [head(0), vec![0, 0], text(&"x".repeat(CLUSTER_BYTES_MAX + 1))].concat();
+        assert_eq!(refused(&long), WireError::Oversized("cluster"));
+    }
+}

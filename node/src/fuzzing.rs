@@ -1,0 +1,29 @@
+//! Doors for `tests/fuzz` to the pure parts of the proxy.
+
+use http::{HeaderMap, Request, Version};
+use starling_gossip::identity::SpiffeId;
+
+use crate::proxy::{headers, name};
+
+/// The headers of a request after both sidecars had it: the caller's, then the callee's, who knows `peer`.
+pub fn headers_at_workload(mut headers: HeaderMap, version: Version, peer: &SpiffeId) -> HeaderMap {
+    for _ in 0..2 {
+        let upgrade = headers::upgrade(&headers, version);
+        headers::remove_hop_by_hop(&mut headers, upgrade.as_ref());
+    }
+    headers::set_peer(&mut headers, peer);
+    headers
+}
+
+/// The headers of an answer after both sidecars had it.
+pub fn headers_at_caller(mut headers: HeaderMap) -> HeaderMap {
+    headers::remove_own(&mut headers);
+    headers::remove_hop_by_hop(&mut headers, None);
+    headers::remove_hop_by_hop(&mut headers, None);
+    headers
+}
+
+/// The service that a request by name means, if it means one.
+pub fn service_of(request: &Request<()>) -> Option<String> {
+    name::service_of(request).ok()
+}
