@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 /// Calls of each kind between each pair.
-const CALLS: usize = 50;
+const CALLS: usize = 20;
 
 fn previous() -> PathBuf {
     std::env::var_os("STARLING_PREVIOUS").expect("run by tests/previous, which sets STARLING_PREVIOUS").into()

@@ -3,13 +3,14 @@
 //! Who may begin a handshake, [`crate::admission`] decides by counting only; who they are is found
 //! out in it.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use quinn::{ConnectionError, Incoming, VarInt};
 use rustls::crypto::CryptoProvider;
 
-use crate::admission::{Admission, admit};
+use crate::admission::{Admission, HalfOpen, admit, source};
 use crate::connection::Connection;
 use crate::credentials::Credentials;
 use crate::dial::{authenticated, canonical};
@@ -27,15 +28,15 @@ pub(crate) struct Acceptor {
     pub(crate) credentials: Credentials,
     pub(crate) provider: Arc<CryptoProvider>,
     pub(crate) config: quinn::ServerConfig,
-    pub(crate) half_open: Arc<AtomicUsize>,
+    pub(crate) under_way: UnderWay,
 }
 
 impl Acceptor {
     pub(crate) async fn run(self, endpoint: quinn::Endpoint) {
         while let Some(incoming) = endpoint.accept().await {
-            let occupancy = self.pool.occupancy(incoming.remote_address().ip(), None);
-            let half_open = self.half_open.load(Ordering::Relaxed);
-            match admit(half_open, occupancy, incoming.remote_address_validated()) {
+            let ip = incoming.remote_address().ip();
+            let occupancy = self.pool.occupancy(ip, None);
+            match admit(self.under_way.half_open(ip), occupancy, incoming.remote_address_validated()) {
                 Admission::Accept => self.begin(incoming),
                 Admission::Retry => {
                     telemetry::handshake(Direction::Inbound, "retry");
@@ -51,14 +52,14 @@ impl Acceptor {
     }
 
     fn begin(&self, incoming: Incoming) {
-        let half_open = HalfOpen::new(&self.half_open);
+        let handshake = self.under_way.begin(&incoming);
         let (crypto, verdict) = tls::quic_server(&self.provider, &self.credentials);
         let mut config = self.config.clone();
         config.crypto = crypto;
         let (pool, credentials) = (self.pool.clone(), self.credentials.clone());
         tokio::spawn(async move {
             let shaken = shake_hands(incoming, config, &verdict, &credentials).await;
-            drop(half_open);
+            drop(handshake);
             let outcome = match shaken {
                 Ok(connection) => welcome(&pool, connection),
                 Err(outcome) => outcome,
@@ -106,18 +107,58 @@ fn welcome(pool: &Pool, connection: Connection) -> &'static str {
     "ok"
 }
 
-/// One handshake under way, counted while it lives.
-struct HalfOpen(Arc<AtomicUsize>);
+/// Handshakes under way.
+#[derive(Clone, Default)]
+pub(crate) struct UnderWay {
+    counts: Arc<Mutex<Counts>>,
+}
 
-impl HalfOpen {
-    fn new(count: &Arc<AtomicUsize>) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count.clone())
+/// By source only those who have proved that they receive there.
+#[derive(Default)]
+struct Counts {
+    all: usize,
+    by_source: BTreeMap<SocketAddr, usize>,
+}
+
+/// One handshake under way, counted while it lives.
+struct Handshake {
+    under_way: UnderWay,
+    proved: Option<SocketAddr>,
+}
+
+impl UnderWay {
+    fn half_open(&self, ip: IpAddr) -> HalfOpen {
+        let counts = self.counts();
+        let from_source = counts.by_source.get(source(ip).start()).copied().unwrap_or_default();
+        HalfOpen { all: counts.all, from_source }
+    }
+
+    fn begin(&self, incoming: &Incoming) -> Handshake {
+        let ip = incoming.remote_address().ip();
+        let proved = incoming.remote_address_validated().then(|| *source(ip).start());
+        let mut counts = self.counts();
+        counts.all += 1;
+        if let Some(source) = proved {
+            *counts.by_source.entry(source).or_default() += 1;
+        }
+        Handshake { under_way: self.clone(), proved }
+    }
+
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for HalfOpen {
+impl Drop for Handshake {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        let mut counts = self.under_way.counts();
+        counts.all -= 1;
+        let Some(source) = self.proved else { return };
+        if let Some(count) = counts.by_source.get_mut(&source) {
+            *count -= 1;
+            if *count == 0 {
+                counts.by_source.remove(&source);
+            }
+        }
     }
 }

@@ -9,7 +9,7 @@ use std::ops::RangeInclusive;
 
 use crate::limits::{
     ACCEPTED_PER_IDENTITY_MAX, CONNECTIONS_ACCEPTED_MAX, CONNECTIONS_MAX, CONNECTIONS_PER_SOURCE_MAX,
-    HALF_OPEN_MAX, HALF_OPEN_UNPROVED_MAX,
+    HALF_OPEN_MAX, HALF_OPEN_PER_SOURCE_MAX, HALF_OPEN_UNPROVED_MAX,
 };
 
 /// What to do with somebody's first packet.
@@ -36,11 +36,21 @@ pub(crate) struct Occupancy {
     pub(crate) of_identity: usize,
 }
 
+/// Handshakes under way, when somebody knocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct HalfOpen {
+    /// From anybody.
+    pub(crate) all: usize,
+    /// From the source, by those who have proved that they receive there.
+    pub(crate) from_source: usize,
+}
+
 /// Decides about a first packet, by counts only.
-pub(crate) fn admit(half_open: usize, occupancy: Occupancy, proved: bool) -> Admission {
-    if half_open >= HALF_OPEN_MAX || !has_room(occupancy) {
+pub(crate) fn admit(half_open: HalfOpen, occupancy: Occupancy, proved: bool) -> Admission {
+    let source_is_full = proved && half_open.from_source >= HALF_OPEN_PER_SOURCE_MAX;
+    if half_open.all >= HALF_OPEN_MAX || source_is_full || !has_room(occupancy) {
         Admission::Refuse
-    } else if half_open >= HALF_OPEN_UNPROVED_MAX && !proved {
+    } else if half_open.all >= HALF_OPEN_UNPROVED_MAX && !proved {
         Admission::Retry
     } else {
         Admission::Accept
@@ -88,13 +98,23 @@ mod tests {
 
     #[test]
     fn many_strangers_must_prove_their_address_and_too_many_are_refused() {
-        assert_eq!(admit(0, FREE, false), Admission::Accept);
-        assert_eq!(admit(HALF_OPEN_UNPROVED_MAX, FREE, false), Admission::Retry);
-        assert_eq!(admit(HALF_OPEN_UNPROVED_MAX, FREE, true), Admission::Accept);
-        assert_eq!(admit(HALF_OPEN_MAX, FREE, true), Admission::Refuse);
+        let all = |all| HalfOpen { all, from_source: 0 };
+        assert_eq!(admit(all(0), FREE, false), Admission::Accept);
+        assert_eq!(admit(all(HALF_OPEN_UNPROVED_MAX), FREE, false), Admission::Retry);
+        assert_eq!(admit(all(HALF_OPEN_UNPROVED_MAX), FREE, true), Admission::Accept);
+        assert_eq!(admit(all(HALF_OPEN_MAX), FREE, true), Admission::Refuse);
         for full in FULL {
-            assert_eq!(admit(0, full, true), Admission::Refuse, "{full:?}");
+            assert_eq!(admit(all(0), full, true), Admission::Refuse, "{full:?}");
         }
+    }
+
+    #[test]
+    fn one_source_begins_no_more_than_its_share_and_nobody_speaks_for_it() {
+        let share = HalfOpen { all: HALF_OPEN_PER_SOURCE_MAX, from_source: HALF_OPEN_PER_SOURCE_MAX };
+        assert_eq!(admit(share, FREE, true), Admission::Refuse);
+        assert_eq!(admit(share, FREE, false), Admission::Retry, "it may be somebody else's packet");
+        assert_eq!(admit(HalfOpen { from_source: 0, ..share }, FREE, true), Admission::Accept);
+        const { assert!(HALF_OPEN_PER_SOURCE_MAX <= HALF_OPEN_MAX / 4) };
     }
 
     #[test]

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 
 use starling_gossip::link::Received;
 
-use crate::accept::Acceptor;
+use crate::accept::{Acceptor, UnderWay};
 use crate::credentials::Credentials;
 use crate::dial::Dialler;
 use crate::incoming::IncomingStream;
@@ -88,8 +88,8 @@ impl Endpoint {
         let dialler = Dialler { endpoint: quinn.clone(), provider: provider.clone(), transport };
         let pool = Pool::new(dialler, credentials.clone(), inbox, rng);
         tokio::spawn(pool.close_revoked());
-        let half_open = Arc::default();
-        let acceptor = Acceptor { pool: pool.clone(), credentials, provider, config, half_open };
+        let under_way = UnderWay::default();
+        let acceptor = Acceptor { pool: pool.clone(), credentials, provider, config, under_way };
         tokio::spawn(acceptor.run(quinn.clone()));
         Ok((Self { quinn, local_addr, pool }, Incoming { streams, gossip }))
     }

@@ -35,6 +35,11 @@ pub const HALF_OPEN_UNPROVED_MAX: usize = 64;
 /// Handshakes under way from anybody. At 1 ms of CPU each this is about a second of work.
 pub const HALF_OPEN_MAX: usize = 1_024;
 
+/// Handshakes under way from one IPv4 address or one /64 of IPv6 that has shown that it receives there:
+/// a quarter of all, so that nobody keeps everybody else out by beginning and never ending. Who
+/// has not shown it is not counted, for anybody could be named.
+pub const HALF_OPEN_PER_SOURCE_MAX: usize = 256;
+
 /// Early packets kept for one handshake before we answer it. A first flight is under 8 KiB.
 pub const HALF_OPEN_BYTES_MAX: u64 = 64 * 1024;
 

@@ -13,7 +13,7 @@ use super::counters::Counters;
 use super::harness::{Ca, Issued, eventually, within};
 use crate::dial::ConnectError;
 use crate::header::{Answer, PREAMBLE_BYTES, Preamble, RefusalReason};
-use crate::limits::HALF_OPEN_UNPROVED_MAX;
+use crate::limits::{HALF_OPEN_PER_SOURCE_MAX, HALF_OPEN_UNPROVED_MAX};
 use crate::stream::BeginError;
 use crate::tls;
 use crate::verify::{Expected, IdentityRefusal, PeerVerifier};
@@ -195,6 +195,51 @@ async fn a_crowd_proves_its_address() {
     assert!(count("retry") > 0);
     assert_eq!(count("overloaded"), 0);
     assert!(connected as u64 >= count("ok") && count("ok") > 0);
+}
+
+/// Passes what a stranger sends, and of the answers only those that ask for a proof of its address.
+async fn stall(front: Arc<tokio::net::UdpSocket>, target: SocketAddr) {
+    let back = tokio::net::UdpSocket::bind("127.0.0.1:0").await.expect("a port");
+    let (mut there, mut here) = (vec![0; 65_535], vec![0; 65_535]);
+    let mut stranger = None;
+    loop {
+        tokio::select! {
+            Ok((bytes, from)) = front.recv_from(&mut there) => {
+                stranger = Some(from);
+                let _ = back.send_to(&there[..bytes], target).await;
+            }
+            Ok((bytes, _)) = back.recv_from(&mut here) => {
+                // A long header of the type Retry (RFC 9000, section 17.2.5).
+                if let (0xf0, Some(to)) = (here[0] & 0xf0, stranger) {
+                    let _ = front.send_to(&here[..bytes], to).await;
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn one_source_that_begins_and_never_ends_keeps_nobody_out() {
+    let ca = Ca::new();
+    let web = ca.node("web");
+    let metrics = Counters::here();
+    let front = Arc::new(tokio::net::UdpSocket::bind("127.0.0.1:0").await.expect("a port"));
+    let relay = front.local_addr().expect("an address");
+    tokio::spawn(stall(front, web.address()));
+    let stranger = client(&ca, None);
+    let dials = HALF_OPEN_UNPROVED_MAX + HALF_OPEN_PER_SOURCE_MAX + 150;
+    let _dials: Vec<_> =
+        (0..dials).map(|_| stranger.connect(relay, "starling.invalid").expect("dialled")).collect();
+    // A machine busy with other tests may be too slow to begin so many before the first run out.
+    let count = |outcome| metrics.total("starling_handshakes_total", outcome);
+    eventually("its share is used up", || {
+        count("overloaded") > 0 || count("timed_out") >= HALF_OPEN_UNPROVED_MAX as u64
+    })
+    .await;
+    let other = super::harness::Node::bind("127.0.0.2:0", ca.credentials("other"));
+    let connection = other.dial(&web).await.expect("connected all the same");
+    assert_eq!(connection.peer().id, web.id());
+    eventually("the stranger's handshakes end", || count("timed_out") >= HALF_OPEN_UNPROVED_MAX as u64).await;
 }
 
 #[tokio::test]
