@@ -55,8 +55,8 @@ async fn first_packets(mesh: &Mesh) -> Vec<Vec<u8>> {
 
 /// Sends `packets` over and over, each from the next address; how many were sent.
 fn flood(target: SocketAddr, packets: &[Vec<u8>], ended: &AtomicBool) -> u64 {
-    let [_, high, low, _] = Ipv4Addr::octets(match target {
-        SocketAddr::V4(target) => *target.ip(),
+    let [_, high, low, _] = Ipv4Addr::octets(*match target {
+        SocketAddr::V4(target) => target.ip(),
         SocketAddr::V6(_) => unreachable!("this test's nodes have IPv4 addresses"),
     });
     // Beside the addresses of tests, so that no other test counts these.
