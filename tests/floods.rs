@@ -1,6 +1,6 @@
 //! A node under a flood of handshakes that nobody means: honest calls go on, and memory stays.
 
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -55,10 +55,8 @@ async fn first_packets(mesh: &Mesh) -> Vec<Vec<u8>> {
 
 /// Sends `packets` over and over, each from the next address; how many were sent.
 fn flood(target: SocketAddr, packets: &[Vec<u8>], ended: &AtomicBool) -> u64 {
-    let [_, high, low, _] = Ipv4Addr::octets(*match target {
-        SocketAddr::V4(target) => target.ip(),
-        SocketAddr::V6(_) => unreachable!("this test's nodes have IPv4 addresses"),
-    });
+    let IpAddr::V4(ip) = target.ip() else { unreachable!("this test's nodes have IPv4 addresses") };
+    let [_, high, low, _] = ip.octets();
     // Beside the addresses of tests, so that no other test counts these.
     let bind =
         |source| UdpSocket::bind((Ipv4Addr::new(127, high, low, 190 + source % 64), 0)).expect("bound");
