@@ -64,7 +64,7 @@ impl Listener {
         };
         let (_, snapshots) = watch::channel(Arc::new(Snapshot::default()));
         let (_, seeds) = watch::channel(Vec::new());
-        let book = AddressBook { snapshots, seeds };
+        let book = AddressBook { snapshots, seeds, acquaintances: watch::Sender::default().subscribe() };
         let spoken = [("n".to_owned(), "AAAA".to_owned()), ("l".to_owned(), "BBBB".to_owned())].into();
         let replica = runtime.block_on(async {
             let replica = Replica::start(settings, link, book).await.expect("it starts");
