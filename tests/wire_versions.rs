@@ -50,7 +50,7 @@ fn the_life_of_an_owner_is_read_and_believed() {
         let renewal: Renewal =
             codec::decode::<_, 64>(&fixture(&format!("{who}-3-renewal"))).expect("a renewal");
         assert_eq!((renewal.incarnation, renewal.counter), (WALL.unix_millis, 1));
-        assert_eq!(catalogue.apply_renewal(&name, &renewal, now), Ok(()));
+        assert_eq!(catalogue.apply_renewal(&name, &renewal, now, WALL), Ok(()));
         for file in ["4-withdrawn", "5-left"] {
             let sealed = fixture(&format!("{who}-{file}"));
             assert_eq!(catalogue.apply_filed(&name, &sealed, now, WALL), Ok(Applied::Accepted), "{file}");

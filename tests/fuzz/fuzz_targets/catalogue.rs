@@ -30,7 +30,7 @@ fuzz_target!(|input: &[u8]| {
         let Some((kind, body)) = piece.split_first() else { continue };
         match kind {
             0 | 1 => offer(&mut catalogue, usize::from(*kind), body, now, wall),
-            2 => renew(&mut catalogue, body, now),
+            2 => renew(&mut catalogue, body, now, wall),
             _ => {
                 let passes = Duration::from_millis(u64::from(*kind) << (body.len() % 16));
                 now += passes;
@@ -61,13 +61,13 @@ fn offer(catalogue: &mut Catalogue, signer: usize, body: &[u8], now: Instant, wa
     assert!(catalogue.apply_filed("0000000000000000", &sealed, now, wall).is_err());
 }
 
-fn renew(catalogue: &mut Catalogue, body: &[u8], now: Instant) {
+fn renew(catalogue: &mut Catalogue, body: &[u8], now: Instant, wall: WallTime) {
     let Some((number, renewal)) = body.split_first() else { return };
     let Ok(renewal) = codec::decode::<Renewal, 64>(renewal) else { return };
     let Ok(identity) = IDENTITIES[usize::from(*number) % IDENTITIES.len()].parse() else { return };
     let Ok(node) = format!("node-{}", number % 4).parse() else { return };
     let name = starling_gossip::record::Owner { identity, node }.short_name();
-    let _ = catalogue.apply_renewal(&name, &renewal, now);
+    let _ = catalogue.apply_renewal(&name, &renewal, now, wall);
 }
 
 fn check(catalogue: &mut Catalogue) {
