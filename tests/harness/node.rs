@@ -12,6 +12,7 @@ use tokio::process::{Child, ChildStdin};
 
 use crate::admin::Admin;
 use crate::mesh::{Mesh, replace_file};
+use crate::passed::PassedSockets;
 use crate::wait::{eventually, within};
 use crate::{LEASH, program};
 
@@ -34,6 +35,7 @@ pub struct NodeConfig<'m> {
     extra: String,
     admin: String,
     before: String,
+    is_activated: bool,
 }
 
 /// A node's process. It is killed when this is dropped.
@@ -50,6 +52,7 @@ pub struct Node {
     admin: SocketAddr,
     http_proxy: SocketAddr,
     outbounds: BTreeMap<String, SocketAddr>,
+    passed: PassedSockets,
 }
 
 impl<'m> NodeConfig<'m> {
@@ -68,6 +71,7 @@ impl<'m> NodeConfig<'m> {
             extra: String::new(),
             admin: String::new(),
             before: String::new(),
+            is_activated: false,
         }
     }
 
@@ -154,6 +158,12 @@ impl<'m> NodeConfig<'m> {
         self
     }
 
+    /// Is passed all its sockets bound, and so is every process after the first.
+    pub fn is_activated(mut self) -> Self {
+        self.is_activated = true;
+        self
+    }
+
     /// Further sections.
     pub fn sections(mut self, toml: &str) -> Self {
         self.extra = toml.to_owned();
@@ -185,7 +195,14 @@ impl<'m> NodeConfig<'m> {
         let (admin, http_proxy) = (self.mesh.free_address(), self.mesh.free_address());
         fs::write(directory.join("starling.toml"), self.toml(listen, admin, http_proxy)).expect("a file");
         self.mesh.add_seed(listen);
-        let (process, leash) = spawn(&directory, &self.before, &self.environment);
+        let mut passed = PassedSockets::default();
+        if self.is_activated {
+            let local = [admin, http_proxy].into_iter().chain(self.outbounds.values().copied());
+            local.for_each(|address| passed.listen(address));
+            passed.datagrams(listen);
+            passed.listen_unix(&directory.join("admin.sock"));
+        }
+        let (process, leash) = spawn(&directory, &self.before, &passed, &self.environment);
         let mut node = Node {
             before: self.before,
             process,
@@ -197,6 +214,7 @@ impl<'m> NodeConfig<'m> {
             admin,
             http_proxy,
             outbounds: self.outbounds,
+            passed,
         };
         node.wait_until_ready().await;
         node
@@ -332,7 +350,7 @@ impl Node {
 
     /// Starts it again after its end, with the same files.
     pub async fn restart(&mut self) {
-        (self.process, self.leash) = spawn(&self.directory, &self.before, &self.environment);
+        (self.process, self.leash) = spawn(&self.directory, &self.before, &self.passed, &self.environment);
         self.wait_until_ready().await;
     }
 
@@ -356,14 +374,21 @@ impl Drop for Node {
     }
 }
 
-fn spawn(directory: &Path, before: &str, environment: &BTreeMap<String, String>) -> (Child, ChildStdin) {
+fn spawn(
+    directory: &Path,
+    before: &str,
+    passed: &PassedSockets,
+    environment: &BTreeMap<String, String>,
+) -> (Child, ChildStdin) {
     let log = fs::OpenOptions::new().create(true).append(true).open(directory.join("log")).expect("a log");
-    let mut command = tokio::process::Command::new("/bin/sh");
+    let mut command = std::process::Command::new("/bin/sh");
     command.arg("-c").arg(format!("set -e; {before}\nexec \"$0\" \"$@\"")).arg(program());
     command.args(["run", "--config"]).arg(directory.join("starling.toml"));
     // A developer's own settings are not the tests'.
     command.env_clear().envs(environment).env(LEASH, "1");
     command.stdin(Stdio::piped()).stdout(log.try_clone().expect("a log")).stderr(log);
+    passed.pass_to(&mut command);
+    let mut command = tokio::process::Command::from(command);
     let mut process = command.kill_on_drop(true).spawn().expect("the program under test");
     let leash = process.stdin.take().expect("a pipe");
     (process, leash)
