@@ -217,8 +217,8 @@ impl Node {
         };
         info!(?shutdown, "stopping");
         manager.stopping();
-        self.local.drain();
         let end = drain.begin(shutdown, self.config.node.drain_timeout, &clock);
+        self.local.drain();
         drain.finish_inbound(end).await;
         self.local.withdraw().await;
         gossip.leave().await;
