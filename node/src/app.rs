@@ -171,33 +171,12 @@ impl Node {
     /// Runs until `signal` or an action of the admin API asks for the end, then drains, withdraws
     /// and closes.
     pub async fn run(self, manager: &ServiceManager, signal: impl Future<Output = Shutdown> + Send) {
-        let Shown { gossip, transport, credentials, drain, metrics, clock, started, store, .. } = self.shown;
         let mut tasks = JoinSet::new();
+        self.spawn_upkeep(&mut tasks, manager);
+        let Shown { gossip, transport, credentials, drain, clock, started, store, .. } = self.shown;
         let gossip_loop = tokio::spawn(self.gossip_loop.run());
-        let (pool, seed_addresses) = (transport.pool().clone(), self.seeds.subscribe());
-        tasks.spawn(seeds::explain_loneliness(gossip.clone(), pool, seed_addresses));
         tasks.spawn(seeds::follow(self.config.mesh.seeds.clone(), self.seeds));
-        let table = self.outbound.table.clone();
-        tasks.spawn(keep_routes(
-            gossip.clone(),
-            table,
-            self.config.node.locality.clone(),
-            self.capacity.upstream,
-            transport.clone(),
-            clock.clone(),
-        ));
-        if let Some(bytes_max) = self.capacity.memory_max {
-            tasks.spawn(memory::keep_below(bytes_max, self.capacity.gates(), clock.clone()));
-        }
-        tasks.spawn(self.capacity.clients.watches.clone().look());
-        tasks.spawn(sweep_idle(self.outbound.table.clone(), self.inbound.clone()));
         tasks.spawn(accept_streams(self.streams, self.inbound.clone()));
-        tasks.spawn(credential_files(&self.config).follow(credentials.clone()));
-        tasks.spawn(speak_as(credentials.clone(), gossip.clone()));
-        tasks.spawn(calendar::watch(credentials.clone(), clock.clone()));
-        tasks.spawn(metrics.upkeep());
-        tasks.spawn(keep_watchdog(manager.clone(), gossip.clone(), drain.clone()));
-        tasks.spawn(tell_status(manager.clone(), gossip.clone(), drain.clone()));
         for listener in self.listeners {
             tasks.spawn(listener.run());
         }
@@ -232,6 +211,33 @@ impl Node {
             store.close().await;
         }
         info!("stopped");
+    }
+
+    /// What goes on beside the traffic until the node has ended.
+    fn spawn_upkeep(&self, tasks: &mut JoinSet<()>, manager: &ServiceManager) {
+        let Shown { gossip, transport, credentials, drain, metrics, clock, .. } = &self.shown;
+        let table = &self.outbound.table;
+        let (pool, seed_addresses) = (transport.pool().clone(), self.seeds.subscribe());
+        tasks.spawn(seeds::explain_loneliness(gossip.clone(), pool, seed_addresses));
+        tasks.spawn(keep_routes(
+            gossip.clone(),
+            table.clone(),
+            self.config.node.locality.clone(),
+            self.capacity.upstream,
+            transport.clone(),
+            clock.clone(),
+        ));
+        if let Some(bytes_max) = self.capacity.memory_max {
+            tasks.spawn(memory::keep_below(bytes_max, self.capacity.gates(), clock.clone()));
+        }
+        tasks.spawn(self.capacity.clients.watches.clone().look());
+        tasks.spawn(sweep_idle(table.clone(), self.inbound.clone()));
+        tasks.spawn(credential_files(&self.config).follow(credentials.clone()));
+        tasks.spawn(speak_as(credentials.clone(), gossip.clone()));
+        tasks.spawn(calendar::watch(credentials.clone(), clock.clone()));
+        tasks.spawn(metrics.clone().upkeep());
+        tasks.spawn(keep_watchdog(manager.clone(), gossip.clone(), drain.clone()));
+        tasks.spawn(tell_status(manager.clone(), gossip.clone(), drain.clone()));
     }
 }
 
