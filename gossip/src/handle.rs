@@ -67,6 +67,7 @@ pub(crate) enum Command {
     SetInstance { id: Label, instance: Option<Instance> },
     Rotate(Arc<Svid>, Arc<TrustBundle>),
     Members(oneshot::Sender<Vec<MemberView>>),
+    Pulse(oneshot::Sender<()>),
     Leave(oneshot::Sender<()>),
 }
 
@@ -106,6 +107,13 @@ impl Gossip {
         let (reply, answer) = oneshot::channel();
         let _ = self.commands.send(Command::Members(reply)).await;
         answer.await.unwrap_or_default()
+    }
+
+    /// Resolves when the loop has come round to answering, for watchdogs; `false` if it has ended.
+    pub async fn pulse(&self) -> bool {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.commands.send(Command::Pulse(reply)).await;
+        answer.await.is_ok()
     }
 
     /// Withdraws this node, tells several peers, and ends the loop.

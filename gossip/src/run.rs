@@ -198,6 +198,9 @@ impl GossipLoop {
             Command::Members(reply) => {
                 let _ = reply.send(self.members());
             }
+            Command::Pulse(reply) => {
+                let _ = reply.send(());
+            }
             Command::Leave(_) => unreachable!("the loop handles it"),
         }
     }

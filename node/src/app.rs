@@ -26,7 +26,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
-use crate::admin::Admin;
+use crate::admin::{Admin, view};
 use crate::balance::Chance;
 use crate::calendar;
 use crate::capacity::Capacity;
@@ -37,11 +37,13 @@ use crate::endpoint::Endpoint;
 use crate::live::LiveTable;
 use crate::local::LocalInstances;
 use crate::memory;
+use crate::notify::ServiceManager;
 use crate::proxy::inbound::Inbound;
 use crate::proxy::listener::{self, Clients, Listener, Serves};
-use crate::proxy::outbound::Outbound;
+use crate::proxy::outbound::{Newcomer, Outbound};
 use crate::route;
 use crate::seeds;
+use crate::sockets::Sockets;
 use crate::store::Store;
 use crate::telemetry::Metrics;
 use crate::upstream::UpstreamLimits;
@@ -53,6 +55,9 @@ const ROUTES_SETTLE: Duration = Duration::from_millis(50);
 /// Kept connections go after one to two of these without work. Longer than the pause between two
 /// requests of a program that polls, shorter than what nginx (75 s) keeps one open.
 const IDLE_SWEEP: Duration = Duration::from_secs(30);
+
+/// The service manager's line changes at most this often.
+const STATUS_PERIOD: Duration = Duration::from_secs(2);
 
 /// How long a stopping node waits for its last bytes to be acknowledged.
 const CLOSE_GRACE: Duration = Duration::from_secs(1);
@@ -90,18 +95,24 @@ pub(crate) struct Shown {
 
 impl Node {
     /// Binds everything a node needs. Errors say what to do; nothing is left behind.
-    pub async fn bind(config: Config, files: Files, clock: Clock, metrics: Metrics) -> anyhow::Result<Self> {
+    pub async fn bind(
+        config: Config,
+        files: Files,
+        mut sockets: Sockets,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> anyhow::Result<Self> {
         // Everything random that need not be secret follows from this one seed.
         let mut rng = StdRng::from_os_rng();
         let started = clock.now();
         let credentials = Credentials::new(files.svid, files.trust_bundle, clock.clone())?;
         let capacity = Capacity::new(&config.limits);
-        let (transport, incoming) = Transport::bind(
-            config.node.listen,
-            credentials.clone(),
-            capacity.windows,
-            StdRng::seed_from_u64(rng.random()),
-        )?;
+        let transport_rng = StdRng::seed_from_u64(rng.random());
+        let (own, windows) = (credentials.clone(), capacity.windows);
+        let (transport, incoming) = match sockets.udp(config.node.listen, "node.listen") {
+            Some(passed) => Transport::on_socket(passed, own, windows, transport_rng)?,
+            None => Transport::bind(config.node.listen, own, windows, transport_rng)?,
+        };
         let address = advertised(&config, transport.local_addr())?;
         let (store, remembered) = open_store(&config, &clock).await?.unzip();
         let (seeds, seed_addresses) = watch::channel(Vec::new());
@@ -121,21 +132,26 @@ impl Node {
         let local = local_instances(&config, &capacity, gossip.clone(), &clock, rng.random());
         let outbound = Arc::new(outbound(&config, &capacity, &clock, rng.random()));
         let inbound = Arc::new(inbound(&capacity, &clock, &local));
-        let listeners = bind_listeners(&config, &outbound, &capacity.clients).await?;
+        let listeners = bind_listeners(&config, &outbound, &capacity.clients, &mut sockets).await?;
         let shown = Shown {
             gossip,
             transport,
             credentials,
             local: local.clone(),
             table: outbound.table.clone(),
-            drain: Drain::new(inbound.gate.clone(), outbound.gate.clone()),
+            drain: Drain::new(
+                inbound.gate.clone(),
+                outbound.gate.clone(),
+                capacity.clients.connections.clone(),
+            ),
             metrics,
             clock,
             started,
             address,
             store,
         };
-        let admin = Admin::bind(&config, files.token, shown.clone()).await?;
+        let admin = Admin::bind(&config, files.token, shown.clone(), &mut sockets).await?;
+        sockets.finish()?;
         let streams = incoming.streams;
         Ok(Self {
             config,
@@ -154,32 +170,13 @@ impl Node {
 
     /// Runs until `signal` or an action of the admin API asks for the end, then drains, withdraws
     /// and closes.
-    pub async fn run(self, signal: impl Future<Output = Shutdown> + Send) {
-        let Shown { gossip, transport, credentials, drain, metrics, clock, started, store, .. } = self.shown;
+    pub async fn run(self, manager: &ServiceManager, signal: impl Future<Output = Shutdown> + Send) {
         let mut tasks = JoinSet::new();
+        self.spawn_upkeep(&mut tasks, manager);
+        let Shown { gossip, transport, credentials, drain, clock, started, store, .. } = self.shown;
         let gossip_loop = tokio::spawn(self.gossip_loop.run());
-        let (pool, seed_addresses) = (transport.pool().clone(), self.seeds.subscribe());
-        tasks.spawn(seeds::explain_loneliness(gossip.clone(), pool, seed_addresses));
         tasks.spawn(seeds::follow(self.config.mesh.seeds.clone(), self.seeds));
-        let table = self.outbound.table.clone();
-        tasks.spawn(keep_routes(
-            gossip.clone(),
-            table,
-            self.config.node.locality.clone(),
-            self.capacity.upstream,
-            transport.clone(),
-            clock.clone(),
-        ));
-        if let Some(bytes_max) = self.capacity.memory_max {
-            tasks.spawn(memory::keep_below(bytes_max, self.capacity.gates(), clock.clone()));
-        }
-        tasks.spawn(self.capacity.clients.watches.clone().look());
-        tasks.spawn(sweep_idle(self.outbound.table.clone(), self.inbound.clone()));
         tasks.spawn(accept_streams(self.streams, self.inbound.clone()));
-        tasks.spawn(credential_files(&self.config).follow(credentials.clone()));
-        tasks.spawn(speak_as(credentials.clone(), gossip.clone()));
-        tasks.spawn(calendar::watch(credentials.clone(), clock.clone()));
-        tasks.spawn(metrics.upkeep());
         for listener in self.listeners {
             tasks.spawn(listener.run());
         }
@@ -191,16 +188,22 @@ impl Node {
             node = %self.config.node.name, identity = %credentials.id(),
             listen = %transport.local_addr(), ready_after = ?(clock.now() - started), "ready"
         );
+        manager.ready();
 
         let shutdown = tokio::select! {
             shutdown = signal => shutdown,
             shutdown = drain.requested() => shutdown,
         };
         info!(?shutdown, "stopping");
+        manager.stopping();
+        let end = drain.begin(shutdown, self.config.node.drain_timeout, &clock);
         self.local.drain();
-        drain.finish(shutdown, self.config.node.drain_timeout, &clock).await;
+        drain.finish_inbound(end).await;
         self.local.withdraw().await;
         gossip.leave().await;
+        drain.finish_outbound(end).await;
+        // Kept streams are nobody's work: the end waits for others only.
+        self.outbound.table.store(Arc::default());
         transport.close(CLOSE_GRACE).await;
         tasks.shutdown().await;
         let _ = gossip_loop.await;
@@ -208,6 +211,33 @@ impl Node {
             store.close().await;
         }
         info!("stopped");
+    }
+
+    /// What goes on beside the traffic until the node has ended.
+    fn spawn_upkeep(&self, tasks: &mut JoinSet<()>, manager: &ServiceManager) {
+        let Shown { gossip, transport, credentials, drain, metrics, clock, .. } = &self.shown;
+        let table = &self.outbound.table;
+        let (pool, seed_addresses) = (transport.pool().clone(), self.seeds.subscribe());
+        tasks.spawn(seeds::explain_loneliness(gossip.clone(), pool, seed_addresses));
+        tasks.spawn(keep_routes(
+            gossip.clone(),
+            table.clone(),
+            self.config.node.locality.clone(),
+            self.capacity.upstream,
+            transport.clone(),
+            clock.clone(),
+        ));
+        if let Some(bytes_max) = self.capacity.memory_max {
+            tasks.spawn(memory::keep_below(bytes_max, self.capacity.gates(), clock.clone()));
+        }
+        tasks.spawn(self.capacity.clients.watches.clone().look());
+        tasks.spawn(sweep_idle(table.clone(), self.inbound.clone()));
+        tasks.spawn(credential_files(&self.config).follow(credentials.clone()));
+        tasks.spawn(speak_as(credentials.clone(), gossip.clone()));
+        tasks.spawn(calendar::watch(credentials.clone(), clock.clone()));
+        tasks.spawn(metrics.clone().upkeep());
+        tasks.spawn(keep_watchdog(manager.clone(), gossip.clone(), drain.clone()));
+        tasks.spawn(tell_status(manager.clone(), gossip.clone(), drain.clone()));
     }
 }
 
@@ -238,6 +268,7 @@ fn outbound(config: &Config, capacity: &Capacity, clock: &Clock, seed: u64) -> O
         attempts_max: config.limits.attempts_max as usize,
         chance: Chance::new(seed),
         clock: clock.clone(),
+        newcomer: Newcomer { started: (!config.mesh.seeds.is_empty()).then(|| clock.now()) },
         unknown: Outbound::unknown_meter(),
     }
 }
@@ -310,6 +341,7 @@ async fn bind_listeners(
     config: &Config,
     outbound: &Arc<Outbound>,
     clients: &Clients,
+    sockets: &mut Sockets,
 ) -> io::Result<Vec<Listener>> {
     let fixed = config.outbounds.iter().enumerate().map(|(index, fixed)| {
         (fixed.listen, format!("outbound[{index}].listen"), Serves::Service(fixed.service.clone()))
@@ -319,7 +351,7 @@ async fn bind_listeners(
     let mut listeners = Vec::new();
     for (address, key, serves) in fixed.chain(by_name) {
         listeners.push(Listener {
-            socket: listener::bind(address, &key).await?,
+            socket: listener::bind(address, &key, sockets).await?,
             serves,
             outbound: outbound.clone(),
             clients: clients.clone(),
@@ -348,6 +380,30 @@ async fn keep_routes(
         table.store(Arc::new(next));
         metrics::counter!("starling_route_tables_total").increment(1);
         tokio::time::sleep(ROUTES_SETTLE).await;
+        if snapshots.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Tells the service manager that this node is alive while its gossip is. A loop that ended by a
+/// bug is as good as hung; one that has left the mesh is not.
+async fn keep_watchdog(manager: ServiceManager, gossip: Gossip, drain: Drain) {
+    let pulse = || async {
+        if !gossip.pulse().await && !drain.is_draining() {
+            std::future::pending::<()>().await;
+        }
+    };
+    manager.keep_watchdog(pulse).await;
+}
+
+/// Keeps the service manager's line about this node current, until it drains.
+async fn tell_status(manager: ServiceManager, gossip: Gossip, drain: Drain) {
+    let mut snapshots = gossip.snapshots();
+    while manager.listens() && !drain.is_draining() {
+        let line = view::summary(&snapshots.borrow_and_update());
+        manager.status(&line);
+        tokio::time::sleep(STATUS_PERIOD).await;
         if snapshots.changed().await.is_err() {
             return;
         }

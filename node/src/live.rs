@@ -72,6 +72,11 @@ impl LiveTable {
         Self { generation: table.generation, routes: table.routes.into_iter().map(live).collect() }
     }
 
+    /// Whether no service is known.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.routes.is_empty()
+    }
+
     /// The route of `service`.
     pub(crate) fn route(&self, service: &str) -> Option<&Arc<LiveRoute>> {
         self.routes.get(service)

@@ -17,8 +17,10 @@
 mod admin;
 mod client;
 mod command;
+mod load;
 mod mesh;
 mod node;
+mod passed;
 mod program;
 mod wait;
 pub mod workload;
@@ -26,6 +28,7 @@ pub mod workload;
 pub use admin::Admin;
 pub use client::{HttpConnection, Reply, connect_tunnel, get, head_of, request};
 pub use command::{Finished, starling, starling_in};
+pub use load::{Load, Outcome};
 pub use mesh::{Directory, Mesh};
 pub use node::{Node, NodeConfig};
 pub use program::{Program, find_program, run_program};

@@ -12,6 +12,7 @@ use tokio::process::{Child, ChildStdin};
 
 use crate::admin::Admin;
 use crate::mesh::{Mesh, replace_file};
+use crate::passed::PassedSockets;
 use crate::wait::{eventually, within};
 use crate::{LEASH, program};
 
@@ -35,23 +36,30 @@ pub struct NodeConfig<'m> {
     admin: String,
     before: String,
     program: PathBuf,
+    is_activated: bool,
 }
 
 /// A node's process. It is killed when this is dropped.
 pub struct Node {
     name: String,
-    program: PathBuf,
+    launch: Launch,
     process: Child,
     /// Its standard input: when this ends, so does the process. (A `Child` would end it by itself
     /// before waiting.)
     leash: ChildStdin,
     directory: PathBuf,
-    before: String,
-    environment: BTreeMap<String, String>,
     listen: SocketAddr,
     admin: SocketAddr,
     http_proxy: SocketAddr,
     outbounds: BTreeMap<String, SocketAddr>,
+}
+
+/// How a node's process comes to be, now and when it is restarted.
+struct Launch {
+    program: PathBuf,
+    before: String,
+    environment: BTreeMap<String, String>,
+    passed: PassedSockets,
 }
 
 impl<'m> NodeConfig<'m> {
@@ -71,6 +79,7 @@ impl<'m> NodeConfig<'m> {
             admin: String::new(),
             before: String::new(),
             program: program(),
+            is_activated: false,
         }
     }
 
@@ -157,6 +166,12 @@ impl<'m> NodeConfig<'m> {
         self
     }
 
+    /// Is passed all its sockets bound, and so is every process after the first.
+    pub fn is_activated(mut self) -> Self {
+        self.is_activated = true;
+        self
+    }
+
     /// Further sections.
     pub fn sections(mut self, toml: &str) -> Self {
         self.extra = toml.to_owned();
@@ -194,15 +209,22 @@ impl<'m> NodeConfig<'m> {
         let (admin, http_proxy) = (self.mesh.free_address(), self.mesh.free_address());
         fs::write(directory.join("starling.toml"), self.toml(listen, admin, http_proxy)).expect("a file");
         self.mesh.add_seed(listen);
-        let (process, leash) = spawn(&directory, &self.before, &self.environment, &self.program);
+        let mut passed = PassedSockets::default();
+        if self.is_activated {
+            let local = [admin, http_proxy].into_iter().chain(self.outbounds.values().copied());
+            local.for_each(|address| passed.listen(address));
+            passed.datagrams(listen);
+            passed.listen_unix(&directory.join("admin.sock"));
+        }
+        let launch =
+            Launch { program: self.program, before: self.before, environment: self.environment, passed };
+        let (process, leash) = launch.spawn(&directory);
         let mut node = Node {
-            before: self.before,
+            launch,
             process,
             leash,
             name: self.name,
-            program: self.program,
             directory,
-            environment: self.environment,
             listen,
             admin,
             http_proxy,
@@ -342,19 +364,19 @@ impl Node {
 
     /// Starts it again after its end, with the same files.
     pub async fn restart(&mut self) {
-        (self.process, self.leash) = spawn(&self.directory, &self.before, &self.environment, &self.program);
+        (self.process, self.leash) = self.launch.spawn(&self.directory);
         self.wait_until_ready().await;
     }
 
     /// As [`Node::restart`], with another program.
     pub async fn restart_as(&mut self, program: &Path) {
-        self.program = program.to_owned();
+        self.launch.program = program.to_owned();
         self.restart().await;
     }
 
     /// The program that it runs.
     pub fn program(&self) -> &Path {
-        &self.program
+        &self.launch.program
     }
 
     async fn wait_until_ready(&mut self) {
@@ -377,20 +399,21 @@ impl Drop for Node {
     }
 }
 
-fn spawn(
-    directory: &Path,
-    before: &str,
-    environment: &BTreeMap<String, String>,
-    program: &Path,
-) -> (Child, ChildStdin) {
-    let log = fs::OpenOptions::new().create(true).append(true).open(directory.join("log")).expect("a log");
-    let mut command = tokio::process::Command::new("/bin/sh");
-    command.arg("-c").arg(format!("set -e; {before}\nexec \"$0\" \"$@\"")).arg(program);
-    command.args(["run", "--config"]).arg(directory.join("starling.toml"));
-    // A developer's own settings are not the tests'.
-    command.env_clear().envs(environment).env(LEASH, "1");
-    command.stdin(Stdio::piped()).stdout(log.try_clone().expect("a log")).stderr(log);
-    let mut process = command.kill_on_drop(true).spawn().expect("the program under test");
-    let leash = process.stdin.take().expect("a pipe");
-    (process, leash)
+impl Launch {
+    fn spawn(&self, directory: &Path) -> (Child, ChildStdin) {
+        let log =
+            fs::OpenOptions::new().create(true).append(true).open(directory.join("log")).expect("a log");
+        let before = &self.before;
+        let mut command = std::process::Command::new("/bin/sh");
+        command.arg("-c").arg(format!("set -e; {before}\nexec \"$0\" \"$@\"")).arg(&self.program);
+        command.args(["run", "--config"]).arg(directory.join("starling.toml"));
+        // A developer's own settings are not the tests'.
+        command.env_clear().envs(&self.environment).env(LEASH, "1");
+        command.stdin(Stdio::piped()).stdout(log.try_clone().expect("a log")).stderr(log);
+        self.passed.pass_to(&mut command);
+        let mut command = tokio::process::Command::from(command);
+        let mut process = command.kill_on_drop(true).spawn().expect("the program under test");
+        let leash = process.stdin.take().expect("a pipe");
+        (process, leash)
+    }
 }

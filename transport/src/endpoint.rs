@@ -12,7 +12,7 @@ use quinn::{EndpointConfig, IdleTimeout, ServerConfig, TokioRuntime, TransportCo
 use quinn_proto::HashedConnectionIdGenerator;
 use rand::Rng as _;
 use rand::rngs::StdRng;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::sync::mpsc;
 
 use starling_gossip::link::Received;
@@ -66,21 +66,30 @@ impl Endpoint {
         listen: SocketAddr,
         credentials: Credentials,
         windows: Windows,
-        mut rng: StdRng,
+        rng: StdRng,
     ) -> Result<(Self, Incoming), BindError> {
-        let failed = |why| BindError { listen, why };
+        let socket = bind_socket(listen).map_err(|why| BindError { listen, why })?;
+        Self::on_socket(socket, credentials, windows, rng).map_err(|why| BindError { listen, why })
+    }
+
+    /// As [`Endpoint::bind`], with a UDP socket that is bound already.
+    pub fn on_socket(
+        socket: UdpSocket,
+        credentials: Credentials,
+        windows: Windows,
+        mut rng: StdRng,
+    ) -> io::Result<(Self, Incoming)> {
+        enlarge_buffers(SockRef::from(&socket));
         let provider = Arc::new(tls::crypto_provider());
         let transport = Arc::new(transport_config(windows));
         let config = server_config(&provider, &credentials, transport.clone());
-        let socket = bind_socket(listen).map_err(failed)?;
         let quinn = quinn::Endpoint::new(
             endpoint_config(&credentials, &mut rng),
             Some(config.clone()),
             socket,
             Arc::new(TokioRuntime),
-        )
-        .map_err(failed)?;
-        let local_addr = quinn.local_addr().map_err(failed)?;
+        )?;
+        let local_addr = quinn.local_addr()?;
 
         let (streams_in, streams) = mpsc::channel(INCOMING_STREAMS_MAX);
         let (gossip_in, gossip) = mpsc::channel(GOSSIP_RECEIVED_MAX);
@@ -127,7 +136,12 @@ fn bind_socket(listen: SocketAddr) -> io::Result<UdpSocket> {
     if listen.is_ipv6() {
         socket.set_only_v6(!listen.ip().is_unspecified())?;
     }
-    // The system caps both (net.core.rmem_max); less is slower and not wrong.
+    socket.bind(&listen.into())?;
+    Ok(socket.into())
+}
+
+/// The system caps both (net.core.rmem_max); less is slower and not wrong.
+fn enlarge_buffers(socket: SockRef<'_>) {
     for result in
         [socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES), socket.set_send_buffer_size(SOCKET_BUFFER_BYTES)]
     {
@@ -135,8 +149,6 @@ fn bind_socket(listen: SocketAddr) -> io::Result<UdpSocket> {
             tracing::debug!(%error, "socket buffers stay as they are");
         }
     }
-    socket.bind(&listen.into())?;
-    Ok(socket.into())
 }
 
 fn endpoint_config(credentials: &Credentials, rng: &mut StdRng) -> EndpointConfig {

@@ -33,6 +33,7 @@ use crate::config::{Config, RegistrationReader};
 use crate::drain::Shutdown;
 use crate::proxy::gate::Gate;
 use crate::proxy::listener;
+use crate::sockets::Sockets;
 use guard::{Caller, Guard, Refused};
 
 /// Connections that ask at a time: people, a scraper, an orchestrator's probes.
@@ -55,17 +56,23 @@ struct State {
     connections: Gate,
 }
 
-/// A Unix socket that is removed with its listener.
+/// A Unix socket; one that this process bound is removed with its listener.
 struct OwnedSocket {
     listener: UnixListener,
-    path: PathBuf,
+    path: Option<PathBuf>,
 }
 
 impl Admin {
     /// Binds the port and the socket.
-    pub(crate) async fn bind(config: &Config, token: Option<String>, shown: Shown) -> anyhow::Result<Self> {
-        let port = listener::bind(config.admin.listen, "admin.listen").await?;
-        let socket = config.admin.socket.as_deref().map(OwnedSocket::bind).transpose()?;
+    pub(crate) async fn bind(
+        config: &Config,
+        token: Option<String>,
+        shown: Shown,
+        sockets: &mut Sockets,
+    ) -> anyhow::Result<Self> {
+        let port = listener::bind(config.admin.listen, "admin.listen", sockets).await?;
+        let socket =
+            config.admin.socket.as_deref().map(|path| OwnedSocket::bind(path, sockets)).transpose()?;
         let state = State {
             shown,
             guard: Guard::new(token),
@@ -176,7 +183,10 @@ impl State {
 }
 
 impl OwnedSocket {
-    fn bind(path: &Path) -> anyhow::Result<Self> {
+    fn bind(path: &Path, sockets: &mut Sockets) -> anyhow::Result<Self> {
+        if let Some(passed) = sockets.unix(path, "admin.socket") {
+            return Ok(Self { listener: UnixListener::from_std(passed)?, path: None });
+        }
         // A socket left behind by a killed node is in the way; one that answers is not ours.
         if std::os::unix::net::UnixStream::connect(path).is_ok() {
             anyhow::bail!("admin.socket: another node answers at {}; choose another path", path.display());
@@ -185,13 +195,15 @@ impl OwnedSocket {
         let listener = UnixListener::bind(path).with_context(|| {
             format!("admin.socket: cannot create {}; does its directory exist?", path.display())
         })?;
-        Ok(Self { listener, path: path.to_owned() })
+        Ok(Self { listener, path: Some(path.to_owned()) })
     }
 }
 
 impl Drop for OwnedSocket {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        if let Some(path) = &self.path {
+            let _ = fs::remove_file(path);
+        }
     }
 }
 

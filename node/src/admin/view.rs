@@ -50,6 +50,15 @@ pub struct StoreView {
     pub error: Option<String>,
 }
 
+/// What is known of the mesh, in one line for people.
+pub(crate) fn summary(snapshot: &Snapshot) -> String {
+    let count = |presence| snapshot.members.values().filter(|member| member.presence == presence).count();
+    let (alive, suspect) = (count(Presence::Alive), count(Presence::Suspect));
+    let instances: usize = snapshot.services.values().map(Vec::len).sum();
+    let services = snapshot.services.len();
+    format!("members: {alive} alive, {suspect} suspect; services: {services}, instances: {instances}")
+}
+
 /// One of `/v1/members`
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct MemberView {

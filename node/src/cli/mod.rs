@@ -49,6 +49,8 @@ enum Command {
     Demo(demo::Arguments),
     #[command(hide = true)]
     DemoWorkload(demo::WorkloadArguments),
+    /// Exits with 0 if the local node is ready, with 1 if it drains or does not answer: for probes.
+    Ready(ask::Asked),
     /// Who is in the mesh, as the local node sees it.
     Members(ask::Asked),
     /// What is served in the mesh, and by whom.
@@ -88,6 +90,7 @@ fn dispatch(command: Command, output: Output) -> Result<(), Failure> {
         Command::Run(arguments) => run::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments, output),
         Command::DemoWorkload(arguments) => demo::run_workload(arguments),
+        Command::Ready(asked) => show::ready(&asked, output),
         Command::Members(asked) => show::members(&asked, output),
         Command::Services(asked) => show::services(&asked, output),
         Command::Instances(asked) => show::instances(&asked, output),

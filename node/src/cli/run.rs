@@ -14,6 +14,8 @@ use crate::config::Config;
 use crate::config::files::Files;
 use crate::descriptors;
 use crate::drain::Shutdown;
+use crate::notify::ServiceManager;
+use crate::sockets::Sockets;
 use crate::telemetry::{self, Metrics};
 
 #[derive(Debug, clap::Args)]
@@ -26,6 +28,8 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let sockets = Sockets::from_environment()?;
+    let manager = ServiceManager::from_environment(|name| std::env::var(name).ok())?;
     arguments.parent.follow()?;
     descriptors::raise_limit();
     let clock = Clock::System;
@@ -42,8 +46,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
-        let node = Node::bind(config, files, clock, metrics).await?;
-        node.run(async move {
+        let node = Node::bind(config, files, sockets, clock, metrics).await?;
+        node.run(&manager, async move {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}

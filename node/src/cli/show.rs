@@ -1,8 +1,9 @@
 //! What the local node shows, as tables: members, services, routes; and its few actions.
 
+use anyhow::Context as _;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 use starling_gossip::record::Locality;
 
 use super::ask::Asked;
@@ -18,6 +19,12 @@ pub(super) struct RouteArguments {
     service: Option<String>,
     #[command(flatten)]
     asked: Asked,
+}
+
+pub(super) fn ready(asked: &Asked, output: Output) -> Result<(), Failure> {
+    asked.request("GET", "/ready").context("not ready")?;
+    output.print("ready", &json!({ "ready": true }));
+    Ok(())
 }
 
 pub(super) fn members(asked: &Asked, output: Output) -> Result<(), Failure> {

@@ -25,6 +25,7 @@ struct Shared {
     closed: AtomicBool,
     idle: Notify,
     drain_began: Notify,
+    close_began: Notify,
 }
 
 /// One piece of work under way, as long as it lives.
@@ -46,6 +47,7 @@ impl Gate {
             closed: AtomicBool::new(false),
             idle: Notify::new(),
             drain_began: Notify::new(),
+            close_began: Notify::new(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -80,6 +82,11 @@ impl Gate {
         self.shared.under_way.load(Ordering::Relaxed)
     }
 
+    /// How much has come so far.
+    pub(crate) fn entered(&self) -> usize {
+        self.shared.entered.load(Ordering::Relaxed)
+    }
+
     /// Callers are asked to go elsewhere from now on, and still served.
     pub(crate) fn drain(&self) {
         self.shared.draining.store(true, Ordering::Relaxed);
@@ -105,6 +112,18 @@ impl Gate {
     /// Nothing new is let in from now on.
     pub(crate) fn close(&self) {
         self.shared.closed.store(true, Ordering::Relaxed);
+        self.shared.close_began.notify_waiters();
+    }
+
+    /// Resolves when nothing new is let in.
+    pub(crate) async fn closed(&self) {
+        loop {
+            let notified = self.shared.close_began.notified();
+            if self.is_closed() {
+                return;
+            }
+            notified.await;
+        }
     }
 
     /// Whether new work must be refused.

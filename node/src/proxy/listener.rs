@@ -7,7 +7,8 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Method, Request, Response};
+use http::header::{CONNECTION, HeaderValue};
+use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -25,6 +26,7 @@ use crate::proxy::gate::{Gate, Pass};
 use crate::proxy::outbound::Outbound;
 use crate::proxy::overdue::{Overdue, Watches};
 use crate::proxy::{headers, name, refusal, tunnel};
+use crate::sockets::Sockets;
 
 /// After an accept failed for want of descriptors, others end meanwhile.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -38,6 +40,10 @@ const BUFFER_BYTES_MAX: usize = 64 * 1024;
 
 /// Heads of one HTTP/2 request: as much as of HTTP/1.1.
 const HEADER_LIST_BYTES_MAX: u32 = 64 * 1024;
+
+/// A client whose connection was accepted just before a stopping node accepts no more has so long to
+/// send its request.
+const FIRST_REQUEST: Duration = Duration::from_millis(250);
 
 /// What a local listener serves.
 #[derive(Clone)]
@@ -71,11 +77,17 @@ pub(crate) struct Clients {
 }
 
 impl Listener {
-    /// Accepts until it is dropped.
+    /// Accepts until the node stops. What has not been accepted then waits, if somebody else holds
+    /// the socket too, for the process that comes after this one.
     pub(crate) async fn run(self) {
         let mut in_trouble = false;
         loop {
-            match self.socket.accept().await {
+            let accepted = tokio::select! {
+                biased;
+                () = self.clients.connections.closed() => return,
+                accepted = self.socket.accept() => accepted,
+            };
+            match accepted {
                 Ok((client, _)) => {
                     if std::mem::take(&mut in_trouble) {
                         info!(listen = ?self.socket.local_addr().ok(), "accepting local connections again");
@@ -118,20 +130,20 @@ impl Listener {
 
     fn start(&self, client: TcpStream, pass: Pass, descriptor: Pass) {
         let (serves, outbound) = (self.serves.clone(), self.outbound.clone());
-        let watches = self.clients.watches.clone();
+        let clients = self.clients.clone();
         // Requests are small and wait for answers; Nagle's algorithm would hold them back.
         let _ = client.set_nodelay(true);
         tokio::spawn(async move {
             let _descriptor = descriptor;
             tokio::select! {
-                () = serve(client, serves, outbound, watches) => {}
+                () = serve(client, serves, outbound, clients) => {}
                 () = pass.cut() => debug!("local connection cut off: memory is critical"),
             }
         });
     }
 }
 
-async fn serve(client: TcpStream, serves: Serves, outbound: Arc<Outbound>, watches: Watches) {
+async fn serve(client: TcpStream, serves: Serves, outbound: Arc<Outbound>, clients: Clients) {
     let is_http = match &serves {
         Serves::ByName => true,
         Serves::Service(service) => match outbound.will_speak(service.as_str()).await {
@@ -141,7 +153,7 @@ async fn serve(client: TcpStream, serves: Serves, outbound: Arc<Outbound>, watch
     };
     match &serves {
         Serves::Service(service) if !is_http => outbound.carry(service.as_str(), client).await,
-        _ => serve_http(client, serves, outbound, watches).await,
+        _ => serve_http(client, serves, outbound, clients).await,
     }
 }
 
@@ -179,17 +191,18 @@ async fn serve_http(
     client: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     serves: Serves,
     outbound: Arc<Outbound>,
-    watches: Watches,
+    clients: Clients,
 ) {
-    let (client, watch) = watches.watch(client);
+    let (client, watch) = clients.watches.watch(client);
+    let connections = clients.connections.clone();
     let watch = Arc::new(watch);
     let service = {
         let (outbound, watch) = (outbound.clone(), watch.clone());
         service_fn(move |request: Request<Incoming>| {
-            let (serves, outbound, watches) = (serves.clone(), outbound.clone(), watches.clone());
+            let (serves, outbound, clients) = (serves.clone(), outbound.clone(), clients.clone());
             let busy = watch.begin_request();
             async move {
-                let mut response = answer(&serves, &outbound, &watches, request).await;
+                let mut response = answer_and_end(&serves, &outbound, &clients, request).await;
                 response.body_mut().guard_mut().busy = Some(busy);
                 Ok::<_, Infallible>(response)
             }
@@ -204,6 +217,10 @@ async fn serve_http(
             if overdue == Overdue::Head {
                 return;
             }
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+        () = retires(&connections) => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
@@ -226,10 +243,33 @@ fn http_builder(outbound: &Outbound) -> auto::Builder<TokioExecutor> {
     builder
 }
 
+/// Resolves when a connection has had its time to end by itself.
+async fn retires(connections: &Gate) {
+    connections.closed().await;
+    tokio::time::sleep(FIRST_REQUEST).await;
+}
+
+/// Answers; an HTTP/1 connection of a draining node ends with its answer, instead of losing a race
+/// between the client's next request and our end.
+async fn answer_and_end(
+    serves: &Serves,
+    outbound: &Arc<Outbound>,
+    clients: &Clients,
+    request: Request<Incoming>,
+) -> Response<AnswerBody> {
+    let keeps = request.version() >= Version::HTTP_2 || request.method() == Method::CONNECT;
+    let mut response = answer(serves, outbound, clients, request).await;
+    let keeps = keeps || response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    if clients.connections.is_draining() && !keeps {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
 async fn answer(
     serves: &Serves,
     outbound: &Arc<Outbound>,
-    watches: &Watches,
+    clients: &Clients,
     request: Request<Incoming>,
 ) -> Response<AnswerBody> {
     let service = match serves {
@@ -238,7 +278,7 @@ async fn answer(
     };
     match service {
         Ok(service) if request.method() == Method::CONNECT => {
-            connect(outbound, watches, &service, request).await
+            connect(outbound, clients, &service, request).await
         }
         Ok(service) => outbound.handle(&service, request).await,
         Err(failure) => failure.answer(headers::is_grpc(request.headers())),
@@ -250,15 +290,15 @@ async fn answer(
 /// read, like anywhere: its workload is told who calls.
 async fn connect(
     outbound: &Arc<Outbound>,
-    watches: &Watches,
+    clients: &Clients,
     service: &str,
     request: Request<Incoming>,
 ) -> Response<AnswerBody> {
     if let (Some(Protocol::Http), Ok(name)) = (outbound.speaks(service), service.parse()) {
         return match outbound.enter() {
             Ok(pass) => {
-                let (serves, watches) = (Serves::Service(name), watches.clone());
-                tokio::spawn(serve_tunnel(request, serves, outbound.clone(), watches, pass));
+                let (serves, clients) = (Serves::Service(name), clients.clone());
+                tokio::spawn(serve_tunnel(request, serves, outbound.clone(), clients, pass));
                 Response::new(tunnel::no_body())
             }
             Err(failure) => failure.answer(false),
@@ -286,19 +326,22 @@ fn serve_tunnel(
     request: Request<Incoming>,
     serves: Serves,
     outbound: Arc<Outbound>,
-    watches: Watches,
+    clients: Clients,
     pass: Pass,
 ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
     Box::pin(async move {
         let _pass = pass;
         if let Ok(client) = hyper::upgrade::on(request).await {
-            serve_http(TokioIo::new(client), serves, outbound, watches).await;
+            serve_http(TokioIo::new(client), serves, outbound, clients).await;
         }
     })
 }
 
-/// Binds a local listener, or says which key of the configuration is in the way.
-pub(crate) async fn bind(address: SocketAddr, key: &str) -> io::Result<TcpListener> {
+/// Takes or binds a local listener, or says which key of the configuration is in the way.
+pub(crate) async fn bind(address: SocketAddr, key: &str, sockets: &mut Sockets) -> io::Result<TcpListener> {
+    if let Some(passed) = sockets.tcp(address, key) {
+        return TcpListener::from_std(passed);
+    }
     TcpListener::bind(address).await.map_err(|error| {
         let hint = "choose a free port, or stop the program that holds it";
         io::Error::new(error.kind(), format!("{key}: cannot listen on {address}: {error}; {hint}"))

@@ -4,6 +4,7 @@
 //! it is not, unless the request may be sent twice.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::header::{HOST, HeaderValue};
@@ -11,7 +12,7 @@ use http::uri::{PathAndQuery, Scheme, Uri};
 use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
-use starling_gossip::clock::Clock;
+use starling_gossip::clock::{Clock, Instant};
 
 use crate::balance::Chance;
 use crate::endpoint::Endpoint;
@@ -42,9 +43,23 @@ pub(crate) struct Outbound {
     pub(crate) chance: Chance,
     /// The node's time.
     pub(crate) clock: Clock,
+    /// Whether a service that is not known may be one that has not been heard of yet.
+    pub(crate) newcomer: Newcomer,
     /// Counts work for services that nobody announces.
     pub(crate) unknown: Arc<Meter>,
 }
+
+/// A node that has just started, which waits for news before it says that nobody serves something.
+pub(crate) struct Newcomer {
+    /// When it started; `None` for a node without seeds, which waits for nobody.
+    pub(crate) started: Option<Instant>,
+}
+
+/// The mesh is told within this (a few round trips) once anybody of it has answered.
+const NEWS: Duration = Duration::from_secs(2);
+
+/// A node that nobody answers waits so long for its seeds (a dial that fails takes two seconds).
+const SEEDS: Duration = Duration::from_secs(8);
 
 /// A request on its way: what is left of it, and what has been tried.
 struct Journey<'a> {
@@ -55,6 +70,14 @@ struct Journey<'a> {
     tried: Vec<Target>,
     /// The request's head, kept if the request may be sent twice.
     spare: Option<http::request::Parts>,
+}
+
+impl Newcomer {
+    /// `knows_nothing`: of any service.
+    fn may_not_know(&self, knows_nothing: bool, now: Instant) -> bool {
+        let wait = if knows_nothing { SEEDS } else { NEWS };
+        self.started.is_some_and(|started| now < started + wait)
+    }
 }
 
 impl Outbound {
@@ -98,6 +121,11 @@ impl Outbound {
         loop {
             let table = self.table.load();
             let Some(route) = table.route(service) else {
+                if self.newcomer.may_not_know(table.is_empty(), self.clock.now()) {
+                    drop(table);
+                    tokio::time::sleep(HOLD_STEP).await;
+                    continue;
+                }
                 let detail = format!("nobody in the mesh announces the service {service:?}");
                 return Err(Failure::new(Flag::NoRoute, detail));
             };
