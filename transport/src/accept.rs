@@ -15,7 +15,7 @@ use crate::connection::Connection;
 use crate::credentials::Credentials;
 use crate::dial::{authenticated, canonical};
 use crate::header::StreamKind;
-use crate::limits::DIAL_TIMEOUT;
+use crate::limits::{DIAL_TIMEOUT_MAX, HALF_OPEN_FAILED_LINGER};
 use crate::pool::Pool;
 use crate::supervise::{close_code, say};
 use crate::telemetry::{self, Direction};
@@ -58,13 +58,15 @@ impl Acceptor {
         config.crypto = crypto;
         let (pool, credentials) = (self.pool.clone(), self.credentials.clone());
         tokio::spawn(async move {
-            let shaken = shake_hands(incoming, config, &verdict, &credentials).await;
+            match shake_hands(incoming, config, &verdict, &credentials).await {
+                Ok(connection) => telemetry::handshake(Direction::Inbound, welcome(&pool, connection)),
+                Err(outcome) => {
+                    telemetry::handshake(Direction::Inbound, outcome);
+                    // Its memory is not free yet, and who fails fast must not begin more for it.
+                    tokio::time::sleep(HALF_OPEN_FAILED_LINGER).await;
+                }
+            }
             drop(handshake);
-            let outcome = match shaken {
-                Ok(connection) => welcome(&pool, connection),
-                Err(outcome) => outcome,
-            };
-            telemetry::handshake(Direction::Inbound, outcome);
         });
     }
 }
@@ -78,7 +80,7 @@ async fn shake_hands(
 ) -> Result<Connection, &'static str> {
     let address = canonical(incoming.remote_address());
     let connecting = incoming.accept_with(Arc::new(config)).map_err(|_| "malformed")?;
-    match tokio::time::timeout(DIAL_TIMEOUT, connecting).await {
+    match tokio::time::timeout(DIAL_TIMEOUT_MAX, connecting).await {
         Ok(Ok(quinn)) => authenticated(quinn, verdict, credentials).ok_or("no_certificate"),
         Ok(Err(error)) => {
             let why = match verdict.get() {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use starling_gossip::clock::Instant;
 
-use crate::limits::{BACKOFF_MAX, BACKOFF_MIN};
+use crate::limits::{BACKOFF_MAX, BACKOFF_MIN, DIAL_TIMEOUT, DIAL_TIMEOUT_MAX};
 
 /// The memory of one address's failures.
 #[derive(Clone, Debug, Default)]
@@ -31,6 +31,11 @@ impl Backoff {
         let pause = BACKOFF_MIN.saturating_mul(1 << doublings).min(BACKOFF_MAX);
         self.failures = self.failures.saturating_add(1);
         self.not_before = Some(now + pause.mul_f64(rng.random_range(0.5..=1.0)));
+    }
+
+    /// How long the next dial waits for its answer: longer after each that failed.
+    pub fn patience(&self) -> Duration {
+        DIAL_TIMEOUT.saturating_mul(1 << self.failures.min(16)).min(DIAL_TIMEOUT_MAX)
     }
 
     /// Dials that failed since the last success.
@@ -67,5 +72,17 @@ mod tests {
         assert!(pauses[20..].iter().all(|pause| *pause >= BACKOFF_MAX / 2));
         assert_ne!(pauses[38], pauses[39]);
         assert_eq!(backoff.wait(start + BACKOFF_MAX), None);
+    }
+    #[test]
+    fn patience_grows_with_every_failure_to_a_bound() {
+        let mut rng = StdRng::seed_from_u64(7);
+        let mut backoff = Backoff::default();
+        let mut patience = Vec::new();
+        for _ in 0..40 {
+            patience.push(backoff.patience());
+            backoff.handle_failure(Clock::System.now(), &mut rng);
+        }
+        assert_eq!(patience[..3], [DIAL_TIMEOUT, DIAL_TIMEOUT * 2, DIAL_TIMEOUT_MAX]);
+        assert_eq!(patience[39], DIAL_TIMEOUT_MAX);
     }
 }

@@ -10,7 +10,7 @@ use rustls::crypto::CryptoProvider;
 
 use crate::connection::{CLOSED, Connection, PeerIdentity, WELCOMED};
 use crate::credentials::Credentials;
-use crate::limits::DIAL_TIMEOUT;
+use crate::limits::IDLE_TIMEOUT;
 use crate::supervise::close_code;
 use crate::tls;
 use crate::verify::{Expected, IdentityRefusal, Verdict};
@@ -38,10 +38,12 @@ pub enum ConnectError {
         why: String,
     },
     /// Nobody answered in time.
-    #[error("{address} did not answer within {} s", DIAL_TIMEOUT.as_secs())]
+    #[error("{address} did not answer within {} s", patience.as_secs())]
     TimedOut {
         /// Who did not.
         address: SocketAddr,
+        /// How long it had.
+        patience: Duration,
     },
     /// Dials failed a moment ago; no packet was sent.
     #[error(
@@ -102,12 +104,13 @@ impl ConnectError {
 
 impl Dialler {
     /// Shakes hands with `address`. `serve` is called once the peer is authenticated, and must
-    /// see to it that the peer's welcome is read.
+    /// see to it that the peer's welcome is read. Gives up after `patience`.
     pub(crate) async fn dial(
         &self,
         credentials: &Credentials,
         address: SocketAddr,
         expected: Expected,
+        patience: Duration,
         serve: impl FnOnce(&Connection),
     ) -> Result<Connection, ConnectError> {
         if credentials.current().svid().not_after() < credentials.clock().wall() {
@@ -134,7 +137,9 @@ impl Dialler {
                 None => Ok(connection),
             }
         };
-        tokio::time::timeout(DIAL_TIMEOUT, handshake).await.unwrap_or(Err(ConnectError::TimedOut { address }))
+        tokio::time::timeout(patience, handshake)
+            .await
+            .unwrap_or(Err(ConnectError::TimedOut { address, patience }))
     }
 }
 
@@ -166,7 +171,7 @@ fn explain(address: SocketAddr, verdict: &Verdict, error: ConnectionError) -> Co
         return ConnectError::RefusedIdentity { address, why: why.clone() };
     }
     match error {
-        ConnectionError::TimedOut => ConnectError::TimedOut { address },
+        ConnectionError::TimedOut => ConnectError::TimedOut { address, patience: IDLE_TIMEOUT },
         ConnectionError::LocallyClosed => ConnectError::Closed,
         ConnectionError::ConnectionClosed(close) => {
             ConnectError::RefusedByPeer { address, why: close.to_string() }

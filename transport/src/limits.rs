@@ -88,8 +88,17 @@ pub const CONNECTION_RECEIVE_WINDOW_BYTES: u32 = 64 * 1024 * 1024;
 /// Bytes kept for one connection until the peer acknowledges them: 1 Gbit/s at 130 ms.
 pub const CONNECTION_SEND_WINDOW_BYTES: u64 = 16 * 1024 * 1024;
 
-/// A whole handshake, dialled or answered, up to the callee's welcome.
+/// A whole handshake, up to the callee's welcome, at the first try.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The same after some tries that nobody answered, each of which has twice the time of the one before;
+/// and of a handshake that is answered. Where many nodes start at once on few cores, handshakes
+/// that are given up and begun anew are what keeps the cores busy.
+pub const DIAL_TIMEOUT_MAX: Duration = Duration::from_secs(8);
+
+/// A handshake that failed counts as under way for so long: QUIC remembers a closed connection for three
+/// probe timeouts (RFC 9000, section 10.2), about a second at the round trip that is assumed first.
+pub const HALF_OPEN_FAILED_LINGER: Duration = Duration::from_secs(1);
 
 /// Dials under way. Each holds a connection's memory and a timer.
 pub const DIALS_MAX: usize = 512;

@@ -22,7 +22,7 @@ use crate::backoff::Backoff;
 use crate::connection::{CLOSED, Connection, LEAVING, PEER_LEFT, PeerIdentity};
 use crate::credentials::Credentials;
 use crate::dial::{ConnectError, Dialler, canonical};
-use crate::limits::{BACKOFFS_MAX, DIALS_MAX};
+use crate::limits::{BACKOFFS_MAX, DIAL_TIMEOUT, DIALS_MAX};
 use crate::registry::Registry;
 use crate::serve::{Inbox, serve};
 use crate::supervise::{close_code, supervise};
@@ -116,7 +116,7 @@ impl Pool {
     }
 
     /// A usable connection to `target`: a pooled one, or a dial's, at most
-    /// [`crate::limits::DIAL_TIMEOUT`] from now. Cancelling it leaves the dial to the others.
+    /// [`crate::limits::DIAL_TIMEOUT_MAX`] from now. Cancelling it leaves the dial to the others.
     pub async fn connect(&self, target: &Target) -> Result<Connection, ConnectError> {
         self.connect_as(&self.shared.credentials, target).await
     }
@@ -260,7 +260,10 @@ impl Pool {
     /// Owned by no caller: a dial goes on when whoever asked first stops waiting.
     async fn dial(self, credentials: Credentials, key: DialKey, settle: watch::Sender<DialOutcome>) {
         let attend = |connection: &Connection| self.attend(connection);
-        let result = self.shared.dialler.dial(&credentials, key.address, key.expected.clone(), attend).await;
+        let patience =
+            self.table().failures.get(&key).map_or(DIAL_TIMEOUT, |failed| failed.backoff.patience());
+        let expected = key.expected.clone();
+        let result = self.shared.dialler.dial(&credentials, key.address, expected, patience, attend).await;
         let outcome = match &result {
             Ok(_) => "ok",
             Err(error) => error.as_str(),

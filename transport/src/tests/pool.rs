@@ -11,7 +11,7 @@ use super::harness::{Ca, Node, Relay, eventually, tcp, within};
 use crate::admission::Occupancy;
 use crate::connection::Connection;
 use crate::dial::ConnectError;
-use crate::limits::LOSER_LINGER;
+use crate::limits::{DIAL_TIMEOUT, LOSER_LINGER};
 use crate::pool::Target;
 use crate::verify::Expected;
 
@@ -187,7 +187,7 @@ async fn the_last_failure_of_an_address_is_told_until_somebody_is_there() {
     relay.cut(true);
     let address = relay.address;
     web.seed(address).await.expect_err("nobody");
-    let timed_out = Some(ConnectError::TimedOut { address });
+    let timed_out = Some(ConnectError::TimedOut { address, patience: DIAL_TIMEOUT });
     assert_eq!(pool.last_failure(address), timed_out);
     let mapped = format!("[::ffff:127.0.0.1]:{}", address.port());
     assert_eq!(pool.last_failure(mapped.parse().expect("the same")), timed_out);
