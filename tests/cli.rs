@@ -107,6 +107,37 @@ async fn every_mistake_is_told_at_once_with_its_line_and_what_is_right() {
 }
 
 #[tokio::test]
+async fn a_configuration_is_printed_as_it_counts_and_reads_back_the_same() {
+    let directory = with_identity().await;
+    directory.write("starling.toml", SMALLEST);
+    let variables = [("STARLING_NODE__NAME", "web-1"), ("STARLING_LIMITS__ATTEMPTS_MAX", "2")];
+    let print = async |file: &str, environment: &[(&str, &str)], more: &[&str]| {
+        let arguments = ["config", "print", "--effective", "--config", file];
+        let arguments = arguments.iter().chain(more).copied().map(OsStr::new);
+        starling_in(directory.path(), environment, arguments).await
+    };
+    let first = print("starling.toml", &variables, &[]).await;
+    assert_eq!((first.code, first.err.as_str()), (0, ""));
+    assert!(first.out.contains("attempts_max = 2  # STARLING_LIMITS__ATTEMPTS_MAX"), "{}", first.out);
+    let certificate = directory.path().join("tls.crt");
+    assert!(first.out.contains(&format!("certificate = {certificate:?}")), "{}", first.out);
+    let json = print("starling.toml", &variables, &["-o", "json"]).await.json();
+
+    // Elsewhere, without the variables: the text alone says everything.
+    std::fs::create_dir(directory.path().join("elsewhere")).expect("a directory");
+    directory.write("elsewhere/printed.toml", &first.out);
+    let again = print("elsewhere/printed.toml", &[], &["-o", "json"]).await.json();
+    assert_eq!(again["config"], json["config"]);
+    let checked = starling_in(directory.path(), &[], ["check", "--config", "elsewhere/printed.toml"]).await;
+    assert_eq!(checked.code, 0, "{checked:?}");
+
+    let schema = starling(["config", "schema"]).await.json();
+    assert_eq!(schema["properties"]["limits"]["properties"]["attempts_max"]["maximum"], 10);
+    directory.write("starling.toml", "[nod]");
+    assert_eq!(print("starling.toml", &[], &[]).await.code, 2);
+}
+
+#[tokio::test]
 async fn run_refuses_what_check_refuses() {
     let directory = with_identity().await;
     directory.write("starling.toml", "[node]\nlisten = 7\n");

@@ -5,6 +5,7 @@
 pub(crate) mod ask;
 mod ca;
 mod check;
+mod config;
 mod demo;
 mod files;
 mod output;
@@ -38,6 +39,9 @@ enum Command {
     Ca(ca::Command),
     /// Check a configuration and the files it names; exits with 0 or 2.
     Check(check::Arguments),
+    /// Show the configuration as it counts, or its schema.
+    #[command(subcommand)]
+    Config(config::Command),
     /// Print a completion script for a shell.
     Completions {
         /// Which shell.
@@ -80,6 +84,7 @@ fn dispatch(command: Command, output: Output) -> Result<(), Failure> {
     match command {
         Command::Ca(command) => ca::run(command, output),
         Command::Check(arguments) => check::run(&arguments, output),
+        Command::Config(command) => config::run(&command, output),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "starling", &mut script);

@@ -7,21 +7,25 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 
 use super::mistake::{Wrong, wrong};
+use super::reader::Reader;
 use super::section::{Given, Section};
 use super::value::text;
 use crate::authz::{Allow, IdentityPattern, PATTERNS_MAX, PatternError};
 
+/// An identity, or all below a path; the reader says more.
+const PATTERN: &str = r"^spiffe://[^/]+/.+$";
+
 pub(super) fn read_allow(section: &mut Section<'_>) -> Allow {
-    let is_given = section.has("allow");
     let seen = RefCell::default();
-    let patterns = section.list("allow", |given| new_pattern(given, &seen));
+    let reader = Reader::text(PATTERN, move |given| new_pattern(given, &seen));
+    let Some(patterns) = section.optional_list("allow", reader) else { return Allow::Anybody };
     if patterns.len() > PATTERNS_MAX {
         let most = format!(
             "write at most {PATTERNS_MAX}; callers below one path are one: \"spiffe://acme/ns/shop/*\""
         );
         section.report().add(&section.path_of("allow"), format!("{} patterns", patterns.len()), most);
     }
-    if is_given { Allow::Listed(patterns) } else { Allow::Anybody }
+    Allow::Listed(patterns)
 }
 
 fn new_pattern(

@@ -7,9 +7,10 @@ use tracing_subscriber::EnvFilter;
 
 use super::limits::UNIX_PATH_BYTES_MAX;
 use super::mistake::{Wrong, wrong};
+use super::reader::Reader;
 use super::relations::Claims;
 use super::section::{Given, Section};
-use super::value::{listen_address, one_of, path, text};
+use super::value::{NOT_EMPTY, listen_address, one_of, path, path_that, text};
 
 /// `[http_proxy]`: HTTP to services by name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,7 +58,7 @@ pub enum LogFormat {
 }
 
 pub(super) fn read_http_proxy(mut section: Section<'_>, claims: &mut Claims) -> HttpProxy {
-    let listen = section.or("listen", SocketAddr::from((Ipv4Addr::LOCALHOST, 7401)), listen_address);
+    let listen = section.or("listen", SocketAddr::from((Ipv4Addr::LOCALHOST, 7401)), listen_address());
     claims.streams(&section, listen);
     section.finish();
     HttpProxy { listen }
@@ -65,7 +66,7 @@ pub(super) fn read_http_proxy(mut section: Section<'_>, claims: &mut Claims) -> 
 
 pub(super) fn read_admin(mut section: Section<'_>, base: &Path, claims: &mut Claims) -> Admin {
     let has_token = section.has("token_file");
-    let listen = section.or("listen", SocketAddr::from((Ipv4Addr::LOCALHOST, 7402)), listen_address);
+    let listen = section.or("listen", SocketAddr::from((Ipv4Addr::LOCALHOST, 7402)), listen_address());
     claims.streams(&section, listen);
     let admin = Admin {
         listen,
@@ -83,9 +84,10 @@ pub(super) fn read_admin(mut section: Section<'_>, base: &Path, claims: &mut Cla
     admin
 }
 
-fn socket_path(base: &Path) -> impl FnOnce(Given<'_>) -> Result<PathBuf, Wrong> {
-    move |given| {
-        let path = path(base)(given)?;
+fn socket_path(base: &Path) -> Reader<PathBuf> {
+    let base = base.to_owned();
+    path_that(move |given| {
+        let path = base.join(text(given)?);
         match path.as_os_str().len() {
             0..=UNIX_PATH_BYTES_MAX => Ok(path),
             bytes => wrong(
@@ -93,13 +95,13 @@ fn socket_path(base: &Path) -> impl FnOnce(Given<'_>) -> Result<PathBuf, Wrong> 
                 format!("use a path of at most {UNIX_PATH_BYTES_MAX} bytes"),
             ),
         }
-    }
+    })
 }
 
 pub(super) fn read_access_log(mut section: Section<'_>, base: &Path) -> Option<AccessLog> {
     let formats = [("off", None), ("text", Some(LogFormat::Text)), ("json", Some(LogFormat::Json))];
     let was_given = section.has("format");
-    let format = section.or("format", None, one_of(&formats));
+    let format = section.or("format", None, one_of(formats));
     let path = section.optional("path", path(base));
     if path.is_some() && !was_given {
         let problem = "a path without a format: nothing would be written there";
@@ -112,8 +114,8 @@ pub(super) fn read_access_log(mut section: Section<'_>, base: &Path) -> Option<A
 pub(super) fn read_log(mut section: Section<'_>) -> Log {
     let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
     let log = Log {
-        format: section.or("format", LogFormat::Text, one_of(&formats)),
-        level: section.or("level", "info".to_owned(), log_level),
+        format: section.or("format", LogFormat::Text, one_of(formats)),
+        level: section.or("level", "info".to_owned(), Reader::text(NOT_EMPTY, log_level)),
     };
     section.finish();
     log

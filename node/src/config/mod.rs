@@ -5,20 +5,25 @@
 //! files it names (certificates, tokens) are read by [`files`], because they change while a node
 //! runs and the configuration does not.
 //!
-//! Adding a key: a field with its reason in the section's type, one line in its reader, a row in
+//! Adding a key: a field with its reason in the section's type, one line in its reader, the key
+//! with its reason in `deploy/starling.toml` (where the schema takes its words from), a row in
 //! `tests.rs` for each way of getting it wrong.
 
 mod access;
 mod address;
 mod environment;
 pub mod files;
+mod keys;
 mod limits;
 mod local;
 mod mistake;
 mod node;
+pub mod print;
 mod probe;
+mod reader;
 mod registration;
 mod relations;
+pub mod schema;
 mod section;
 mod service;
 #[cfg(test)]
@@ -32,6 +37,7 @@ use std::io::Read as _;
 use std::path::Path;
 
 pub use address::{Host, HostPort, TlsScheme, WorkloadAddress};
+pub use keys::{Key, Keys};
 pub use limits::Limits;
 pub use local::{AccessLog, Admin, HttpProxy, Log, LogFormat};
 pub use mistake::{Mistake, Mistakes, Place, Sources, Wrong};
@@ -73,6 +79,8 @@ pub struct Config {
     pub limits: Limits,
     /// Where each key was said, for what turns out wrong later.
     pub sources: Sources,
+    /// Every key with the value that counts, to be printed and compared.
+    pub keys: Keys,
 }
 
 impl Config {
@@ -85,7 +93,9 @@ impl Config {
             let sources = Sources { file: path.display().to_string(), ..Sources::default() };
             sources.mistake("", problem, suggestion)
         })?;
-        Self::parse(&text, path, environment)
+        // Paths in it must not change their meaning when they are printed.
+        let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        Self::parse_from(&text, path, whole.parent().unwrap_or(Path::new("/")), environment)
     }
 
     /// Reads a text that stands, or could stand, at `path`: relative paths in it start there.
@@ -94,16 +104,24 @@ impl Config {
         path: &Path,
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, Mistakes> {
+        Self::parse_from(text, path, path.parent().unwrap_or(Path::new("")), environment)
+    }
+
+    fn parse_from(
+        text: &str,
+        path: &Path,
+        base: &Path,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, Mistakes> {
         let mut sources = Sources { file: path.display().to_string(), ..Sources::default() };
         let mut table = tree::parse(text, &mut sources)?;
         let mistakes = environment::apply(&mut table, &mut sources, environment);
         let report = Report::new(sources, mistakes);
-        let base = path.parent().unwrap_or(Path::new(""));
         let config = read(Section::root(&report, table), base);
-        let (sources, mistakes) = report.finish();
+        let (sources, mistakes, keys) = report.finish();
         Mistakes::none_of(mistakes)?;
         let config = config.expect("a configuration that cannot be read has a mistake");
-        Ok(Self { sources, ..config })
+        Ok(Self { sources, keys, ..config })
     }
 }
 
@@ -138,7 +156,15 @@ fn read(mut root: Section<'_>, base: &Path) -> Option<Config> {
         log,
         limits,
         sources: Sources::default(),
+        keys: Keys::default(),
     })
+}
+
+/// Every key there can be, as the readers tell when they walk over nothing.
+fn describe() -> Keys {
+    let report = Report::describing();
+    read(Section::root(&report, toml::Table::new()), Path::new(""));
+    report.finish().2
 }
 
 /// The file's text, or what is wrong with it and what would be right.

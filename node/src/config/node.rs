@@ -11,9 +11,12 @@ use starling_gossip::record::Locality;
 use super::address::{Host, HostPort};
 use super::limits::{DRAIN_TIMEOUT, GOSSIP_INTERVAL, GOSSIP_RENEW, SEEDS_MAX};
 use super::mistake::Wrong;
+use super::reader::Reader;
 use super::relations::Claims;
 use super::section::{Given, Section};
-use super::value::{duration, label, listen_address, node_name, path, peer_address, show_duration};
+use super::value::{
+    HOST_PORT, duration, label, listen_address, node_name, path, peer_address, show_duration, socket_address,
+};
 
 /// `[node]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,20 +73,21 @@ const DEFAULT_PORT: u16 = 7400;
 
 pub(super) fn read_node(mut section: Section<'_>, base: &Path, claims: &mut Claims) -> Option<Node> {
     let uname = rustix::system::uname();
-    let name = section.or_text("name", &uname.nodename().to_string_lossy(), node_name);
+    let name = section.or_text("name", &uname.nodename().to_string_lossy(), node_name());
     let listen =
-        section.or("listen", SocketAddr::from((Ipv4Addr::UNSPECIFIED, DEFAULT_PORT)), listen_address);
+        section.or("listen", SocketAddr::from((Ipv4Addr::UNSPECIFIED, DEFAULT_PORT)), listen_address());
     claims.datagrams(&section, listen);
-    let advertise = section.optional("advertise", advertised_address);
+    let advertise = section.optional("advertise", Reader::text(HOST_PORT, advertised_address));
     let says_where = !listen.ip().is_unspecified() && listen.port() != 0;
     let advertise = advertise.or(says_where.then_some(listen));
+    section.follows("advertise", advertise.as_ref());
 
     let data_dir = section.optional("data_dir", path(base));
     let mut place = section.section("locality");
     let locality = Locality {
-        region: place.optional("region", label),
-        zone: place.optional("zone", label),
-        site: place.optional("site", label),
+        region: place.optional("region", label()),
+        zone: place.optional("zone", label()),
+        site: place.optional("site", label()),
     };
     place.finish();
 
@@ -93,13 +97,13 @@ pub(super) fn read_node(mut section: Section<'_>, base: &Path, claims: &mut Clai
 }
 
 fn advertised_address(given: Given<'_>) -> Result<SocketAddr, Wrong> {
-    let address = listen_address(given)?;
+    let address = socket_address(given)?;
     HostPort { host: Host::Ip(address.ip()), port: address.port() }.check_dialable()?;
     Ok(address)
 }
 
 pub(super) fn read_mesh(mut section: Section<'_>) -> Mesh {
-    let seeds = section.list("seeds", peer_address);
+    let seeds = section.list("seeds", peer_address());
     if seeds.len() > SEEDS_MAX {
         let problem = format!("{} seeds are more than anybody needs", seeds.len());
         section.report().add(

@@ -3,14 +3,22 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde_json::json;
 use toml::Value;
 
 use super::limits::{
     EXEC_ARGUMENTS_MAX, GRPC_SERVICE_BYTES_MAX, PROBE_INTERVAL, PROBE_STREAK, PROBE_TIMEOUT,
 };
 use super::mistake::{Wrong, wrong};
+use super::reader::Reader;
 use super::section::{Given, Section, kind};
 use super::value::{boolean, duration, number, text};
+
+/// Visible ASCII after a slash.
+const PROBE_PATH: &str = r"^/[!-~]*$";
+
+/// `package.Service`.
+const GRPC_SERVICE: &str = r"^[-._/a-zA-Z0-9]{1,255}$";
 
 /// How often a workload without a probe of its own is connected to. Callers that cannot reach it
 /// bring the next check forward, so this only bounds how long nobody notices that nobody calls.
@@ -82,13 +90,18 @@ impl Probe {
 /// `None` when it is off: the workload counts as healthy. Relative programs start at `base`.
 pub(super) fn read(mut section: Section<'_>, base: &Path) -> Option<Probe> {
     let asked = asked(&section);
-    let path = section.optional("http", probe_path);
-    section.optional("tcp", boolean);
-    let grpc = section.optional("grpc", grpc_service).flatten();
+    let path = section.optional("http", Reader::text(PROBE_PATH, probe_path));
+    section.optional("tcp", boolean());
+    let grpc = section.optional("grpc", grpc_service()).flatten();
     let exec = read_exec(&mut section, base);
-    let off = section.optional("off", boolean) == Some(true);
+    let off = section.optional("off", boolean()) == Some(true);
     let settings = ["interval", "timeout", "healthy_after", "unhealthy_after"];
     let setting = settings.into_iter().find(|key| section.has(key));
+    if off && setting.is_none() && asked.len() == 1 {
+        // Nothing else has a meaning, nor a default.
+        section.finish();
+        return None;
+    }
     let interval = section.or("interval", Duration::from_secs(1), duration(PROBE_INTERVAL));
     let probe = Probe {
         question: match (path, grpc, exec) {
@@ -150,7 +163,17 @@ fn probe_path(given: Given<'_>) -> Result<String, Wrong> {
 }
 
 /// `true` for the whole server, or the name of one service; `None` for `false`.
-fn grpc_service(given: Given<'_>) -> Result<Option<String>, Wrong> {
+fn grpc_service() -> Reader<Option<String>> {
+    let schema = json!({ "anyOf": [{ "type": "boolean" }, { "type": "string", "pattern": GRPC_SERVICE }] });
+    let show = |service: &Option<String>| match service.as_deref() {
+        None => json!(false),
+        Some("") => json!(true),
+        Some(name) => json!(name),
+    };
+    Reader::new(schema, show, judge_grpc_service)
+}
+
+fn judge_grpc_service(given: Given<'_>) -> Result<Option<String>, Wrong> {
     let how = "write grpc = true for the whole server, or grpc = \"package.Service\" for one service";
     match given.value {
         Value::Boolean(asked) => Ok(asked.then(String::new)),
@@ -167,8 +190,9 @@ fn grpc_service(given: Given<'_>) -> Result<Option<String>, Wrong> {
 }
 
 fn read_exec(section: &mut Section<'_>, base: &Path) -> Option<(PathBuf, Vec<String>)> {
-    let has_exec = section.has("exec");
-    let words = section.list("exec", word);
+    let words = section.optional_list("exec", word());
+    let has_exec = words.is_some();
+    let words = words.unwrap_or_default();
     let (report, path) = (section.report(), section.path_of("exec"));
     let how = "write the program and its arguments: exec = [\"/usr/bin/check\", \"--fast\"]";
     let Some((program, arguments)) = words.split_first() else {
@@ -187,16 +211,22 @@ fn read_exec(section: &mut Section<'_>, base: &Path) -> Option<(PathBuf, Vec<Str
     }
     // As a shell does: a bare name is looked up on PATH, a path is a path.
     let program = if program.contains('/') { base.join(program) } else { PathBuf::from(program) };
+    let whole = [program.to_string_lossy().into_owned()].into_iter().chain(arguments.iter().cloned());
+    section.counts_as("exec", whole.collect());
     Some((program, arguments.to_vec()))
 }
 
-fn word(given: Given<'_>) -> Result<String, Wrong> {
-    match given.value {
-        Value::String(word) if !word.contains('\0') => Ok(word.clone()),
-        Value::String(_) => wrong("no program can be given a zero byte", "remove it"),
-        other => wrong(
-            format!("it should be a text, not {}", kind(other)),
-            format!("write it in quotes: \"{other}\""),
-        ),
-    }
+fn word() -> Reader<String> {
+    Reader::new(
+        json!({ "type": "string" }),
+        |word: &String| json!(word),
+        |given| match given.value {
+            Value::String(word) if !word.contains('\0') => Ok(word.clone()),
+            Value::String(_) => wrong("no program can be given a zero byte", "remove it"),
+            other => wrong(
+                format!("it should be a text, not {}", kind(other)),
+                format!("write it in quotes: \"{other}\""),
+            ),
+        },
+    )
 }

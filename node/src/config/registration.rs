@@ -63,7 +63,7 @@ impl RegistrationReader {
             let instead = "ask by http, tcp or grpc, or put the service into the configuration file";
             report.add("probe.exec", "programs are run on the configuration's word only", instead);
         }
-        let (_, mistakes) = report.finish();
+        let (_, mistakes, _) = report.finish();
         Mistakes::none_of(mistakes)?;
         let service = service.expect("a service that cannot be read has a mistake");
         Ok(Registration { service, ttl })

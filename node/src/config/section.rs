@@ -2,19 +2,28 @@
 //!
 //! A key that nobody took is unknown. A key whose value is wrong is reported, and its default
 //! stands in for it so that the walk goes on; the configuration is thrown away at the end.
+//!
+//! The same walk, over nothing, tells which keys there are: every section is there once, and what
+//! the readers say of their keys is kept.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
+use serde_json::json;
 use toml::Value;
 
+use super::keys::{Key, Keys};
 use super::mistake::{Mistake, Place, Sources, Wrong};
+use super::reader::Reader;
 use super::tree::join;
 
 /// What has been found wrong so far, and where things stand.
 pub(super) struct Report {
     pub(super) sources: Sources,
     mistakes: RefCell<Vec<Mistake>>,
+    keys: RefCell<Keys>,
+    /// Nothing was given, and every section counts as given once.
+    describes: bool,
 }
 
 /// One table of the configuration while it is read.
@@ -35,7 +44,12 @@ pub(super) struct Given<'v> {
 
 impl Report {
     pub(super) fn new(sources: Sources, mistakes: Vec<Mistake>) -> Self {
-        Self { sources, mistakes: mistakes.into() }
+        Self { sources, mistakes: mistakes.into(), keys: RefCell::default(), describes: false }
+    }
+
+    /// For a walk that only tells which keys there are.
+    pub(super) fn describing() -> Self {
+        Self { describes: true, ..Self::new(Sources::default(), Vec::new()) }
     }
 
     /// Notes a mistake at `key`.
@@ -53,8 +67,8 @@ impl Report {
         self.mistakes.borrow().iter().any(|mistake| mistake.key == key)
     }
 
-    pub(super) fn finish(self) -> (Sources, Vec<Mistake>) {
-        (self.sources, self.mistakes.into_inner())
+    pub(super) fn finish(self) -> (Sources, Vec<Mistake>, Keys) {
+        (self.sources, self.mistakes.into_inner(), self.keys.into_inner())
     }
 
     fn add_wrong(&self, key: &str, wrong: Wrong) {
@@ -83,7 +97,7 @@ impl<'r> Section<'r> {
 
     /// Whether the key was given at all.
     pub(super) fn has(&self, key: &str) -> bool {
-        self.table.contains_key(key)
+        self.report.describes || self.table.contains_key(key)
     }
 
     /// What was given for the key, not yet judged.
@@ -92,46 +106,40 @@ impl<'r> Section<'r> {
     }
 
     /// A key that may be absent.
-    pub(super) fn optional<T>(
-        &mut self,
-        key: &'static str,
-        read: impl FnOnce(Given<'_>) -> Result<T, Wrong>,
-    ) -> Option<T> {
-        let value = self.take(key)?;
-        let path = self.path_of(key);
-        let given = Given { value: &value, textual: self.is_textual(&path) };
-        read(given).map_err(|wrong| self.report.add_wrong(&path, wrong)).ok()
+    pub(super) fn optional<T>(&mut self, key: &'static str, reader: Reader<T>) -> Option<T> {
+        self.note(key, &reader, None, false);
+        self.read(key, &reader)
     }
 
     /// A key with a default.
-    pub(super) fn or<T>(
-        &mut self,
-        key: &'static str,
-        default: T,
-        read: impl FnOnce(Given<'_>) -> Result<T, Wrong>,
-    ) -> T {
-        self.optional(key, read).unwrap_or(default)
+    pub(super) fn or<T>(&mut self, key: &'static str, default: T, reader: Reader<T>) -> T {
+        self.note(key, &reader, Some(&default), false);
+        self.read(key, &reader).unwrap_or(default)
     }
 
     /// A key with a default that comes from elsewhere, and is judged like a given value.
-    pub(super) fn or_text<T>(
-        &mut self,
-        key: &'static str,
-        default: &str,
-        read: impl FnOnce(Given<'_>) -> Result<T, Wrong>,
-    ) -> Option<T> {
+    pub(super) fn or_text<T>(&mut self, key: &'static str, default: &str, reader: Reader<T>) -> Option<T> {
+        self.note(key, &reader, None, false);
         self.table.entry(key).or_insert_with(|| default.into());
-        self.optional(key, read)
+        self.read(key, &reader)
+    }
+
+    /// A key that has been read, and whose value follows from others where it was not given.
+    pub(super) fn follows<T: ToString>(&self, key: &str, value: Option<&T>) {
+        if let Some(value) = value {
+            self.counts_as(key, value.to_string().into());
+        }
+    }
+
+    /// What a key that has been read means in full.
+    pub(super) fn counts_as(&self, key: &str, value: serde_json::Value) {
+        self.report.keys.borrow_mut().set(&self.path_of(key), value);
     }
 
     /// A key that must be there; `example` shows one. `None` has been reported.
-    pub(super) fn required<T>(
-        &mut self,
-        key: &'static str,
-        example: &str,
-        read: impl FnOnce(Given<'_>) -> Result<T, Wrong>,
-    ) -> Option<T> {
-        if !self.has(key) {
+    pub(super) fn required<T>(&mut self, key: &'static str, example: &str, reader: Reader<T>) -> Option<T> {
+        self.note(key, &reader, None, true);
+        if !self.table.contains_key(key) {
             self.known.push(key);
             // A key that looks like this one will be reported as unknown; once is enough.
             if !self.table.keys().any(|other| is_near(other, key)) {
@@ -140,37 +148,50 @@ impl<'r> Section<'r> {
             }
             return None;
         }
-        self.optional(key, read)
+        self.read(key, &reader)
     }
 
-    /// A list; each item that is wrong is reported by its index.
-    pub(super) fn list<T>(
+    /// A list, by default empty; each item that is wrong is reported by its index.
+    pub(super) fn list<T>(&mut self, key: &'static str, reader: Reader<T>) -> Vec<T> {
+        self.list_or(key, reader, Some(json!([]))).unwrap_or_default()
+    }
+
+    /// A list whose absence means something else than an empty one.
+    pub(super) fn optional_list<T>(&mut self, key: &'static str, reader: Reader<T>) -> Option<Vec<T>> {
+        self.list_or(key, reader, None)
+    }
+
+    fn list_or<T>(
         &mut self,
         key: &'static str,
-        read: impl Fn(Given<'_>) -> Result<T, Wrong>,
-    ) -> Vec<T> {
+        reader: Reader<T>,
+        default: Option<serde_json::Value>,
+    ) -> Option<Vec<T>> {
         let path = self.path_of(key);
-        let items = match self.take(key) {
-            None => return Vec::new(),
-            Some(Value::Array(items)) => items,
-            Some(Value::String(text)) if self.is_textual(&path) => {
+        let schema = json!({ "type": "array", "items": reader.schema });
+        self.note_as(path.clone(), self.table.contains_key(key), schema, default, false);
+        let items = match self.take(key)? {
+            Value::Array(items) => items,
+            Value::String(text) if self.is_textual(&path) => {
                 text.split(',').map(|item| item.trim().into()).collect()
             }
-            Some(other) => {
+            other => {
                 let write = format!("write a list: {key} = [{}]", other);
                 self.report.add(&path, format!("{key} is a list, not {}", kind(&other)), write);
-                return Vec::new();
+                return Some(Vec::new());
             }
         };
         let textual = self.is_textual(&path);
         let mut read_items = Vec::new();
         for (index, value) in items.iter().enumerate() {
-            match read(Given { value, textual }) {
+            match reader.read(Given { value, textual }) {
                 Ok(item) => read_items.push(item),
                 Err(wrong) => self.report.add_wrong(&format!("{path}[{index}]"), wrong),
             }
         }
-        read_items
+        let shown = read_items.iter().map(|item| reader.show(item)).collect();
+        self.report.keys.borrow_mut().set(&path, shown);
+        Some(read_items)
     }
 
     /// A table inside this one; absent is the same as empty.
@@ -192,6 +213,7 @@ impl<'r> Section<'r> {
     pub(super) fn sections(&mut self, key: &'static str) -> Vec<Section<'r>> {
         let path = self.path_of(key);
         let items = match self.take(key) {
+            None if self.report.describes => vec![toml::Table::new().into()],
             None => return Vec::new(),
             Some(Value::Array(items)) if items.iter().all(Value::is_table) => items,
             Some(other) => {
@@ -211,12 +233,16 @@ impl<'r> Section<'r> {
     }
 
     /// A table whose keys are free; keys and values are read alike.
-    pub(super) fn pairs<T: Ord>(self, read: impl Fn(Given<'_>) -> Result<T, Wrong>) -> BTreeMap<T, T> {
+    pub(super) fn pairs<T: Ord + ToString>(self, reader: Reader<T>) -> BTreeMap<T, T> {
         let mut pairs = BTreeMap::new();
+        let names = reader.schema.clone();
+        let schema =
+            json!({ "type": "object", "propertyNames": names, "additionalProperties": reader.schema });
+        self.note_as(self.path.clone(), !self.table.is_empty(), schema, Some(json!({})), false);
         for (key, value) in &self.table {
             let path = self.path_of(key);
-            let key = read(Given { value: &key.as_str().into(), textual: false });
-            let value = read(Given { value, textual: self.is_textual(&path) });
+            let key = reader.read(Given { value: &key.as_str().into(), textual: false });
+            let value = reader.read(Given { value, textual: self.is_textual(&path) });
             match (key, value) {
                 (Ok(key), Ok(value)) => drop(pairs.insert(key, value)),
                 (key, value) => {
@@ -225,6 +251,8 @@ impl<'r> Section<'r> {
                 }
             }
         }
+        let shown = pairs.iter().map(|(key, value)| (key.to_string(), reader.show(value))).collect();
+        self.report.keys.borrow_mut().set(&self.path, serde_json::Value::Object(shown));
         pairs
     }
 
@@ -241,6 +269,34 @@ impl<'r> Section<'r> {
             };
             self.report.add(&self.path_of(key), format!("unknown {name}"), suggestion);
         }
+    }
+
+    /// Reads a key that has been noted; `None` is absent or reported.
+    fn read<T>(&mut self, key: &'static str, reader: &Reader<T>) -> Option<T> {
+        let value = self.take(key)?;
+        let path = self.path_of(key);
+        let given = Given { value: &value, textual: self.is_textual(&path) };
+        let read = reader.read(given).map_err(|wrong| self.report.add_wrong(&path, wrong)).ok()?;
+        self.report.keys.borrow_mut().set(&path, reader.show(&read));
+        Some(read)
+    }
+
+    fn note<T>(&self, key: &str, reader: &Reader<T>, default: Option<&T>, required: bool) {
+        let default = default.map(|default| reader.show(default));
+        let given = self.table.contains_key(key);
+        self.note_as(self.path_of(key), given, reader.schema.clone(), default, required);
+    }
+
+    fn note_as(
+        &self,
+        path: String,
+        given: bool,
+        schema: serde_json::Value,
+        default: Option<serde_json::Value>,
+        required: bool,
+    ) {
+        let value = default.clone();
+        self.report.keys.borrow_mut().0.push(Key { path, schema, default, required, given, value });
     }
 
     fn take(&mut self, key: &'static str) -> Option<Value> {

@@ -12,6 +12,7 @@ use super::access::read_allow;
 use super::address::{TlsScheme, WorkloadAddress};
 use super::limits::{OUTBOUNDS_MAX, WEIGHT_MAX};
 use super::probe::{self, Probe};
+use super::reader::Reader;
 use super::relations::Claims;
 use super::section::Section;
 use super::value::{label, listen_address, number, one_of, service_name, text};
@@ -62,6 +63,9 @@ impl Service {
     }
 }
 
+/// `host:port`, `https://host:port`, `tls://host:port` or `unix:/path`; the reader says more.
+const WORKLOAD_ADDRESS: &str = r"^(unix:/.*|((https|tls)://)?[^/]+:\+?[0-9]+)$";
+
 pub(super) fn read_services(
     mut sections: Vec<Section<'_>>,
     base: &Path,
@@ -86,7 +90,7 @@ fn read_ids(sections: &mut [Section<'_>]) -> Vec<Option<Label>> {
     let mut seen = BTreeSet::new();
     let mut ids = Vec::new();
     for section in sections {
-        let id = section.optional("id", label);
+        let id = section.optional("id", label());
         if let Some(id) = &id
             && !seen.insert(id.clone())
         {
@@ -110,18 +114,21 @@ pub(super) fn read_service(
     claims: &mut Claims,
     id_of: impl FnOnce(&ServiceName) -> Option<Label>,
 ) -> Option<Service> {
-    let name = section.required(name_key, "\"payments\"", service_name);
-    let address =
-        section.required("address", "\"127.0.0.1:8080\"", |given| text(given)?.parse::<WorkloadAddress>());
+    let name = section.required(name_key, "\"payments\"", service_name());
+    let address = section.required(
+        "address",
+        "\"127.0.0.1:8080\"",
+        Reader::text(WORKLOAD_ADDRESS, |given| text(given)?.parse()),
+    );
     address.iter().for_each(|address| claims.workload(&section, address));
     let protocols = [("http", Protocol::Http), ("tcp", Protocol::Tcp)];
-    let protocol = section.or("protocol", Protocol::Http, one_of(&protocols));
+    let protocol = section.or("protocol", Protocol::Http, one_of(protocols));
     if let Some(WorkloadAddress::Tls { scheme, .. }) = &address {
         check_scheme(&section, *scheme, protocol);
     }
     let tls = workload_tls::read(&mut section, address.as_ref(), base);
-    let version = section.optional("version", label);
-    let tags = section.section("tags").pairs(label);
+    let version = section.optional("version", label());
+    let tags = section.section("tags").pairs(label());
     if tags.len() > TAGS_MAX {
         let most = format!("keep at most {TAGS_MAX}; every node of the mesh stores them");
         section.report().add(&section.path_of("tags"), format!("{} tags", tags.len()), most);
@@ -131,10 +138,11 @@ pub(super) fn read_service(
     let has_probe = section.has("probe");
     let probe = section.section("probe");
     let probe = if has_probe { probe::read(probe, base) } else { Some(Probe::of_accepting()) };
+    let id = name.as_ref().and_then(id_of);
+    section.follows("id", id.as_ref());
     section.finish();
 
-    let (name, address) = (name?, address?);
-    let id = id_of(&name)?;
+    let (name, address, id) = (name?, address?, id?);
     Some(Service { id, name, address, tls, protocol, version, tags, weight, allow, probe })
 }
 
@@ -170,9 +178,9 @@ pub(super) fn read_outbounds(sections: Vec<Section<'_>>, claims: &mut Claims) ->
         section.report().add(section.path(), "too many outbounds", instead);
     }
     let read = sections.into_iter().map(|mut section| {
-        let listen = section.required("listen", "\"127.0.0.1:9001\"", listen_address);
+        let listen = section.required("listen", "\"127.0.0.1:9001\"", listen_address());
         listen.iter().for_each(|listen| claims.streams(&section, *listen));
-        let service = section.required("service", "\"payments\"", service_name);
+        let service = section.required("service", "\"payments\"", service_name());
         section.finish();
         Some(Outbound { listen: listen?, service: service? })
     });

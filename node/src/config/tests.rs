@@ -132,7 +132,7 @@ fn programs_get_the_mistakes_as_json() {
 
 /// (text, key, part of the message): exactly one mistake each. A leading `service.` text is put
 /// into an otherwise right service, to keep rows short.
-const WRONG: &[(&str, &str, &str)] = &[
+pub(super) const WRONG: &[(&str, &str, &str)] = &[
     // Shape.
     ("[node", "", "this is not TOML"),
     ("a = 1\na = 2", "", "duplicate key"),
@@ -301,18 +301,19 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("service.address = \"localhost:7402\"", "service[0].address", "go in circles"),
 ];
 
+/// A row's text as a file.
+pub(super) fn whole_text(text: &str) -> String {
+    let Some(line) = text.strip_prefix("service.") else { return text.to_owned() };
+    let right = [("name", "\"web\""), ("address", "\"127.0.0.1:8080\"")];
+    let right = right.iter().filter(|(key, _)| !line.starts_with(key));
+    let right: String = right.map(|(key, value)| format!("{key} = {value}\n")).collect();
+    format!("[[service]]\n{right}{line}\n")
+}
+
 #[test]
 fn every_mistake_has_its_own_message_at_its_key() {
     for (text, key, message) in WRONG {
-        let text = match text.strip_prefix("service.") {
-            None => (*text).to_owned(),
-            Some(line) => {
-                let right = [("name", "\"web\""), ("address", "\"127.0.0.1:8080\"")];
-                let right = right.iter().filter(|(key, _)| !line.starts_with(key));
-                let right: String = right.map(|(key, value)| format!("{key} = {value}\n")).collect();
-                format!("[[service]]\n{right}{line}\n")
-            }
-        };
+        let text = whole_text(text);
         let mistakes = parse(&text).expect_err(&text);
         let told: Vec<&Mistake> = mistakes.iter().collect();
         let [mistake] = told[..] else { panic!("{text}\nshould be one mistake:\n{mistakes}") };
@@ -322,23 +323,25 @@ fn every_mistake_has_its_own_message_at_its_key() {
     }
 }
 
+/// Any kind of value.
+pub(super) const VALUES: [&str; 11] = [
+    "0",
+    "-1",
+    "1.5",
+    "99999999999999999999",
+    "true",
+    "\"\"",
+    "\"é:]:\\u0000\"",
+    "[]",
+    "[[1]]",
+    "{}",
+    "1979-05-27",
+];
+
 /// Any kind of value at any key: no panic, and what is refused is refused where it stands.
 #[test]
 fn every_key_survives_every_kind_of_value() {
     const FULL: &str = include_str!("tests/full.toml");
-    const VALUES: [&str; 11] = [
-        "0",
-        "-1",
-        "1.5",
-        "99999999999999999999",
-        "true",
-        "\"\"",
-        "\"é:]:\\u0000\"",
-        "[]",
-        "[[1]]",
-        "{}",
-        "1979-05-27",
-    ];
     for (index, line) in FULL.lines().enumerate() {
         let Some((key, _)) = line.split_once(" = ") else { continue };
         for value in VALUES {

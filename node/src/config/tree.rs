@@ -20,6 +20,14 @@ pub(super) fn join(parent: &str, key: &str) -> String {
     if parent.is_empty() { key.to_owned() } else { format!("{parent}.{key}") }
 }
 
+/// `service[3]` is number 3 of `service`; `node` is no number of anything.
+pub(super) fn indexed(part: &str) -> (&str, Option<usize>) {
+    match part.strip_suffix(']').and_then(|part| part.split_once('[')) {
+        Some((name, index)) => (name, index.parse().ok()),
+        None => (part, None),
+    }
+}
+
 fn note_table(table: &DeTable<'_>, path: &str, text: &str, sources: &mut Sources) {
     for (key, value) in table {
         let path = join(path, key.get_ref());

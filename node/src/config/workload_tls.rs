@@ -12,13 +12,15 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, RootCertStore};
+use serde_json::json;
 
 use super::address::{Host, WorkloadAddress};
 use super::files::read_bounded;
 use super::limits::{WORKLOAD_CHAIN_MAX, WORKLOAD_ROOTS_MAX};
 use super::mistake::{Wrong, wrong};
+use super::reader::Reader;
 use super::section::{Given, Section};
-use super::value::{path, text};
+use super::value::{NOT_EMPTY, path, text};
 
 /// `[service.tls]`. There is no default to trust: a workload's certificate comes from its own issuer,
 /// and the public roots would believe anybody who can get a name.
@@ -75,7 +77,12 @@ pub(super) fn read(
     let read = is_given.then(|| {
         let trust_bundle = tls.required("trust_bundle", "\"app-ca.crt\"", path(base));
         let has_name = tls.has("server_name");
-        (trust_bundle, has_name, tls.optional("server_name", server_name), read_client(&mut tls, base))
+        (
+            trust_bundle,
+            has_name,
+            tls.optional("server_name", server_name_reader()),
+            read_client(&mut tls, base),
+        )
     });
     tls.finish();
     match (address?, read) {
@@ -83,6 +90,7 @@ pub(super) fn read(
             let wrong_name = |wrong: Wrong| report.add(&at, wrong.problem, wrong.suggestion);
             let default = || server_name_of(&host_port.host).map_err(wrong_name).ok();
             let server_name = if has_name { name } else { default() };
+            section.follows("tls.server_name", server_name.as_ref().map(ServerName::to_str).as_ref());
             return Some(WorkloadTls { trust_bundle: trust_bundle?, server_name: server_name?, client });
         }
         (WorkloadAddress::Tls { scheme, .. }, None) => {
@@ -116,6 +124,11 @@ fn read_client(tls: &mut Section<'_>, base: &Path) -> Option<ClientFiles> {
         _ => {}
     }
     Some(ClientFiles { certificate: certificate?, key: key? })
+}
+
+fn server_name_reader() -> Reader<ServerName<'static>> {
+    let schema = json!({ "type": "string", "pattern": NOT_EMPTY });
+    Reader::new(schema, |name: &ServerName<'_>| name.to_str().into(), server_name)
 }
 
 fn server_name(given: Given<'_>) -> Result<ServerName<'static>, Wrong> {
