@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -39,8 +40,9 @@ use crate::local::LocalInstances;
 use crate::memory;
 use crate::notify::ServiceManager;
 use crate::proxy::inbound::Inbound;
-use crate::proxy::listener::{self, Clients, Listener, Serves};
+use crate::proxy::listeners::{Bound, Listeners};
 use crate::proxy::outbound::{Newcomer, Outbound};
+use crate::reload::{self, ConfigFile, Parts, Reloader};
 use crate::route;
 use crate::seeds;
 use crate::sockets::Sockets;
@@ -64,12 +66,14 @@ const CLOSE_GRACE: Duration = Duration::from_secs(1);
 
 /// A node that is set up: every port bound, nothing announced yet.
 pub struct Node {
-    config: Config,
+    config: Arc<Config>,
     capacity: Capacity,
     shown: Shown,
     gossip_loop: GossipLoop,
     streams: mpsc::Receiver<IncomingStream>,
-    listeners: Vec<Listener>,
+    listeners: Listeners,
+    bound: Bound,
+    reloads: reload::Inbox,
     admin: Admin,
     outbound: Arc<Outbound>,
     inbound: Arc<Inbound>,
@@ -91,6 +95,7 @@ pub(crate) struct Shown {
     pub(crate) started: Instant,
     pub(crate) address: SocketAddr,
     pub(crate) store: Option<Store>,
+    pub(crate) reload: reload::Requests,
 }
 
 impl Node {
@@ -132,7 +137,9 @@ impl Node {
         let local = local_instances(&config, &capacity, gossip.clone(), &clock, rng.random());
         let outbound = Arc::new(outbound(&config, &capacity, &clock, rng.random()));
         let inbound = Arc::new(inbound(&capacity, &clock, &local));
-        let listeners = bind_listeners(&config, &outbound, &capacity.clients, &mut sockets).await?;
+        let listeners = Listeners::new(outbound.clone(), capacity.clients.clone());
+        let bound = listeners.bind(&config, &mut sockets).await?;
+        let (reload, reloads) = reload::channel();
         let shown = Shown {
             gossip,
             transport,
@@ -149,17 +156,20 @@ impl Node {
             started,
             address,
             store,
+            reload,
         };
         let admin = Admin::bind(&config, files.token, shown.clone(), &mut sockets).await?;
         sockets.finish()?;
         let streams = incoming.streams;
         Ok(Self {
-            config,
+            config: Arc::new(config),
             capacity,
             shown,
             gossip_loop,
             streams,
             listeners,
+            bound,
+            reloads,
             admin,
             outbound,
             inbound,
@@ -168,21 +178,35 @@ impl Node {
         })
     }
 
-    /// Runs until `signal` or an action of the admin API asks for the end, then drains, withdraws
-    /// and closes.
-    pub async fn run(self, manager: &ServiceManager, signal: impl Future<Output = Shutdown> + Send) {
+    /// Runs, following `file`, until `signal` or an action of the admin API asks for the end, then
+    /// drains, withdraws and closes.
+    pub async fn run(
+        mut self,
+        file: ConfigFile,
+        manager: &ServiceManager,
+        signal: impl Future<Output = Shutdown> + Send,
+    ) {
         let mut tasks = JoinSet::new();
         self.spawn_upkeep(&mut tasks, manager);
         let Shown { gossip, transport, credentials, drain, clock, started, store, .. } = self.shown;
         let gossip_loop = tokio::spawn(self.gossip_loop.run());
-        tasks.spawn(seeds::follow(self.config.mesh.seeds.clone(), self.seeds));
+        let (changes, running) = watch::channel(self.config.clone());
+        tasks.spawn(seeds::follow(running.clone(), self.seeds));
         tasks.spawn(accept_streams(self.streams, self.inbound.clone()));
-        for listener in self.listeners {
-            tasks.spawn(listener.run());
-        }
+        self.listeners.take(self.bound);
         if let Err(reason) = self.local.apply(&self.config.services) {
             error!(%reason, "the services cannot be announced");
         }
+        let parts = Parts {
+            running: changes,
+            listeners: self.listeners,
+            local: self.local.clone(),
+            outbound: self.outbound.clone(),
+            capacity: self.capacity,
+            manager: manager.clone(),
+            clock: clock.clone(),
+        };
+        tasks.spawn(Reloader::new(file, parts, self.reloads).run());
         tasks.spawn(self.admin.run());
         info!(
             node = %self.config.node.name, identity = %credentials.id(),
@@ -196,7 +220,8 @@ impl Node {
         };
         info!(?shutdown, "stopping");
         manager.stopping();
-        let end = drain.begin(shutdown, self.config.node.drain_timeout, &clock);
+        let drain_timeout = running.borrow().node.drain_timeout;
+        let end = drain.begin(shutdown, drain_timeout, &clock);
         self.local.drain();
         drain.finish_inbound(end).await;
         self.local.withdraw().await;
@@ -265,7 +290,7 @@ fn outbound(config: &Config, capacity: &Capacity, clock: &Clock, seed: u64) -> O
         table: Arc::default(),
         gate: capacity.outbound.clone(),
         windows: capacity.upstream.windows,
-        attempts_max: config.limits.attempts_max as usize,
+        attempts_max: AtomicUsize::new(config.limits.attempts_max as usize),
         chance: Chance::new(seed),
         clock: clock.clone(),
         newcomer: Newcomer { started: (!config.mesh.seeds.is_empty()).then(|| clock.now()) },
@@ -335,29 +360,6 @@ fn source_towards(to: &str) -> Option<IpAddr> {
     let socket = UdpSocket::bind(any).ok()?;
     socket.connect(to).ok()?;
     socket.local_addr().ok().map(|local| local.ip())
-}
-
-async fn bind_listeners(
-    config: &Config,
-    outbound: &Arc<Outbound>,
-    clients: &Clients,
-    sockets: &mut Sockets,
-) -> io::Result<Vec<Listener>> {
-    let fixed = config.outbounds.iter().enumerate().map(|(index, fixed)| {
-        (fixed.listen, format!("outbound[{index}].listen"), Serves::Service(fixed.service.clone()))
-    });
-    let by_name =
-        config.http_proxy.iter().map(|proxy| (proxy.listen, "http_proxy.listen".to_owned(), Serves::ByName));
-    let mut listeners = Vec::new();
-    for (address, key, serves) in fixed.chain(by_name) {
-        listeners.push(Listener {
-            socket: listener::bind(address, &key, sockets).await?,
-            serves,
-            outbound: outbound.clone(),
-            clients: clients.clone(),
-        });
-    }
-    Ok(listeners)
 }
 
 /// Computes the next route table whenever the catalogue has changed, off the request path.

@@ -1,5 +1,5 @@
 //! What one node takes on: the configuration's limits, cut down to what the machine gives, as the
-//! gates and windows that keep them. Set up once; who stands at a gate is the proxy's business.
+//! gates and windows that keep them. Who stands at a gate is the proxy's business.
 
 use starling_transport::limits::Windows;
 use tracing::{debug, warn};
@@ -69,6 +69,16 @@ impl Capacity {
             streams: Gate::new(requests.saturating_mul(STREAMS_PER_REQUEST)),
             memory_max,
         }
+    }
+
+    /// Takes over what may change of `limits` while a node runs. What is in stays in.
+    pub(crate) fn set_limits(&self, limits: &Limits) {
+        let connections = local_connections(limits.connections_max as usize, Shares::now().each);
+        self.clients.connections.set_limit(connections);
+        let requests = limits.requests_in_flight_max as usize;
+        self.outbound.set_limit(requests);
+        self.inbound.set_limit(requests);
+        self.streams.set_limit(requests.saturating_mul(STREAMS_PER_REQUEST));
     }
 
     /// Everything that is refused while memory is short.

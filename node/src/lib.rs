@@ -24,6 +24,7 @@ pub mod notify;
 mod pressure;
 mod probe;
 mod proxy;
+pub mod reload;
 pub mod route;
 mod seeds;
 pub mod sockets;

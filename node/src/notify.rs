@@ -47,7 +47,6 @@ impl ServiceManager {
     }
 
     /// The configuration is read again, until the answer is dropped.
-    #[expect(dead_code, reason = "for the reload of the configuration")]
     pub(crate) fn reloading(&self) -> Reloading {
         // Type=notify-reload pairs the message with its own signal by this time.
         let now = clock_gettime(ClockId::Monotonic);

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use starling_gossip::handle::Gossip;
@@ -12,7 +13,7 @@ use starling_transport::pool::Pool;
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
-use crate::config::HostPort;
+use crate::config::{Config, HostPort};
 
 /// How often names are resolved. A headless service's answer changes with every pod.
 const RESOLVE_PERIOD: Duration = Duration::from_secs(15);
@@ -27,8 +28,12 @@ const LONELY_PERIOD: Duration = Duration::from_secs(3);
 const ADDRESSES_PER_NAME_MAX: usize = 64;
 
 /// Keeps `addresses` current until nobody reads them.
-pub(crate) async fn follow(seeds: Vec<HostPort>, addresses: watch::Sender<Vec<SocketAddr>>) {
+pub(crate) async fn follow(
+    mut config: watch::Receiver<Arc<Config>>,
+    addresses: watch::Sender<Vec<SocketAddr>>,
+) {
     loop {
+        let seeds = config.borrow_and_update().mesh.seeds.clone();
         let resolved = resolve(&seeds).await;
         let period = if resolved.is_empty() && !seeds.is_empty() { RETRY_PERIOD } else { RESOLVE_PERIOD };
         addresses.send_if_modified(|held| {
@@ -38,6 +43,7 @@ pub(crate) async fn follow(seeds: Vec<HostPort>, addresses: watch::Sender<Vec<So
         });
         tokio::select! {
             () = tokio::time::sleep(period) => {}
+            Ok(()) = config.changed() => {}
             () = addresses.closed() => return,
         }
     }

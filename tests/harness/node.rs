@@ -347,6 +347,21 @@ impl Node {
         replace_file(&self.directory.join("tls.crt"), &issued.certificate);
     }
 
+    /// Its configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.directory.join("starling.toml")
+    }
+
+    /// Writes its configuration anew, in one step.
+    pub fn configure(&self, toml: &str) {
+        replace_file(&self.config(), toml);
+    }
+
+    /// Asks it to read its configuration again, as service managers do.
+    pub fn hang_up(&self) {
+        kill_process(self.pid(), Signal::HUP).expect("a signal");
+    }
+
     /// Asks it to stop, as orchestrators do.
     pub fn terminate(&self) {
         kill_process(self.pid(), Signal::TERM).expect("a signal");

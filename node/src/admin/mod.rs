@@ -33,6 +33,7 @@ use crate::config::{Config, RegistrationReader};
 use crate::drain::Shutdown;
 use crate::proxy::gate::Gate;
 use crate::proxy::listener;
+use crate::reload::Outcome;
 use crate::sockets::Sockets;
 use guard::{Caller, Guard, Refused};
 
@@ -140,7 +141,7 @@ impl State {
         }
         match path.strip_prefix("/v1/instances/") {
             Some(rest) if is_action => instances::act(self, request, rest).await,
-            None if is_action => self.act(request.method(), path),
+            None if is_action => self.act(request.method(), path).await,
             _ => self.show(path).await,
         }
     }
@@ -169,8 +170,9 @@ impl State {
         }
     }
 
-    fn act(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
+    async fn act(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
         let shutdown = match (method, path) {
+            (&Method::POST, "/v1/reload") => return self.reload().await,
             (&Method::POST, "/v1/drain") => Shutdown::Drain,
             (&Method::POST, "/v1/leave") => Shutdown::Leave,
             _ => return not_found(path),
@@ -178,6 +180,23 @@ impl State {
         self.shown.drain.request(shutdown);
         let mut response = answer(&json!({ "ok": true }));
         *response.status_mut() = StatusCode::ACCEPTED;
+        response
+    }
+}
+
+impl State {
+    async fn reload(&self) -> Response<Full<Bytes>> {
+        let Some(outcome) = self.shown.reload.reload().await else {
+            let mut response = answer(&json!({ "ok": false, "error": "the node is stopping" }));
+            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+            return response;
+        };
+        let mut response = answer(&outcome.to_json());
+        *response.status_mut() = match outcome {
+            Outcome::Applied { .. } => StatusCode::OK,
+            Outcome::Mistaken(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Outcome::Failed(_) => StatusCode::CONFLICT,
+        };
         response
     }
 }

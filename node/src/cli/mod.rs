@@ -65,6 +65,8 @@ enum Command {
     Routes(show::RouteArguments),
     /// Let the local node finish what is under way, withdraw, and stop.
     Drain(ask::Asked),
+    /// Let the local node read its configuration again, and say what that changes.
+    Reload(ask::Asked),
     /// Let the local node withdraw and stop at once.
     Leave(ask::Asked),
     /// Print the version.
@@ -101,6 +103,7 @@ fn dispatch(command: Command, output: Output) -> Result<(), Failure> {
         Command::Instances(asked) => show::instances(&asked, output),
         Command::Routes(arguments) => show::routes(&arguments, output),
         Command::Drain(asked) => show::act(&asked, "drain", output),
+        Command::Reload(asked) => show::reload(&asked, output),
         Command::Leave(asked) => show::act(&asked, "leave", output),
         Command::Version => {
             let version = env!("CARGO_PKG_VERSION");

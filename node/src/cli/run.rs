@@ -15,6 +15,7 @@ use crate::config::files::Files;
 use crate::descriptors;
 use crate::drain::Shutdown;
 use crate::notify::ServiceManager;
+use crate::reload::ConfigFile;
 use crate::sockets::Sockets;
 use crate::telemetry::{self, Metrics};
 
@@ -33,9 +34,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     arguments.parent.follow()?;
     descriptors::raise_limit();
     let clock = Clock::System;
-    let config = Config::load(&arguments.config, environment())?;
+    let variables: Vec<_> = environment().collect();
+    let config = Config::load(&arguments.config, variables.iter().cloned())?;
     let files = Files::load(&config, clock.wall())?;
-    telemetry::init_logs(&config.log, config.access_log.as_ref())?;
+    let log_level = telemetry::init_logs(&config.log, config.access_log.as_ref())?;
     let metrics = Metrics::install()?;
     // One thread: a proxy's work is short and ordered, and stealing it between threads costs more
     // than it gains (0.7 times the rate, measured with two workers).
@@ -46,8 +48,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+        let file = ConfigFile::follow(arguments.config.clone(), variables, log_level)
+            .context("cannot listen for SIGHUP")?;
         let node = Node::bind(config, files, sockets, clock, metrics).await?;
-        node.run(&manager, async move {
+        node.run(file, &manager, async move {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}

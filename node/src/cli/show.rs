@@ -12,6 +12,7 @@ use super::table::{age, table};
 use crate::admin::view::{
     CandidateView, InstanceView, LocalInstanceView, MemberView, RouteView, ServiceView,
 };
+use crate::reload::plan::NeedsRestart;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct RouteArguments {
@@ -53,6 +54,20 @@ pub(super) fn routes(arguments: &RouteArguments, output: Output) -> Result<(), F
 pub(super) fn act(asked: &Asked, action: &str, output: Output) -> Result<(), Failure> {
     let answer: Value = asked.post(&format!("/v1/{action}"))?;
     output.print(&format!("the node at {} begins to {action}", asked.admin), &answer);
+    Ok(())
+}
+
+pub(super) fn reload(asked: &Asked, output: Output) -> Result<(), Failure> {
+    let answer: Value = asked.post("/v1/reload")?;
+    let list = |field: &str| answer[field].as_array().cloned().unwrap_or_default();
+    let mut lines: Vec<String> =
+        list("changes").iter().filter_map(Value::as_str).map(str::to_owned).collect();
+    if lines.is_empty() {
+        lines.push("nothing has changed that a running node takes over".to_owned());
+    }
+    let needs_restart = list("needs_restart").into_iter().flat_map(serde_json::from_value::<NeedsRestart>);
+    lines.extend(needs_restart.map(|one| format!("needs a restart: {one}")));
+    output.print(&lines.join("\n"), &answer);
     Ok(())
 }
 

@@ -27,15 +27,26 @@ pub struct Key {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Keys(pub(super) Vec<Key>);
 
+impl FromIterator<Key> for Keys {
+    fn from_iter<I: IntoIterator<Item = Key>>(keys: I) -> Self {
+        Self(keys.into_iter().collect())
+    }
+}
+
 impl Keys {
     /// In the order of the readers.
     pub fn iter(&self) -> impl Iterator<Item = &Key> {
         self.0.iter()
     }
 
+    /// The key at `path`.
+    pub fn get(&self, path: &str) -> Option<&Key> {
+        self.0.iter().find(|key| key.path == path)
+    }
+
     /// The value that counts at `path`.
     pub fn value(&self, path: &str) -> Option<&Value> {
-        self.0.iter().find(|key| key.path == path)?.value.as_ref()
+        self.get(path)?.value.as_ref()
     }
 
     pub(super) fn set(&mut self, path: &str, value: Value) {

@@ -13,7 +13,7 @@ use super::section::{Given, Section};
 use super::value::{NOT_EMPTY, listen_address, one_of, path, path_that, text};
 
 /// `[http_proxy]`: HTTP to services by name.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HttpProxy {
     /// Where local callers ask for `payments.mesh`; `127.0.0.1:7401` by default.
     pub listen: SocketAddr,

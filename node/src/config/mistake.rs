@@ -95,6 +95,17 @@ impl Sources {
     }
 }
 
+impl Mistake {
+    /// Where it was said: `starling.toml:3:1`.
+    pub(crate) fn located(&self) -> String {
+        match &self.place {
+            Place::Whole => self.file.clone(),
+            Place::Line { line, column } => format!("{}:{line}:{column}", self.file),
+            Place::Environment(variable) => format!("environment: {variable}"),
+        }
+    }
+}
+
 impl Mistakes {
     /// `Ok` when nothing is wrong; otherwise everything, in the file's order.
     pub fn none_of(mut mistakes: Vec<Mistake>) -> Result<(), Self> {
@@ -147,11 +158,7 @@ impl Serialize for Mistake {
 
 impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.place {
-            Place::Whole => write!(f, "{}", self.file)?,
-            Place::Line { line, column } => write!(f, "{}:{line}:{column}", self.file)?,
-            Place::Environment(variable) => write!(f, "environment: {variable}")?,
-        }
+        write!(f, "{}", self.located())?;
         if !self.key.is_empty() {
             write!(f, ": {}", self.key)?;
         }

@@ -15,7 +15,7 @@ pub(crate) struct Gate {
 
 struct Shared {
     under_way: AtomicUsize,
-    limit: usize,
+    limit: AtomicUsize,
     /// Below the limit while memory is short.
     ceiling: AtomicUsize,
     entered: AtomicUsize,
@@ -39,7 +39,7 @@ impl Gate {
     pub(crate) fn new(limit: usize) -> Self {
         let shared = Shared {
             under_way: AtomicUsize::new(0),
-            limit,
+            limit: AtomicUsize::new(limit),
             ceiling: AtomicUsize::new(usize::MAX),
             entered: AtomicUsize::new(0),
             cuts: watch::Sender::new(0),
@@ -59,7 +59,7 @@ impl Gate {
         // Counted first and taken back by the drop, so that the limit holds among many.
         let before = self.shared.under_way.fetch_add(1, Ordering::Relaxed);
         let ceiling = self.shared.ceiling.load(Ordering::Relaxed);
-        (before < self.shared.limit.min(ceiling)).then_some(pass)
+        (before < self.limit().min(ceiling)).then_some(pass)
     }
 
     /// Lets in less than the limit for now, or with `None` as much as the limit again.
@@ -74,7 +74,12 @@ impl Gate {
 
     /// How much may be under way.
     pub(crate) fn limit(&self) -> usize {
-        self.shared.limit
+        self.shared.limit.load(Ordering::Relaxed)
+    }
+
+    /// Lets at most `limit` in from now on; what is in stays.
+    pub(crate) fn set_limit(&self, limit: usize) {
+        self.shared.limit.store(limit, Ordering::Relaxed);
     }
 
     /// How much is under way.

@@ -7,6 +7,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use http::header::{CONNECTION, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
@@ -57,7 +58,8 @@ pub(crate) enum Serves {
 /// A bound local listener.
 pub(crate) struct Listener {
     pub(crate) socket: TcpListener,
-    pub(crate) serves: Serves,
+    /// May change; a connection keeps what it began with.
+    pub(crate) serves: Arc<ArcSwap<Serves>>,
     pub(crate) outbound: Arc<Outbound>,
     /// Who may connect, and for how long.
     pub(crate) clients: Clients,
@@ -113,7 +115,7 @@ impl Listener {
             return self.start(client, pass, descriptor);
         }
         metrics::counter!("starling_local_refused_total", "flag" => Flag::Overflow.as_str()).increment(1);
-        let speaks_http = match &self.serves {
+        let speaks_http = match &**self.serves.load() {
             Serves::ByName => true,
             Serves::Service(service) => self.outbound.speaks(service.as_str()) == Some(Protocol::Http),
         };
@@ -129,7 +131,7 @@ impl Listener {
     }
 
     fn start(&self, client: TcpStream, pass: Pass, descriptor: Pass) {
-        let (serves, outbound) = (self.serves.clone(), self.outbound.clone());
+        let (serves, outbound) = (Serves::clone(&self.serves.load()), self.outbound.clone());
         let clients = self.clients.clone();
         // Requests are small and wait for answers; Nagle's algorithm would hold them back.
         let _ = client.set_nodelay(true);

@@ -13,6 +13,7 @@ pub(crate) mod gate;
 pub(crate) mod headers;
 pub(crate) mod inbound;
 pub(crate) mod listener;
+pub(crate) mod listeners;
 pub(crate) mod name;
 pub(crate) mod outbound;
 pub(crate) mod outbound_tcp;

@@ -4,6 +4,7 @@
 //! it is not, unless the request may be sent twice.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -38,7 +39,7 @@ pub(crate) struct Outbound {
     /// Unread bytes of a local HTTP/2 connection.
     pub(crate) windows: Windows,
     /// Endpoints that one request tries at most.
-    pub(crate) attempts_max: usize,
+    pub(crate) attempts_max: AtomicUsize,
     /// Draws endpoints and trace ids.
     pub(crate) chance: Chance,
     /// The node's time.
@@ -81,6 +82,15 @@ impl Newcomer {
 }
 
 impl Outbound {
+    /// For requests under way, too.
+    pub(crate) fn set_attempts_max(&self, attempts_max: usize) {
+        self.attempts_max.store(attempts_max, Ordering::Relaxed);
+    }
+
+    fn attempts_max(&self) -> usize {
+        self.attempts_max.load(Ordering::Relaxed)
+    }
+
     /// Counts work for unannounced services.
     pub(crate) fn unknown_meter() -> Arc<Meter> {
         Meter::new(Direction::Outbound, None, "")
@@ -115,7 +125,7 @@ impl Outbound {
         tried: &[Target],
         exchange: &mut Exchange,
     ) -> Result<Arc<Endpoint>, Failure> {
-        if tried.len() >= self.attempts_max {
+        if tried.len() >= self.attempts_max() {
             return Err(Failure::new(Flag::NoHealthyUpstream, "every endpoint that was tried failed"));
         }
         loop {
@@ -196,7 +206,7 @@ impl Journey<'_> {
     fn could_go_elsewhere(&self) -> bool {
         let now = self.outbound.clock.now();
         let table = self.outbound.table.load();
-        self.tried.len() < self.outbound.attempts_max
+        self.tried.len() < self.outbound.attempts_max()
             && table.route(self.service).is_some_and(|route| route.has_other(&self.tried, now))
     }
 

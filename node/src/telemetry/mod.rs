@@ -15,7 +15,7 @@ use tracing::Metadata;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Layer, Registry, filter};
+use tracing_subscriber::{EnvFilter, Layer, Registry, filter, reload};
 
 use crate::config::{AccessLog, Log, LogFormat};
 
@@ -28,6 +28,18 @@ const LATENCY_BUCKETS: [f64; 14] =
 
 /// How often recorded samples are folded into their buckets.
 const UPKEEP_PERIOD: Duration = Duration::from_secs(5);
+
+/// What is worth a line in the process's log; may change.
+#[derive(Clone)]
+pub struct LogLevel(reload::Handle<EnvFilter, Registry>);
+
+impl LogLevel {
+    /// Takes over `level`, which a configuration has judged.
+    pub(crate) fn set(&self, level: &str) {
+        // A process that has replaced its log has nothing to change here.
+        let _ = EnvFilter::try_new(level).map(|filter| self.0.reload(filter));
+    }
+}
 
 /// The process's metrics.
 #[derive(Clone)]
@@ -87,13 +99,16 @@ fn describe() {
     describe_counter!("starling_store_set_aside_total", "Damaged store files set aside");
     describe_counter!("starling_store_dropped_total", "Entries not remembered because the store is full");
     describe_gauge!("starling_certificate_valid", "1 while this node's own certificate is valid");
+    describe_counter!("starling_config_reloads_total", "Times the configuration was read again, by outcome");
+    describe_gauge!("starling_config_stale", "1 while the configuration file says what does not run");
     describe_gauge!("starling_build_info", "1, labelled with the program's version");
 }
 
 /// Sets the process's logs up: the node's own on standard error, the access log where it is
 /// wanted.
-pub fn init_logs(log: &Log, access_log: Option<&AccessLog>) -> anyhow::Result<()> {
+pub fn init_logs(log: &Log, access_log: Option<&AccessLog>) -> anyhow::Result<LogLevel> {
     let filter = EnvFilter::try_new(&log.level).context("log.level")?;
+    let (filter, level) = reload::Layer::new(filter);
     let stderr_is_terminal = std::io::stderr().is_terminal();
     let own = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(stderr_is_terminal);
     let own: Box<dyn Layer<Registry> + Send + Sync> = match log.format {
@@ -106,7 +121,8 @@ pub fn init_logs(log: &Log, access_log: Option<&AccessLog>) -> anyhow::Result<()
     if let Some(access_log) = access_log {
         layers.push(access_layer(access_log)?);
     }
-    tracing_subscriber::registry().with(layers).try_init().context("logs can be set up once per process")
+    tracing_subscriber::registry().with(layers).try_init().context("logs can be set up once per process")?;
+    Ok(LogLevel(level))
 }
 
 fn access_layer(access_log: &AccessLog) -> anyhow::Result<Box<dyn Layer<Registry> + Send + Sync>> {

@@ -1,0 +1,109 @@
+//! The set of local listeners, which may change while a node runs.
+//!
+//! A change has two steps: [`Listeners::bind`] binds what is new, and may fail; [`Listeners::take`]
+//! starts it and stops what is gone, and cannot. Connections that were accepted live on.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tokio::net::TcpListener;
+use tokio::task::{AbortHandle, JoinSet};
+
+use crate::config::Config;
+use crate::proxy::listener::{self, Clients, Listener, Serves};
+use crate::proxy::outbound::Outbound;
+use crate::sockets::Sockets;
+
+/// A configured address, and which of several at it: port 0 may be given many times.
+type Slot = (SocketAddr, usize);
+
+/// The listeners that run.
+pub(crate) struct Listeners {
+    outbound: Arc<Outbound>,
+    clients: Clients,
+    running: BTreeMap<Slot, Running>,
+    tasks: JoinSet<()>,
+}
+
+struct Running {
+    serves: Arc<ArcSwap<Serves>>,
+    task: AbortHandle,
+}
+
+/// What a configuration wants: bound, where it does not run already.
+pub(crate) struct Bound(BTreeMap<Slot, (Serves, Option<TcpListener>)>);
+
+impl Listeners {
+    /// None yet; all together let in what `clients` let in.
+    pub(crate) fn new(outbound: Arc<Outbound>, clients: Clients) -> Self {
+        Self { outbound, clients, running: BTreeMap::new(), tasks: JoinSet::new() }
+    }
+
+    /// Binds, or takes from `sockets`, what `config` wants and does not run yet; the first that fails says which key is in the
+    /// way, and nothing is left behind.
+    pub(crate) async fn bind(&self, config: &Config, sockets: &mut Sockets) -> io::Result<Bound> {
+        let mut bound = BTreeMap::new();
+        for (address, key, serves) in wanted(config) {
+            let same = bound.range((address, 0)..=(address, usize::MAX)).count();
+            let slot = (address, same);
+            let socket = match self.running.contains_key(&slot) {
+                true => None,
+                false => Some(
+                    listener::bind(address, &key, sockets)
+                        .await
+                        .map_err(|error| self.explain(error, slot))?,
+                ),
+            };
+            bound.insert(slot, (serves, socket));
+        }
+        Ok(Bound(bound))
+    }
+
+    /// Serves exactly `bound` from now on.
+    pub(crate) fn take(&mut self, Bound(bound): Bound) {
+        self.running.retain(|slot, running| {
+            let stays = bound.contains_key(slot);
+            if !stays {
+                running.task.abort();
+            }
+            stays
+        });
+        for (slot, (serves, socket)) in bound {
+            if let Some(running) = self.running.get(&slot) {
+                running.serves.store(Arc::new(serves));
+            } else if let Some(socket) = socket {
+                let serves = Arc::new(ArcSwap::from_pointee(serves));
+                let (outbound, clients) = (self.outbound.clone(), self.clients.clone());
+                let listener = Listener { socket, serves: serves.clone(), outbound, clients };
+                let task = self.tasks.spawn(listener.run());
+                self.running.insert(slot, Running { serves, task });
+            }
+        }
+        while self.tasks.try_join_next().is_some() {}
+    }
+
+    /// A wider address on a port of our own cannot be bound before the old one is given up.
+    fn explain(&self, error: io::Error, (address, _): Slot) -> io::Error {
+        match self.running.keys().find(|(own, _)| own.port() == address.port()) {
+            Some((own, _)) if error.kind() == io::ErrorKind::AddrInUse => {
+                let hint =
+                    format!("{error} (this node itself listens on {own}: restart it, or use another port)");
+                io::Error::new(error.kind(), hint)
+            }
+            _ => error,
+        }
+    }
+}
+
+/// Address, key and purpose of each.
+fn wanted(config: &Config) -> impl Iterator<Item = (SocketAddr, String, Serves)> {
+    let fixed = config.outbounds.iter().enumerate().map(|(index, fixed)| {
+        (fixed.listen, format!("outbound[{index}].listen"), Serves::Service(fixed.service.clone()))
+    });
+    let by_name =
+        config.http_proxy.iter().map(|proxy| (proxy.listen, "http_proxy.listen".to_owned(), Serves::ByName));
+    fixed.chain(by_name)
+}
