@@ -259,3 +259,24 @@ async fn the_log_level_and_the_limits_change_while_it_runs() {
     workload.release();
     assert_eq!(waiting.await.expect("no panic").status(), 200);
 }
+
+/// `--config <(generate)` is a pipe: nothing waits for it, and asking says why.
+#[tokio::test]
+async fn what_is_not_a_file_is_read_once() {
+    let mesh = Mesh::new();
+    let mut node = mesh.node("node").start().await;
+    let toml = config(&node);
+    node.terminate();
+    assert!(node.ended().await.success());
+    fs::remove_file(node.config()).expect("removed");
+    let made = std::process::Command::new("mkfifo").arg(node.config()).status().expect("coreutils");
+    assert!(made.success());
+    let pipe = node.config();
+    let writing = tokio::task::spawn_blocking(move || fs::write(pipe, toml));
+    node.restart().await;
+    within("the reader", writing).await.expect("no panic").expect("written");
+    for _ in 0..2 {
+        let error = reload(&node).await["error"].to_string();
+        assert!(error.contains("restart the node"), "{error}");
+    }
+}

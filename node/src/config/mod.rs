@@ -167,15 +167,19 @@ fn describe() -> Keys {
     report.finish().2
 }
 
+/// What the file holds, and at most one byte more than it may.
+pub(crate) fn read_bytes(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    fs::File::open(path)?.take(limits::FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// The file's text, or what is wrong with it and what would be right.
 fn read_file(path: &Path) -> Result<String, (String, String)> {
-    let unreadable = |error: std::io::Error| {
+    let bytes = read_bytes(path).map_err(|error| {
         let named = format!("name a readable file: --config {}", path.display());
         (format!("the file cannot be read: {error}"), named)
-    };
-    let file = fs::File::open(path).map_err(unreadable)?;
-    let mut bytes = Vec::new();
-    file.take(limits::FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    })?;
     if bytes.len() as u64 > limits::FILE_BYTES_MAX {
         let most = format!("it may have at most {} bytes", limits::FILE_BYTES_MAX);
         return Err(("the file is too large to be a configuration".into(), most));

@@ -20,7 +20,7 @@ use tracing::{info, warn};
 
 use crate::capacity::Capacity;
 use crate::config::files::Files;
-use crate::config::{Config, Mistakes};
+use crate::config::{Config, Mistakes, read_bytes};
 use crate::local::LocalInstances;
 use crate::notify::ServiceManager;
 use crate::proxy::listeners::Listeners;
@@ -108,6 +108,12 @@ impl ConfigFile {
     ) -> io::Result<Self> {
         Ok(Self { path, environment, log_level, hangup: signal(SignalKind::hangup())? })
     }
+
+    /// Not a pipe (`--config <(generate)`), whose reader would wait for ever. A file that is gone
+    /// counts: it may come back.
+    fn may_be_read_again(&self) -> bool {
+        !std::fs::metadata(&self.path).is_ok_and(|metadata| !metadata.is_file())
+    }
 }
 
 /// For those who ask, and for the one who answers.
@@ -147,7 +153,9 @@ impl Reloader {
         // A service manager waits for the end of what it asked for; what the file alone caused is not
         // its business.
         let _reloading = self.parts.manager.reloading();
-        self.looks.tried = self.text().await;
+        if self.file.may_be_read_again() {
+            self.looks.tried = self.text().await;
+        }
         let outcome = self.reload().await;
         self.looks.trouble = outcome.trouble();
         outcome.report();
@@ -156,6 +164,9 @@ impl Reloader {
 
     /// Reloads if the file has changed and rests, or could not be applied the last time.
     async fn look(&mut self) {
+        if !self.file.may_be_read_again() {
+            return;
+        }
         let now = self.text().await;
         let rests = self.looks.seen == now;
         self.looks.seen = now;
@@ -176,13 +187,18 @@ impl Reloader {
     /// What the file holds, links followed; `None` is unreadable.
     async fn text(&self) -> Option<Vec<u8>> {
         let path = self.file.path.clone();
-        tokio::task::spawn_blocking(move || std::fs::read(path).ok()).await.ok().flatten()
+        tokio::task::spawn_blocking(move || read_bytes(&path).ok()).await.ok().flatten()
     }
 
     async fn reload(&mut self) -> Outcome {
-        let outcome = match self.read().await {
-            Ok(next) => self.apply(&next).await,
-            Err(mistakes) => Outcome::Mistaken(mistakes),
+        let outcome = if self.file.may_be_read_again() {
+            match self.read().await {
+                Ok(next) => self.apply(&next).await,
+                Err(mistakes) => Outcome::Mistaken(mistakes),
+            }
+        } else {
+            let path = self.file.path.display();
+            Outcome::Failed(format!("{path} is not a file: it could be read only once; restart the node"))
         };
         let is_stale = match &outcome {
             Outcome::Applied { needs_restart, .. } => !needs_restart.is_empty(),
