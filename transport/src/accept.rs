@@ -62,6 +62,8 @@ impl Acceptor {
                 Ok(connection) => telemetry::handshake(Direction::Inbound, welcome(&pool, connection)),
                 Err(outcome) => {
                     telemetry::handshake(Direction::Inbound, outcome);
+                    // A pool holds the socket, which must not outlive its endpoint's end.
+                    drop(pool);
                     // Its memory is not free yet, and who fails fast must not begin more for it.
                     tokio::time::sleep(HALF_OPEN_FAILED_LINGER).await;
                 }
