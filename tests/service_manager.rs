@@ -104,9 +104,10 @@ async fn systemds_own_tool_starts_a_node_with_the_first_request() {
     let workload = Http::start(mesh.ip(), "web").await;
     let _server = mesh.node("server").serves("web", workload.address()).start().await;
     // The files of a node that once ran; the tool runs it from now on.
-    let node = mesh.node("caller").start().await;
+    let mut node = mesh.node("caller").start().await;
     let (proxy, directory) = (node.http_proxy(), node.directory().to_owned());
-    drop(node);
+    // Until it is gone: its ports are needed.
+    node.kill().await;
     let mut command = tokio::process::Command::new(tool);
     command.arg(format!("--listen={proxy}")).arg(program()).args(["run", "--config"]);
     command
