@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use quinn::crypto::rustls::QuicClientConfig;
 use starling_gossip::clock::Clock;
@@ -61,7 +61,7 @@ fn flood(target: SocketAddr, packets: &[Vec<u8>], ended: &AtomicBool) -> u64 {
     let bind =
         |source| UdpSocket::bind((Ipv4Addr::new(127, high, low, 190 + source % 64), 0)).expect("bound");
     let sockets: Vec<_> = (0..SOURCES).map(bind).collect();
-    let start = Instant::now();
+    let start = Clock::System.now();
     let mut sent = 0;
     for (packet, socket) in packets.iter().cycle().zip(sockets.iter().cycle()) {
         if ended.load(Ordering::Relaxed) {
@@ -78,9 +78,9 @@ fn flood(target: SocketAddr, packets: &[Vec<u8>], ended: &AtomicBool) -> u64 {
 /// The median and the longest of calls for as long as `FLOOD`; all must succeed.
 async fn calls(caller: &Node) -> (Duration, Duration) {
     let mut proxy = HttpConnection::open(caller.http_proxy()).await;
-    let (start, mut took) = (Instant::now(), Vec::new());
+    let (start, mut took) = (Clock::System.now(), Vec::new());
     while start.elapsed() < FLOOD {
-        let asked = Instant::now();
+        let asked = Clock::System.now();
         let reply = proxy.send(request(http::Method::POST, "web.mesh", "/", "x")).await;
         took.push(asked.elapsed());
         assert_eq!(reply.status(), 200, "{}", reply.text());

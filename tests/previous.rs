@@ -2,8 +2,9 @@
 //! script `tests/previous` builds the other version and runs this.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use starling_gossip::clock::Clock;
 use starling_tests::workload::{Http, Tcp};
 use starling_tests::{Mesh, Node, get, within};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -62,7 +63,7 @@ async fn two_versions_are_one_mesh() {
     calls(&new_caller, "shop", "cache").await;
 
     // Each version hears the other's withdrawal at once, and not by a lease that runs out.
-    let asked = Instant::now();
+    let asked = Clock::System.now();
     old_web.terminate();
     new_shop.terminate();
     for caller in [&old_caller, &new_caller] {

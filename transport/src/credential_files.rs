@@ -13,7 +13,7 @@ use starling_gossip::revocation::{RevocationError, Revocations};
 use starling_gossip::svid::{Svid, SvidError, TrustBundle};
 
 use crate::credentials::{Credentials, RotationError};
-use crate::limits::{CREDENTIAL_FILE_BYTES_MAX, CREDENTIAL_POLL};
+use crate::limits::{CREDENTIAL_FILE_BYTES_MAX, CREDENTIAL_POLL, CREDENTIAL_SETTLE};
 
 /// Where an identity's files are, all PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -144,8 +144,10 @@ impl CredentialFiles {
         }
         let (svid, bundle) = self.load_pair()?;
         let revoked = self.load_revoked();
+        // A file that is written in place is empty for a moment, and an empty list of revocations is
+        // a good one: only what stays as it is counts. The next look finds it whole.
+        std::thread::sleep(CREDENTIAL_SETTLE);
         if self.stamps()? != before {
-            // Replaced while we read; the next look finds it whole.
             return Ok(seen);
         }
         let kept = || credentials.current().bundle().revoked().clone();

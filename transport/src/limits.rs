@@ -211,5 +211,9 @@ pub const CREDENTIAL_FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// How often credential files are looked at.
 pub const CREDENTIAL_POLL: Duration = Duration::from_secs(1);
 
+/// How long a changed credential file must stay the same before it is taken. Far longer than between
+/// the two system calls of a program that writes a file in place.
+pub const CREDENTIAL_SETTLE: Duration = Duration::from_millis(100);
+
 /// How long closing waits for the system to send the last packets.
 pub const CLOSE_FLUSH: Duration = Duration::from_millis(500);
