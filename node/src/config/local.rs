@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
 
 use super::limits::UNIX_PATH_BYTES_MAX;
 use super::mistake::{Wrong, wrong};
@@ -128,7 +128,7 @@ fn log_level(given: Given<'_>) -> Result<String, Wrong> {
     // tracing takes any bare word for a target and shows all of it, so "inof" would mean trace.
     let is_known = |word: &str| LEVELS.contains(&word.to_ascii_lowercase().as_str());
     let sound = level.split(',').all(|part| part.contains('=') || is_known(part.trim()));
-    if !sound || EnvFilter::try_new(level).is_err() {
+    if !sound || level.parse::<Targets>().is_err() {
         let example = "or directives such as \"info,starling::route=debug\"";
         return wrong(
             format!("{level:?} is not a log level"),

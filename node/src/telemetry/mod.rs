@@ -12,10 +12,11 @@ use std::time::Duration;
 use anyhow::Context as _;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing::Metadata;
+use tracing_subscriber::filter::{self, Targets};
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Layer, Registry, filter, reload};
+use tracing_subscriber::{Layer, Registry, reload};
 
 use crate::config::{AccessLog, Log, LogFormat};
 
@@ -31,13 +32,13 @@ const UPKEEP_PERIOD: Duration = Duration::from_secs(5);
 
 /// What is worth a line in the process's log; may change.
 #[derive(Clone)]
-pub struct LogLevel(reload::Handle<EnvFilter, Registry>);
+pub struct LogLevel(reload::Handle<Targets, Registry>);
 
 impl LogLevel {
     /// Takes over `level`, which a configuration has judged.
     pub(crate) fn set(&self, level: &str) {
         // A process that has replaced its log has nothing to change here.
-        let _ = EnvFilter::try_new(level).map(|filter| self.0.reload(filter));
+        let _ = level.parse().map(|targets: Targets| self.0.reload(targets));
     }
 }
 
@@ -107,7 +108,7 @@ fn describe() {
 /// Sets the process's logs up: the node's own on standard error, the access log where it is
 /// wanted.
 pub fn init_logs(log: &Log, access_log: Option<&AccessLog>) -> anyhow::Result<LogLevel> {
-    let filter = EnvFilter::try_new(&log.level).context("log.level")?;
+    let filter = log.level.parse::<Targets>().context("log.level")?;
     let (filter, level) = reload::Layer::new(filter);
     let stderr_is_terminal = std::io::stderr().is_terminal();
     let own = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(stderr_is_terminal);
