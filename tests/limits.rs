@@ -111,7 +111,10 @@ async fn a_callee_with_few_descriptors_refuses_calls_and_is_not_given_up() {
             (StatusCode::SERVICE_UNAVAILABLE, "UO")
         );
     }
-    assert_eq!(workload.waiting(), 72, "(256 - 160) * 3 / 4");
+    eventually("(256 - 160) * 3 / 4 calls to be at the workload", async || {
+        (workload.waiting() == 72).then_some(())
+    })
+    .await;
     workload.release();
     recovers(&caller).await;
     for reply in asked.join_all().await {

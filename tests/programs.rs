@@ -1,12 +1,14 @@
-//! Programs that know nothing of the mesh, through it: nginx and curl, Redis, MariaDB.
+//! Programs that know nothing of the mesh, through it: nginx and curl, Redis, MariaDB; and systemd's own
+//! tool in front of a node.
 //!
 //! `cargo test -p starling-tests --features programs --test programs`, with the programs installed.
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Stdio;
 
-use starling_tests::workload::{AppAuthority, sized_bytes};
-use starling_tests::{Mesh, Node, Program, run_program};
+use starling_tests::workload::{AppAuthority, Http, sized_bytes};
+use starling_tests::{Mesh, Node, Program, eventually, find_program, get, program, run_program, within};
 
 /// As many bytes as an ordinary picture has.
 const FILE_BYTES: usize = 1024 * 1024;
@@ -405,4 +407,56 @@ async fn mariadb_keeps_a_table_for_a_client_at_another_node() {
     assert_eq!(sql("SELECT name FROM flock.birds WHERE id = 7").await, "bird 7\n");
     let everything = sql("SELECT REPEAT('x', 200), id FROM flock.birds ORDER BY id").await;
     assert_eq!(everything.lines().count(), 500);
+}
+
+#[tokio::test]
+async fn a_passed_socket_that_nothing_is_configured_for_is_refused() {
+    let mesh = Mesh::new();
+    let node = mesh.node("node").calls("web").is_activated().start().await;
+    let toml = node.directory().join("starling.toml");
+    let text = std::fs::read_to_string(&toml).expect("its configuration");
+    drop(node);
+    let other = mesh.free_address();
+    std::fs::write(&toml, &text).expect("a file");
+    // systemd's own tool passes the socket, and says to whom (LISTEN_PID).
+    let tool = find_program("systemd-socket-activate");
+    let mut command = tokio::process::Command::new(tool);
+    command.arg(format!("--listen={other}")).arg(program()).args(["run", "--config"]).arg(&toml);
+    let started = command.stdin(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true).spawn();
+    let process = started.expect("systemd's tool");
+    // It starts the node with the first connection.
+    let _client =
+        eventually("the tool to listen", async || tokio::net::TcpStream::connect(other).await.ok()).await;
+    let output = within("the node's end", process.wait_with_output()).await.expect("its output");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("nothing is configured for the passed socket")
+            && said.contains(&format!("TCP {other}")),
+        "{said}"
+    );
+}
+
+#[tokio::test]
+async fn systemds_own_tool_starts_a_node_with_the_first_request() {
+    let tool = find_program("systemd-socket-activate");
+    let mesh = Mesh::new();
+    let workload = Http::start(mesh.ip(), "web").await;
+    let _server = mesh.node("server").serves("web", workload.address()).start().await;
+    // The files of a node that once ran; the tool runs it from now on.
+    let mut node = mesh.node("caller").start().await;
+    let (proxy, directory) = (node.http_proxy(), node.directory().to_owned());
+    // Until it is gone: its ports are needed.
+    node.kill().await;
+    let mut command = tokio::process::Command::new(tool);
+    command.arg(format!("--listen={proxy}")).arg(program()).args(["run", "--config"]);
+    command
+        .arg(directory.join("starling.toml"))
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true);
+    let _process = command.spawn().expect("systemd's tool");
+    eventually("the tool to listen", async || tokio::net::TcpStream::connect(proxy).await.ok()).await;
+    let reply = get(proxy, "web.mesh", "/").await;
+    assert_eq!((reply.status().as_u16(), reply.text()), (200, "web".to_owned()));
 }

@@ -113,12 +113,18 @@ async fn a_full_or_read_only_disk_is_an_alarm_and_not_an_outage() {
     drop((web, others));
 }
 
-const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
+/// Where Debian keeps the library, on any machine.
+fn faketime() -> String {
+    let all = fs::read_dir("/usr/lib").expect("a directory").flatten();
+    let library = all.map(|one| one.path().join("faketime/libfaketime.so.1")).find(|path| path.exists());
+    path(&library.expect("libfaketime is not installed; `.ci/run` says which packages are needed")).to_owned()
+}
+
 const MONTH_SECONDS: i64 = 31 * 86_400;
 
 /// What libfaketime adds to the calendar, and to nothing else; it looks at the file each time.
 fn calendar<'m>(node: starling_tests::NodeConfig<'m>, file: &Path) -> starling_tests::NodeConfig<'m> {
-    node.environment("LD_PRELOAD", FAKETIME)
+    node.environment("LD_PRELOAD", &faketime())
         .environment("FAKETIME_TIMESTAMP_FILE", path(file))
         .environment("FAKETIME_NO_CACHE", "1")
         .environment("FAKETIME_DONT_FAKE_MONOTONIC", "1")
