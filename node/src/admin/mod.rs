@@ -29,7 +29,7 @@ use tokio::task::JoinSet;
 use tracing::debug;
 
 use crate::app::Shown;
-use crate::config::{Config, RegistrationReader};
+use crate::config::Config;
 use crate::drain::Shutdown;
 use crate::proxy::gate::Gate;
 use crate::proxy::listener;
@@ -53,7 +53,6 @@ pub(crate) struct Admin {
 struct State {
     shown: Shown,
     guard: Guard,
-    registrations: RegistrationReader,
     connections: Gate,
 }
 
@@ -77,7 +76,6 @@ impl Admin {
         let state = State {
             shown,
             guard: Guard::new(token),
-            registrations: RegistrationReader::new(config),
             connections: Gate::new(CONNECTIONS_MAX),
         };
         Ok(Self { port, socket, state: Arc::new(state) })
