@@ -74,6 +74,7 @@ pub struct Node {
     listeners: Listeners,
     bound: Bound,
     reloads: reload::Inbox,
+    changes: watch::Sender<Arc<Config>>,
     admin: Admin,
     outbound: Arc<Outbound>,
     inbound: Arc<Inbound>,
@@ -96,6 +97,8 @@ pub(crate) struct Shown {
     pub(crate) address: SocketAddr,
     pub(crate) store: Option<Store>,
     pub(crate) reload: reload::Requests,
+    /// The configuration that counts now.
+    pub(crate) running: watch::Receiver<Arc<Config>>,
 }
 
 impl Node {
@@ -140,6 +143,8 @@ impl Node {
         let listeners = Listeners::new(outbound.clone(), capacity.clients.clone());
         let bound = listeners.bind(&config, &mut sockets).await?;
         let (reload, reloads) = reload::channel();
+        let config = Arc::new(config);
+        let (changes, running) = watch::channel(config.clone());
         let shown = Shown {
             gossip,
             transport,
@@ -157,12 +162,13 @@ impl Node {
             address,
             store,
             reload,
+            running,
         };
         let admin = Admin::bind(&config, files.token, shown.clone(), &mut sockets).await?;
         sockets.finish()?;
         let streams = incoming.streams;
         Ok(Self {
-            config: Arc::new(config),
+            config,
             capacity,
             shown,
             gossip_loop,
@@ -170,6 +176,7 @@ impl Node {
             listeners,
             bound,
             reloads,
+            changes,
             admin,
             outbound,
             inbound,
@@ -188,9 +195,8 @@ impl Node {
     ) {
         let mut tasks = JoinSet::new();
         self.spawn_upkeep(&mut tasks, manager);
-        let Shown { gossip, transport, credentials, drain, clock, started, store, .. } = self.shown;
+        let Shown { gossip, transport, credentials, drain, clock, started, store, running, .. } = self.shown;
         let gossip_loop = tokio::spawn(self.gossip_loop.run());
-        let (changes, running) = watch::channel(self.config.clone());
         tasks.spawn(seeds::follow(running.clone(), self.seeds));
         tasks.spawn(accept_streams(self.streams, self.inbound.clone()));
         self.listeners.take(self.bound);
@@ -198,7 +204,8 @@ impl Node {
             error!(%reason, "the services cannot be announced");
         }
         let parts = Parts {
-            running: changes,
+            running: self.changes,
+            credentials: credentials.clone(),
             listeners: self.listeners,
             local: self.local.clone(),
             outbound: self.outbound.clone(),

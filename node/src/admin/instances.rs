@@ -14,7 +14,8 @@ use serde_json::json;
 use starling_gossip::record::Label;
 
 use super::{State, answer, not_found};
-use crate::config::Mistakes;
+use crate::config::files::wrong_name;
+use crate::config::{Mistakes, RegistrationReader, Wrong};
 use crate::local::{ApplyError, RegisterError};
 
 /// A registration with all its tags and a probe takes about 2 KiB.
@@ -49,7 +50,7 @@ pub(super) async fn act(state: &State, request: Request<Incoming>, rest: &str) -
     let method = request.method().clone();
     match (&method, action) {
         (&Method::PUT, None) => match read_body(request).await {
-            Ok(body) => register(state, id, &body),
+            Ok(body) => register(state, id, body).await,
             Err(refused) => refused,
         },
         (&Method::PUT, Some("heartbeat")) => match read_body(request).await {
@@ -81,19 +82,18 @@ async fn read_body(request: Request<Incoming>) -> Result<Bytes, Response<Full<By
     }
 }
 
-fn register(state: &State, id: Label, body: &[u8]) -> Response<Full<Bytes>> {
-    let registration = match state.registrations.read(id, body) {
-        Ok(registration) => registration,
-        Err(mistakes) => return refuse_mistakes(&mistakes),
+async fn register(state: &State, id: Label, body: Bytes) -> Response<Full<Bytes>> {
+    let identity = state.shown.gossip.owner().identity.clone();
+    // What the node listens on now: a reload may have moved it since the start.
+    let reader = RegistrationReader::new(&state.shown.running.borrow());
+    let own = identity.clone();
+    let registration = match tokio::task::spawn_blocking(move || reader.read(id, &body, &own)).await {
+        Ok(Ok(registration)) => registration,
+        Ok(Err(mistakes)) => return refuse_mistakes(&mistakes),
+        Err(error) => return told(StatusCode::INTERNAL_SERVER_ERROR, &format!("not read: {error}")),
     };
     let service = &registration.service;
-    let identity = &state.shown.gossip.owner().identity;
-    if !identity.may_announce(&service.name) {
-        let problem = format!("{identity} may not announce {:?}", service.name.as_str());
-        let suggestion = match identity.announces() {
-            Some(name) => format!("it may announce {:?}; or issue the node another identity", name.as_str()),
-            None => "issue the node an identity that names the service".to_owned(),
-        };
+    if let Some(Wrong { problem, suggestion }) = wrong_name(&service.name, &identity) {
         let mistake = json!({ "key": "service", "problem": problem, "suggestion": suggestion });
         return with_status(StatusCode::FORBIDDEN, json!({ "error": problem, "mistakes": [mistake] }));
     }

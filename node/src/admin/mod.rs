@@ -5,13 +5,16 @@
 
 mod guard;
 mod instances;
+mod stall;
 pub mod view;
 
 use std::convert::Infallible;
 use std::fs;
 use std::io;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -23,25 +26,36 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
 use serde_json::json;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinSet;
 use tracing::debug;
 
 use crate::app::Shown;
-use crate::config::{Config, RegistrationReader};
+use crate::config::Config;
 use crate::drain::Shutdown;
 use crate::proxy::gate::Gate;
 use crate::proxy::listener;
 use crate::reload::Outcome;
 use crate::sockets::Sockets;
 use guard::{Caller, Guard, Refused};
+use stall::Stalling;
 
-/// Connections that ask at a time: people, a scraper, an orchestrator's probes.
+/// Connections that ask at a time, by the port and by the socket each: people, a scraper, an orchestrator's probes.
 const CONNECTIONS_MAX: usize = 64;
 
 /// A client that is slower with its request head is cut off.
-const HEAD_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a client may take nothing of its answer. The largest are some hundred kilobytes of metrics.
+const WRITE_STALL_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long a client that is one too many has to take its answer.
+const REFUSAL_LIMIT: Duration = Duration::from_secs(1);
+
+/// That answer.
+const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n\
+    content-length: 49\r\nconnection: close\r\n\r\n{\"error\":\"too many connections; try again later\"}";
 
 /// The bound admin API.
 pub(crate) struct Admin {
@@ -53,8 +67,12 @@ pub(crate) struct Admin {
 struct State {
     shown: Shown,
     guard: Guard,
-    registrations: RegistrationReader,
+    /// By the port.
     connections: Gate,
+    /// By the socket: whoever crowds the port does not shut the owner out.
+    socket_connections: Gate,
+    /// Connections that are told that there are too many.
+    refusals: Gate,
 }
 
 /// A Unix socket; one that this process bound is removed with its listener.
@@ -77,8 +95,9 @@ impl Admin {
         let state = State {
             shown,
             guard: Guard::new(token),
-            registrations: RegistrationReader::new(config),
             connections: Gate::new(CONNECTIONS_MAX),
+            socket_connections: Gate::new(CONNECTIONS_MAX),
+            refusals: Gate::new(CONNECTIONS_MAX),
         };
         Ok(Self { port, socket, state: Arc::new(state) })
     }
@@ -119,16 +138,36 @@ async fn accept_unix(socket: Option<&OwnedSocket>) -> io::Result<(tokio::net::Un
 }
 
 async fn serve(io: impl AsyncRead + AsyncWrite + Unpin, caller: Caller, state: Arc<State>) {
-    let Some(_pass) = state.connections.enter() else { return };
+    let gate = match caller {
+        Caller::Port { .. } => &state.connections,
+        Caller::Socket { .. } => &state.socket_connections,
+    };
+    let Some(_pass) = gate.enter() else { return refuse_connection(io, &state.refusals).await };
     let service = service_fn(move |request| {
         let state = state.clone();
         async move { Ok::<_, Infallible>(state.answer(caller, request).await) }
     });
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-    if let Err(error) = builder.serve_connection(TokioIo::new(io), service).await {
+    if let Err(error) =
+        builder.serve_connection(TokioIo::new(Stalling::new(io, WRITE_STALL_LIMIT)), service).await
+    {
         debug!(%error, "admin connection ended");
     }
+}
+
+/// Says that there are too many, as long as there are not too many to be told so.
+async fn refuse_connection(mut io: impl AsyncRead + AsyncWrite + Unpin, refusals: &Gate) {
+    let Some(_pass) = refusals.enter() else { return };
+    let tell = async {
+        io.write_all(TOO_MANY).await?;
+        io.shutdown().await?;
+        // Closing with a request unread would take the answer back (a TCP reset).
+        let mut request = [0; 4096];
+        while io.read(&mut request).await? > 0 {}
+        io::Result::Ok(())
+    };
+    let _ = tokio::time::timeout(REFUSAL_LIMIT, tell).await;
 }
 
 impl State {
@@ -210,12 +249,30 @@ impl OwnedSocket {
         if std::os::unix::net::UnixStream::connect(path).is_ok() {
             anyhow::bail!("admin.socket: another node answers at {}; choose another path", path.display());
         }
-        let _ = fs::remove_file(path);
+        remove_stale(path)?;
         let listener = UnixListener::bind(path).with_context(|| {
             format!("admin.socket: cannot create {}; does its directory exist?", path.display())
         })?;
         Ok(Self { listener, path: Some(path.to_owned()) })
     }
+}
+
+/// Removes a socket that nobody answers at. Anything else there is somebody's, and named.
+fn remove_stale(path: &Path) -> anyhow::Result<()> {
+    // What cannot be looked at cannot be bound either, and binding says it better.
+    let Ok(there) = fs::symlink_metadata(path) else { return Ok(()) };
+    let kind = there.file_type();
+    let what = match () {
+        () if kind.is_socket() => {
+            return fs::remove_file(path)
+                .with_context(|| format!("admin.socket: cannot remove the old {}", path.display()));
+        }
+        () if kind.is_dir() => "a directory",
+        () if kind.is_symlink() => "a symbolic link",
+        () if kind.is_file() => "a regular file",
+        () => "no socket",
+    };
+    anyhow::bail!("admin.socket: {} is {what}; choose another path, or remove it", path.display())
 }
 
 impl Drop for OwnedSocket {
@@ -253,4 +310,34 @@ fn typed(status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Respo
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response.headers_mut().insert(SERVER, HeaderValue::from_static("starling"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_socket_makes_room_for_the_socket() {
+        let place = tempfile::tempdir().expect("a directory");
+        let path = place.path().join("admin.sock");
+        remove_stale(&path).expect("nothing is there");
+        drop(std::os::unix::net::UnixListener::bind(&path).expect("a socket"));
+        remove_stale(&path).expect("an old socket");
+        assert!(!path.exists());
+        fs::write(&path, "precious").expect("written");
+        let refused = remove_stale(&path).expect_err("a file").to_string();
+        assert!(refused.contains("is a regular file"), "{refused}");
+        assert_eq!(fs::read(&path).expect("still there"), b"precious");
+    }
+
+    #[tokio::test]
+    async fn one_too_many_is_told_so() {
+        let (mut client, server) = tokio::io::duplex(1024);
+        tokio::spawn(async move { refuse_connection(server, &Gate::new(1)).await });
+        let mut told = String::new();
+        client.read_to_string(&mut told).await.expect("told");
+        let (head, body) = told.split_once("\r\n\r\n").expect("a head");
+        assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
+        assert!(head.contains(&format!("content-length: {}\r\n", body.len())), "{head}: {}", body.len());
+    }
 }

@@ -7,13 +7,13 @@ use std::io::Read as _;
 use std::path::Path;
 
 use starling_gossip::clock::WallTime;
-use starling_gossip::identity::TrustDomain;
+use starling_gossip::identity::{ServiceName, SpiffeId, TrustDomain};
 use starling_gossip::revocation::Revocations;
 use starling_gossip::svid::{ChainError, Svid, SvidError, TrustBundle, Usage};
 
 use super::limits::IDENTITY_FILE_BYTES_MAX;
 use super::mistake::{Wrong, wrong};
-use super::{Config, Mistake, Mistakes};
+use super::{Config, Mistake, Mistakes, Service, WrongFile};
 
 /// What the files held: an identity that the bundle believes and the services agree with.
 #[derive(Debug)]
@@ -41,8 +41,7 @@ impl Files {
             check_chain(config, svid, bundle, wall, &mut mistakes);
         }
         if let Some(svid) = &svid {
-            check_names(config, svid, &mut mistakes);
-            check_allowed(config, svid, &mut mistakes);
+            check_identity(config, svid.id(), &mut mistakes);
         }
         check_workload_tls(config, &mut mistakes);
         Mistakes::none_of(mistakes)?;
@@ -140,52 +139,64 @@ fn check_chain(
     mistakes.push(config.sources.mistake("identity.certificate", problem, suggestion));
 }
 
-fn check_names(config: &Config, svid: &Svid, mistakes: &mut Vec<Mistake>) {
-    let id = svid.id();
+/// What is wrong with `config` for a node whose identity is `id`, but for files.
+pub(super) fn check_identity(config: &Config, id: &SpiffeId, mistakes: &mut Vec<Mistake>) {
+    for (index, service) in config.services.iter().enumerate() {
+        let name = wrong_name(&service.name, id).map(|wrong| ("name".to_owned(), wrong));
+        let wrong = name.into_iter().chain(wrong_allowed(service, id));
+        mistakes.extend(wrong.map(|(key, wrong)| of_service(config, index, &key, wrong)));
+    }
+}
+
+/// Why a node whose identity is `id` may not announce `name`, if so.
+pub(crate) fn wrong_name(name: &ServiceName, id: &SpiffeId) -> Option<Wrong> {
     let may = match id.announces() {
         Some(name) => format!("it may announce {:?}", name.as_str()),
         None => "it may announce no service".to_owned(),
     };
-    for (index, service) in config.services.iter().enumerate() {
-        if !id.may_announce(&service.name) {
-            mistakes.push(config.sources.mistake(
-                &format!("service[{index}].name"),
-                format!("{id} may not announce {:?}; {may}", service.name.as_str()),
-                format!(
-                    "use a certificate for spiffe://{}/svc/{}, or another name",
-                    id.trust_domain(),
-                    service.name
-                ),
-            ));
-        }
-    }
+    (!id.may_announce(name)).then(|| Wrong {
+        problem: format!("{id} may not announce {:?}; {may}", name.as_str()),
+        suggestion: format!(
+            "use a certificate for spiffe://{}/svc/{name}, or another name",
+            id.trust_domain()
+        ),
+    })
 }
 
 /// Only identities of this node's own trust domain get as far as being asked for.
-fn check_allowed(config: &Config, svid: &Svid, mistakes: &mut Vec<Mistake>) {
-    let own = svid.id().trust_domain();
-    for (index, service) in config.services.iter().enumerate() {
-        let foreign = service.allow.patterns().iter().enumerate();
-        for (at, pattern) in foreign.filter(|(_, pattern)| *pattern.trust_domain() != own) {
-            let domain = pattern.trust_domain();
-            mistakes.push(config.sources.mistake(
-                &format!("service[{index}].allow[{at}]"),
-                format!("{pattern} is of the trust domain {domain}, and nobody of it can connect: this node's is {own}"),
-                format!("write identities of spiffe://{own}/, or remove it"),
-            ));
-        }
-    }
+pub(super) fn wrong_allowed(service: &Service, id: &SpiffeId) -> Vec<(String, Wrong)> {
+    let own = id.trust_domain();
+    let patterns = service.allow.patterns().iter().enumerate();
+    let foreign = patterns.filter(|(_, pattern)| *pattern.trust_domain() != own);
+    let wrong = foreign.map(|(at, pattern)| {
+        let domain = pattern.trust_domain();
+        let problem = format!(
+            "{pattern} is of the trust domain {domain}, and nobody of it can connect: this node's is {own}"
+        );
+        let suggestion = format!("write identities of spiffe://{own}/, or remove it");
+        (format!("allow[{at}]"), Wrong { problem, suggestion })
+    });
+    wrong.collect()
+}
+
+/// What is wrong with the files of `[service.tls]`. Reads them.
+pub(super) fn wrong_workload_tls(service: &Service) -> Vec<(String, Wrong)> {
+    let Some(tls) = &service.tls else { return Vec::new() };
+    let wrong = tls.read().and_then(|contents| tls.judge(&contents).map(drop)).err().into_iter().flatten();
+    wrong
+        .map(|WrongFile { key, problem, suggestion }| (format!("tls.{key}"), Wrong { problem, suggestion }))
+        .collect()
 }
 
 fn check_workload_tls(config: &Config, mistakes: &mut Vec<Mistake>) {
     for (index, service) in config.services.iter().enumerate() {
-        let Some(tls) = &service.tls else { continue };
-        let wrong = tls.read().and_then(|contents| tls.judge(&contents).map(drop)).err();
-        mistakes.extend(wrong.into_iter().flatten().map(|wrong| {
-            let key = format!("service[{index}].tls.{}", wrong.key);
-            config.sources.mistake(&key, wrong.problem, wrong.suggestion)
-        }));
+        let wrong = wrong_workload_tls(service).into_iter();
+        mistakes.extend(wrong.map(|(key, wrong)| of_service(config, index, &key, wrong)));
     }
+}
+
+fn of_service(config: &Config, index: usize, key: &str, wrong: Wrong) -> Mistake {
+    config.sources.mistake(&format!("service[{index}].{key}"), wrong.problem, wrong.suggestion)
 }
 
 fn read_file(config: &Config, key: &str, path: &Path, mistakes: &mut Vec<Mistake>) -> Option<Vec<u8>> {

@@ -73,6 +73,7 @@ pub(super) fn read_admin(mut section: Section<'_>, base: &Path, claims: &mut Cla
         socket: section.optional("socket", socket_path(base)),
         token_file: section.optional("token_file", path(base)),
     };
+    admin.socket.iter().for_each(|path| claims.socket(path));
     if !listen.ip().is_loopback() && !has_token {
         section.report().add(
             &section.path_of("listen"),

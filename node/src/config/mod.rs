@@ -49,6 +49,8 @@ pub(crate) use value::{parse_duration, show_duration};
 pub use workload_tls::{ClientFiles, WorkloadTls};
 pub(crate) use workload_tls::{Contents as WorkloadTlsContents, WrongFile};
 
+use starling_gossip::identity::SpiffeId;
+
 use relations::Claims;
 use section::{Report, Section};
 
@@ -105,6 +107,16 @@ impl Config {
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, Mistakes> {
         Self::parse_from(text, path, path.parent().unwrap_or(Path::new("")), environment)
+    }
+
+    /// Judges what was put together from two configurations that are right, for a node that runs as
+    /// `id`: what only one of them as a whole could be trusted to say.
+    pub(crate) fn check_together(&self, id: &SpiffeId) -> Result<(), Mistakes> {
+        let report = Report::new(self.sources.clone(), Vec::new());
+        Claims::of_config(self).check(&report);
+        let (_, mut mistakes, _) = report.finish();
+        files::check_identity(self, id, &mut mistakes);
+        Mistakes::none_of(mistakes)
     }
 
     fn parse_from(

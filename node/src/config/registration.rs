@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value as Json;
+use starling_gossip::identity::SpiffeId;
 use starling_gossip::record::Label;
 use toml::Value;
 
 use super::Config;
+use super::files;
 use super::limits::REGISTRATION_TTL;
 use super::mistake::{Mistakes, Sources};
 use super::probe::ProbeQuestion;
@@ -41,8 +43,9 @@ impl RegistrationReader {
         Self { base, claims: Claims::of_listeners(config) }
     }
 
-    /// Reads the JSON text of the instance `id`.
-    pub(crate) fn read(&self, id: Label, text: &[u8]) -> Result<Registration, Mistakes> {
+    /// Reads the JSON text of the instance `id`, and the files it names, for a node that runs as
+    /// `identity`; whether that may announce the service is left to be asked. Blocks as files do.
+    pub(crate) fn read(&self, id: Label, text: &[u8], identity: &SpiffeId) -> Result<Registration, Mistakes> {
         let sources = Sources { file: "the request".to_owned(), ..Sources::default() };
         let table = match serde_json::from_slice(text).map(to_toml) {
             Ok(Some(Value::Table(table))) => table,
@@ -62,6 +65,12 @@ impl RegistrationReader {
         {
             let instead = "ask by http, tcp or grpc, or put the service into the configuration file";
             report.add("probe.exec", "programs are run on the configuration's word only", instead);
+        }
+        if let Some(service) = &service {
+            let wrong = files::wrong_allowed(service, identity).into_iter();
+            for (key, wrong) in wrong.chain(files::wrong_workload_tls(service)) {
+                report.add(&key, wrong.problem, wrong.suggestion);
+            }
         }
         let (_, mistakes, _) = report.finish();
         Mistakes::none_of(mistakes)?;
@@ -96,8 +105,11 @@ mod tests {
 
     fn read(text: &str) -> Result<Registration, Mistakes> {
         let none: [(String, String); 0] = [];
-        let config = Config::parse("", Path::new("/etc/starling/starling.toml"), none).expect("a node");
-        RegistrationReader::new(&config).read("one".parse().expect("a label"), text.as_bytes())
+        let text_of_node = "[admin]\nsocket = \"/run/admin.sock\"";
+        let config =
+            Config::parse(text_of_node, Path::new("/etc/starling/starling.toml"), none).expect("a node");
+        let identity = "spiffe://acme/svc/web".parse().expect("an identity");
+        RegistrationReader::new(&config).read("one".parse().expect("a label"), text.as_bytes(), &identity)
     }
 
     #[test]
@@ -133,6 +145,17 @@ mod tests {
             (r#"{"service": "web", "address": "h:1", "weight": 1e99}"#, "weight", "not a fraction"),
             (r#"{"service": "web", "address": "h:1", "ttl": "1ms"}"#, "ttl", "out of range"),
             (r#"{"service": "web", "address": "127.0.0.1:7402"}"#, "address", "go in circles"),
+            (r#"{"service": "web", "address": "unix:/run/admin.sock"}"#, "address", "be its owner"),
+            (
+                r#"{"service": "web", "address": "h:1", "allow": ["spiffe://acme/*", "spiffe://other/*"]}"#,
+                "allow[1]",
+                "nobody of it can connect",
+            ),
+            (
+                r#"{"service": "web", "address": "https://h:1", "tls": {"trust_bundle": "/none"}}"#,
+                "tls.trust_bundle",
+                "cannot be read",
+            ),
             (
                 r#"{"service": "web", "address": "h:1", "probe": {"exec": ["/bin/true"]}}"#,
                 "probe.exec",

@@ -1,6 +1,7 @@
 //! What is wrong only in company: listeners that meet, a workload that is its own caller.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 
 use super::Config;
 use super::address::{Host, WorkloadAddress};
@@ -12,8 +13,12 @@ use super::section::{Report, Section};
 pub(super) struct Claims {
     datagram: Option<Listener>,
     streams: Vec<Listener>,
+    /// The admin API's, whose every caller is the owner.
+    socket: Option<PathBuf>,
     workloads: Vec<(String, WorkloadAddress)>,
 }
+
+const LISTENS_ON: &str = "write the address that the workload itself listens on";
 
 /// One address this node binds, and the key that says so.
 #[derive(Clone)]
@@ -33,7 +38,19 @@ impl Claims {
         let outbounds = config.outbounds.iter().enumerate();
         streams
             .extend(outbounds.map(|(index, one)| listener(format!("outbound[{index}].listen"), one.listen)));
-        Self { streams, ..Self::default() }
+        Self { streams, socket: config.admin.socket.clone(), ..Self::default() }
+    }
+
+    /// All claims of a configuration, for one that was put together from two.
+    pub(super) fn of_config(config: &Config) -> Self {
+        let services = config.services.iter().enumerate();
+        Self {
+            datagram: Some(Listener { key: "node.listen".to_owned(), address: config.node.listen }),
+            workloads: services
+                .map(|(index, one)| (format!("service[{index}].address"), one.address.clone()))
+                .collect(),
+            ..Self::of_listeners(config)
+        }
     }
 
     /// The node's own UDP port.
@@ -44,6 +61,11 @@ impl Claims {
     /// A TCP port.
     pub(super) fn streams(&mut self, section: &Section<'_>, address: SocketAddr) {
         self.streams.extend(Listener::new(section, address));
+    }
+
+    /// The admin API's socket.
+    pub(super) fn socket(&mut self, path: &Path) {
+        self.socket = Some(path.to_owned());
     }
 
     /// A workload to be called.
@@ -73,7 +95,14 @@ impl Claims {
             // A workload may use the number of the node's UDP port over TCP.
             if let Some(own) = self.streams.iter().find(|own| leads_to(workload, own)) {
                 let problem = format!("{workload} is this node's own {}: calls would go in circles", own.key);
-                report.add(key, problem, "write the address that the workload itself listens on");
+                report.add(key, problem, LISTENS_ON);
+            }
+            if let WorkloadAddress::Unix(path) = workload
+                && self.socket.as_ref() == Some(path)
+            {
+                let problem =
+                    format!("{workload} is this node's own admin.socket: every caller would be its owner");
+                report.add(key, problem, LISTENS_ON);
             }
         }
     }

@@ -299,6 +299,12 @@ pub(super) const WRONG: &[(&str, &str, &str)] = &[
     ),
     ("[[outbound]]\nlisten = \"[::]:7402\"\nservice = \"a\"", "outbound[0].listen", "taken by admin.listen"),
     ("service.address = \"localhost:7402\"", "service[0].address", "go in circles"),
+    (
+        "[admin]\nsocket = \"admin.sock\"\n\
+         [[service]]\nname = \"web\"\naddress = \"unix:/etc/starling/admin.sock\"",
+        "service[0].address",
+        "every caller would be its owner",
+    ),
 ];
 
 /// A row's text as a file.

@@ -184,7 +184,7 @@ impl Keeper {
     async fn finish(&mut self) -> bool {
         let gate = self.workload.gate.clone();
         gate.drain();
-        let finished = tokio::time::timeout(self.shared.drain_timeout.max(ANNOUNCE), async {
+        let finished = tokio::time::timeout(self.shared.drain_timeout().max(ANNOUNCE), async {
             tokio::time::sleep(ANNOUNCE).await;
             gate.idle().await;
         });

@@ -12,6 +12,7 @@ mod registered;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -47,8 +48,8 @@ struct Shared {
     chance: Chance,
     /// What connections to workloads may take.
     limits: WorkloadLimits,
-    /// How long work may finish with an instance that is withdrawn.
-    drain_timeout: Duration,
+    /// How long work may finish with an instance that is withdrawn, in milliseconds.
+    drain_millis: AtomicU64,
 }
 
 #[derive(Default)]
@@ -113,9 +114,16 @@ impl LocalInstances {
             clock,
             limits,
             chance: Chance::new(seed),
-            drain_timeout,
+            drain_millis: AtomicU64::default(),
         };
-        Self { shared: Arc::new(shared) }
+        let local = Self { shared: Arc::new(shared) };
+        local.set_drain_timeout(drain_timeout);
+        local
+    }
+
+    /// For whatever is withdrawn from now on.
+    pub(crate) fn set_drain_timeout(&self, drain_timeout: Duration) {
+        self.shared.drain_millis.store(drain_timeout.as_millis() as u64, Ordering::Relaxed);
     }
 
     /// How each is reached, at any moment.
@@ -215,6 +223,10 @@ impl Shared {
         table.used.insert(id.clone());
         let source = Source::Configuration;
         table.entries.insert(id, Entry { workload, orders, task, source, beats, status });
+    }
+
+    fn drain_timeout(&self) -> Duration {
+        Duration::from_millis(self.drain_millis.load(Ordering::Relaxed))
     }
 
     fn prober(&self, workload: &Arc<Workload>, first_wait: Duration) -> Prober {

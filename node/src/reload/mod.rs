@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use starling_gossip::clock::Clock;
+use starling_transport::credentials::Credentials;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
@@ -77,6 +78,7 @@ pub(crate) struct Parts {
     pub(crate) capacity: Capacity,
     pub(crate) manager: ServiceManager,
     pub(crate) clock: Clock,
+    pub(crate) credentials: Credentials,
 }
 
 /// Reads the configuration again when it is time to.
@@ -111,8 +113,10 @@ impl ConfigFile {
 
     /// Not a pipe (`--config <(generate)`), whose reader would wait for ever. A file that is gone
     /// counts: it may come back.
-    fn may_be_read_again(&self) -> bool {
-        !std::fs::metadata(&self.path).is_ok_and(|metadata| !metadata.is_file())
+    async fn may_be_read_again(&self) -> bool {
+        let path = self.path.clone();
+        let look = move || !std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file());
+        tokio::task::spawn_blocking(look).await.unwrap_or(false)
     }
 }
 
@@ -153,7 +157,7 @@ impl Reloader {
         // A service manager waits for the end of what it asked for; what the file alone caused is not
         // its business.
         let _reloading = self.parts.manager.reloading();
-        if self.file.may_be_read_again() {
+        if self.file.may_be_read_again().await {
             self.looks.tried = self.text().await;
         }
         let outcome = self.reload().await;
@@ -164,7 +168,7 @@ impl Reloader {
 
     /// Reloads if the file has changed and rests, or could not be applied the last time.
     async fn look(&mut self) {
-        if !self.file.may_be_read_again() {
+        if !self.file.may_be_read_again().await {
             return;
         }
         let now = self.text().await;
@@ -191,10 +195,10 @@ impl Reloader {
     }
 
     async fn reload(&mut self) -> Outcome {
-        let outcome = if self.file.may_be_read_again() {
+        let outcome = if self.file.may_be_read_again().await {
             match self.read().await {
                 Ok(next) => self.apply(&next).await,
-                Err(mistakes) => Outcome::Mistaken(mistakes),
+                Err(outcome) => outcome,
             }
         } else {
             let path = self.file.path.display();
@@ -209,18 +213,25 @@ impl Reloader {
     }
 
     /// The whole configuration, and the files it names, judged as before a start.
-    async fn read(&self) -> Result<Config, Mistakes> {
+    async fn read(&self) -> Result<Config, Outcome> {
         let (path, environment) = (self.file.path.clone(), self.file.environment.clone());
         let wall = self.parts.clock.wall();
         let reading = tokio::task::spawn_blocking(move || {
             let config = Config::load(&path, environment)?;
             Files::load(&config, wall).map(|_| config)
         });
-        reading.await.expect("reading a configuration does not panic")
+        match reading.await {
+            Ok(read) => read.map_err(Outcome::Mistaken),
+            Err(error) => Err(Outcome::Failed(format!("the configuration could not be read: {error}"))),
+        }
     }
 
     async fn apply(&mut self, next: &Config) -> Outcome {
-        let Plan { config, changes, needs_restart } = plan(&self.parts.running.borrow(), next);
+        let plan = plan(&self.parts.running.borrow(), next);
+        if let Err(why) = plan.judge(self.parts.credentials.id()) {
+            return Outcome::Failed(why);
+        }
+        let Plan { config, changes, needs_restart } = plan;
         let parts = &mut self.parts;
         let bound = match parts.listeners.bind(&config, &mut Sockets::default()).await {
             Ok(bound) => bound,
@@ -231,6 +242,7 @@ impl Reloader {
             return Outcome::Failed(reason.to_string());
         }
         parts.listeners.take(bound);
+        parts.local.set_drain_timeout(config.node.drain_timeout);
         parts.capacity.set_limits(&config.limits);
         parts.outbound.set_attempts_max(config.limits.attempts_max as usize);
         self.file.log_level.set(&config.log.level);

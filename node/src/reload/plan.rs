@@ -8,6 +8,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use starling_gossip::identity::SpiffeId;
 
 use crate::config::{Config, Key, Keys, Limits, Log, Node};
 
@@ -52,6 +53,20 @@ pub(crate) fn plan(running: &Config, next: &Config) -> Plan {
         config: merge(running, next),
         changes: changes(running, next),
         needs_restart: needs_restart(&running.keys, &next.keys),
+    }
+}
+
+impl Plan {
+    /// Whether a node that runs as `identity` can be what the plan makes of it; what was judged so far
+    /// was the file as a whole. The error says what to do.
+    pub(crate) fn judge(&self, identity: &SpiffeId) -> Result<(), String> {
+        let Err(mistakes) = self.config.check_together(identity) else { return Ok(()) };
+        let stays: Vec<String> = self.needs_restart.iter().map(ToString::to_string).collect();
+        let stays = if stays.is_empty() { "its identity".to_owned() } else { stays.join(", ") };
+        Err(format!(
+            "the file needs a restart of the node first, for what a running one keeps ({stays}) does not go \
+             with the rest: {mistakes}"
+        ))
     }
 }
 
@@ -230,6 +245,30 @@ mod tests {
         // It is told again as long as it is so.
         let again = super::plan(&plan.config, &next);
         assert_eq!((again.changes.len(), again.needs_restart), (0, plan.needs_restart));
+    }
+
+    /// Each file is right as a whole; half of the one with half of the other is not.
+    #[test]
+    fn a_mixture_that_nobody_wrote_is_refused() {
+        let running = "identity.certificate = \"web.crt\"\nadmin.socket = \"/run/a.sock\"\n";
+        let judge = |next: &str| {
+            let plan = plan(&config(&format!("{running}{SERVICE}")), &config(next));
+            plan.judge(&"spiffe://acme/svc/web".parse().expect("an identity"))
+        };
+        assert_eq!(judge(&format!("{running}{}", SERVICE.replace(":80", ":81"))), Ok(()));
+        let web = |address: &str| format!("name = \"web\"\naddress = {address:?}");
+        let api = "name = \"api\"\naddress = \"127.0.0.1:80\"".to_owned();
+        let allow = format!("{}\nallow = [\"spiffe://other/*\"]", web("127.0.0.1:80"));
+        for (keys, service, says) in [
+            ("identity.certificate = \"api.crt\"", api, "may not announce \"api\""),
+            ("admin.listen = \"127.0.0.1:7500\"", web("127.0.0.1:7402"), "go in circles"),
+            ("admin.socket = \"/run/b.sock\"", web("unix:/run/a.sock"), "be its owner"),
+            ("", allow, "nobody of it can connect"),
+        ] {
+            let text = format!("{keys}\n[[service]]\n{service}\n");
+            let why = judge(&text).expect_err(says);
+            assert!(why.contains("needs a restart") && why.contains(says), "{why}\nshould say: {says}");
+        }
     }
 
     /// The list of what lives and the code that takes it over agree, for every key there is.

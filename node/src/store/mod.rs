@@ -16,7 +16,7 @@ mod directory;
 mod file;
 mod writer;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -37,6 +37,10 @@ pub(crate) use directory::check;
 /// Everything that is remembered, keys and values: a thousand nodes with three instances each take
 /// about 6 MiB. It is held in memory as well, so that a disk that was away is filled again.
 const STORE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Forgotten keys that are known as such, for a disk that comes back with them: more than a store
+/// holds owners. What is forgotten beyond that is only remembered once too often.
+const FORGOTTEN_MAX: usize = 65_536;
 
 /// How long a node waits for its incarnation to be safe before it speaks. A disk that takes longer
 /// than a second for a few bytes is out of order, and the node goes on without.
@@ -81,6 +85,8 @@ struct State {
     /// Everything that should be on disk.
     entries: BTreeMap<String, Vec<u8>>,
     bytes: usize,
+    /// What was taken out since this process began: a disk that comes back shall lose it too.
+    forgotten: BTreeSet<String>,
     /// The keys whose disk state may differ, and the most urgent of their wishes.
     dirty: BTreeMap<String, Urgency>,
     /// Who waits for the next batch.
@@ -90,6 +96,9 @@ struct State {
     stop: bool,
     writer: Option<JoinHandle<()>>,
 }
+
+/// Keys to be written with their urgency, the value of each, and who waits for them.
+type Batch = (BTreeMap<String, Urgency>, Vec<Option<Vec<u8>>>, Vec<oneshot::Sender<()>>);
 
 impl Store {
     /// Opens the store in `directory`, making both if need be, and reads it. Blocks for as long as
@@ -151,7 +160,9 @@ impl Memory for Store {
         let (written, is_written) = oneshot::channel();
         {
             let mut state = self.shared.lock();
-            state.put(LIFE_KEY.to_owned(), Some(incarnation.to_be_bytes().to_vec()), Urgency::Soon);
+            // A disk that came back may know of a later one.
+            let life = incarnation.max(state.entries.get(LIFE_KEY).map_or(0, |life| life_of(life)));
+            state.put(LIFE_KEY.to_owned(), Some(life.to_be_bytes().to_vec()), Urgency::Soon);
             if state.status.error.is_some() || state.writer.is_none() {
                 return;
             }
@@ -205,6 +216,11 @@ impl Shared {
 impl State {
     /// Returns whether there was room for it.
     fn put(&mut self, key: String, value: Option<Vec<u8>>, urgency: Urgency) -> bool {
+        match &value {
+            Some(_) => _ = self.forgotten.remove(&key),
+            None if self.forgotten.len() < FORGOTTEN_MAX => _ = self.forgotten.insert(key.clone()),
+            None => {}
+        }
         let held = self.entries.get(&key);
         if held == value.as_ref() {
             return true;
@@ -226,6 +242,30 @@ impl State {
         true
     }
 
+    /// What is to be written, and who waits for exactly that.
+    fn take_batch(&mut self) -> Batch {
+        let dirty = std::mem::take(&mut self.dirty);
+        let values = dirty.keys().map(|key| self.entries.get(key).cloned()).collect();
+        (dirty, values, std::mem::take(&mut self.waiting))
+    }
+
+    /// Makes this and the file that holds `found` agree: this process knows better, but for what it
+    /// never heard of.
+    fn join(&mut self, found: BTreeMap<String, Vec<u8>>) {
+        for key in self.entries.keys().cloned().collect::<Vec<_>>() {
+            self.mark(key, Urgency::Soon);
+        }
+        for (key, value) in found {
+            let is_later_life = |held: &Vec<u8>| key == LIFE_KEY && life_of(&value) > life_of(held);
+            if self.forgotten.contains(&key) {
+                self.mark(key, Urgency::Soon);
+            } else if self.entries.get(&key).is_none_or(is_later_life) {
+                // Without room it stays on the disk, where it bothers nobody.
+                self.put(key, Some(value), Urgency::Soon);
+            }
+        }
+    }
+
     fn mark(&mut self, key: String, urgency: Urgency) {
         let marked = self.dirty.entry(key).or_insert(urgency);
         *marked = urgency.max(*marked);
@@ -235,6 +275,11 @@ impl State {
     fn urgency(&self) -> Option<Urgency> {
         self.dirty.values().max().copied()
     }
+}
+
+/// The incarnation in an entry; 0, which none is below, where there is none.
+fn life_of(value: &[u8]) -> u64 {
+    value.try_into().map_or(0, u64::from_be_bytes)
 }
 
 /// An error in words that name what it was about.

@@ -163,6 +163,53 @@ async fn a_place_that_cannot_be_used_is_an_alarm_and_heals() {
     assert_eq!(open(&directory).1.keys().collect::<Vec<_>>(), ["life", "x/n"]);
 }
 
+/// A disk that is mounted late: the node has begun without it, and it may know of a later life.
+#[tokio::test]
+async fn a_disk_that_comes_late_keeps_what_it_holds() {
+    let place = tempfile::tempdir().expect("a directory");
+    let (directory, away) = (place.path().join("data"), place.path().join("away"));
+    let (store, _) = open(&directory);
+    store.begin_life(9).await;
+    for key in ["known/n", "forgotten/n", "only-there/n"] {
+        store.keep(put(key, b"before"));
+    }
+    store.close().await;
+    drop(store);
+
+    fs::rename(&directory, &away).expect("the disk goes");
+    fs::write(&directory, "no disk").expect("written");
+    let (store, entries) = open(&directory);
+    assert!(entries.is_empty());
+    store.begin_life(1).await;
+    store.keep(put("known/n", b"after"));
+    store.keep(forget("forgotten/n"));
+    fs::remove_file(&directory).expect("removed");
+    fs::rename(&away, &directory).expect("the disk comes");
+    until("it is written again", || store.status().error.is_none()).await;
+    store.begin_life(2).await;
+    store.close().await;
+    drop(store);
+
+    let (_store, entries) = open(&directory);
+    let life = 9_u64.to_be_bytes();
+    let expected: [(&str, &[u8]); 3] = [("known/n", b"after"), ("life", &life), ("only-there/n", b"before")];
+    assert_eq!(entries, expected.map(|(key, value)| (key.to_owned(), value.to_vec())).into());
+}
+
+/// Who begins a life while a batch is on its way to the disk waits for the next one.
+#[test]
+fn a_batch_releases_only_those_whose_entries_are_in_it() {
+    let mut state = State::default();
+    let (early, mut is_written) = oneshot::channel();
+    state.waiting.push(early);
+    let (_, _, waiting) = state.take_batch();
+    let (late, mut is_late_written) = oneshot::channel();
+    state.waiting.push(late);
+    drop(waiting);
+    assert_eq!(is_written.try_recv(), Err(oneshot::error::TryRecvError::Closed));
+    assert_eq!(is_late_written.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+}
+
 #[test]
 fn checking_says_what_is_in_the_way_and_leaves_nothing() {
     let place = tempfile::tempdir().expect("a directory");

@@ -3,7 +3,7 @@
 //! After trouble it opens the directory and the file anew (redb's handle is of no use after an
 //! error), and then writes everything, for the file may be another one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -89,10 +89,12 @@ pub(super) fn run(shared: &Shared, opened: Opened) {
                 file = Some(open);
                 pause = RETRY_FIRST;
             }
-            None => pause = (pause * 2).min(RETRY_LAST),
+            None => {
+                pause = (pause * 2).min(RETRY_LAST);
+                // Whoever waits has its answer: it will not be written for now.
+                shared.lock().waiting.clear();
+            }
         }
-        // Whoever waits has its answer: it is written, or it will not be for now.
-        shared.lock().waiting.clear();
         if stop {
             return;
         }
@@ -121,8 +123,8 @@ fn wait_before_retry(shared: &Shared, pause: Duration) -> bool {
     waited.unwrap_or_else(PoisonError::into_inner).0.stop
 }
 
-/// Opens everything anew. What a new file lacks is written with the next batch, and what it holds
-/// too much is deleted.
+/// Opens everything anew. What the file lacks is written with the next batch; what it holds beside
+/// that was remembered on a disk that was away, and stays.
 fn reopen(shared: &Shared, lock: Option<Lock>) -> (Option<Lock>, Option<StoreFile>) {
     // The old claim goes first: it may be on a file that is no more.
     drop(lock);
@@ -134,22 +136,16 @@ fn reopen(shared: &Shared, lock: Option<Lock>) -> (Option<Lock>, Option<StoreFil
     };
     // Opening proves little on a full disk; the batch that follows says whether it is mended.
     let opened = open(shared, lock);
-    let mut state = shared.lock();
-    let all: BTreeSet<String> = opened.entries.into_keys().chain(state.entries.keys().cloned()).collect();
-    for key in all {
-        state.mark(key, Urgency::Soon);
+    if opened.is_whole() {
+        shared.lock().join(opened.entries);
     }
     (opened.lock, opened.file)
 }
 
 /// Gives the file back if it is still good.
 fn write_batch(shared: &Shared, file: StoreFile) -> Option<StoreFile> {
-    let (dirty, values) = {
-        let mut state = shared.lock();
-        let dirty = std::mem::take(&mut state.dirty);
-        let values: Vec<_> = dirty.keys().map(|key| state.entries.get(key).cloned()).collect();
-        (dirty, values)
-    };
+    // Whoever waits with this batch is released when it ends; who comes meanwhile waits for the next.
+    let (dirty, values, _waiting) = shared.lock().take_batch();
     let changes: Changes<'_> =
         dirty.keys().map(String::as_str).zip(values.iter().map(Option::as_deref)).collect();
     match file.write(&changes) {
