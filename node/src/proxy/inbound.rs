@@ -222,6 +222,13 @@ impl Caller {
         let mut exchange = self.meter.start(&self.inbound.clock);
         exchange.set_request(request.method(), request.uri().path());
         let for_grpc = headers::is_grpc(request.headers());
+        // First: where nothing is served any more, nobody is let in either.
+        let Some(workload) = self.workload_now() else {
+            let withdrawn = Failure::new(Flag::ConnectFailure, "the instance has been withdrawn");
+            let mut answer = fail(&withdrawn, for_grpc, true, AnswerGuard::counting(exchange));
+            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            return answer;
+        };
         if let Err(reason) = self.admission.check() {
             return self.deny(reason, for_grpc, request.version(), exchange);
         }
@@ -231,12 +238,6 @@ impl Caller {
         guard.pass = match self.inbound.enter() {
             Ok(pass) => Some(pass),
             Err(failure) => return fail(&failure, for_grpc, true, guard),
-        };
-        let Some(workload) = self.workload_now() else {
-            let withdrawn = Failure::new(Flag::ConnectFailure, "the instance has been withdrawn");
-            let mut answer = fail(&withdrawn, for_grpc, true, guard);
-            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-            return answer;
         };
         guard.workload_pass = workload.gate.enter();
         let Passing { mut request, version, switched } = Passing::new(request);
@@ -278,8 +279,7 @@ impl Caller {
             return Some(self.workload.clone());
         }
         let now = self.inbound.workloads.find(&self.instance)?;
-        let same_kind = now.service == self.workload.service && now.protocol == self.workload.protocol;
-        (same_kind && !now.gate.is_closed()).then_some(now)
+        self.workload.continues_in(&now).then_some(now)
     }
 
     /// Whether the peer should begin a new stream for its next request.

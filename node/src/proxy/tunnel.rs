@@ -56,7 +56,8 @@ where
         carried = carry(down, up, exchange) => return carried,
         reason = admission.revoked() => reason,
     };
-    exchange.set_flag(Flag::Denied);
+    // That the instance was withdrawn is no word against the caller.
+    exchange.set_flag(if admission.has_ended() { Flag::ConnectionEnded } else { Flag::Denied });
     Err(std::io::Error::new(std::io::ErrorKind::PermissionDenied, reason.as_str()))
 }
 

@@ -120,6 +120,8 @@ impl Workload {
     /// this one keep open obey the next one's list.
     pub(crate) fn succeeded_by(&self, service: &Service, limits: &WorkloadLimits) -> Self {
         if self.service != service.name {
+            // Nobody would tell the old list of a change.
+            self.access.end();
             return Self::new(service, limits);
         }
         self.access.replace(&service.allow);
@@ -138,6 +140,21 @@ impl Workload {
             service: service.name.clone(),
             described: ArcSwap::from_pointee(service.clone()),
         }
+    }
+
+    /// The instance is gone: callers are sent away, and what is left of tunnels ends.
+    pub(crate) fn withdraw(&self) {
+        self.gate.drain();
+        self.gate.close();
+        self.access.end();
+    }
+
+    /// Whether a stream that was let in to this one may send its next request to `now`, found under
+    /// the same id: the instance may have been withdrawn meanwhile and come back with another list,
+    /// which has never been asked about the stream's caller.
+    pub(crate) fn continues_in(&self, now: &Self) -> bool {
+        let same_kind = now.service == self.service && now.protocol == self.protocol;
+        same_kind && Arc::ptr_eq(&now.access, &self.access) && !now.gate.is_closed()
     }
 
     /// Everything that is said of it at this moment: what can change while it stays the same
