@@ -80,8 +80,8 @@ pub(crate) struct LimitedConnect {
 
 /// Why there is no connection.
 enum Failed {
-    /// No descriptor is left.
-    Full,
+    /// This node has nothing left to connect with.
+    UsedUp(std::io::Error),
     /// Anything else, for people.
     Told(String),
 }
@@ -216,7 +216,10 @@ impl WorkloadConnect {
             ConnectFailure::Unreachable(format!("the workload at {} does not accept: {why}", self.address))
         };
         match tokio::time::timeout(CONNECT_TIMEOUT, self.connect(version)).await {
-            Ok(Err(Failed::Full)) => Err(no_descriptors()),
+            Ok(Err(Failed::UsedUp(error))) => {
+                let detail = format!("this node has nothing left to connect to the workload with: {error}");
+                Err(ConnectFailure::Refused(RefusalReason::Overloaded, detail))
+            }
             Ok(Err(Failed::Told(why))) => Err(failed(&why)),
             Ok(Ok(io)) => Ok(io),
             Err(_elapsed) => Err(failed(&"no answer within 2 s")),
@@ -224,8 +227,8 @@ impl WorkloadConnect {
     }
 
     async fn connect(&self, version: Option<HttpVersion>) -> Result<WorkloadIo, Failed> {
-        let told = |error: std::io::Error| match descriptors::are_used_up(&error) {
-            true => Failed::Full,
+        let told = |error: std::io::Error| match descriptors::or_the_like_are_used_up(&error) {
+            true => Failed::UsedUp(error),
             false => Failed::Told(error.to_string()),
         };
         let host_port = match &self.address {
