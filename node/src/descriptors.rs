@@ -54,15 +54,27 @@ impl Shares {
     }
 }
 
-/// Whether an operation failed because this process, or the machine, has no descriptor left.
-pub(crate) fn are_used_up(error: &io::Error) -> bool {
+/// Whether an operation failed because this process, or the machine, has no descriptor, memory or
+/// local port left. That says nothing about the other end.
+pub(crate) fn or_the_like_are_used_up(error: &io::Error) -> bool {
     let errno = error.raw_os_error();
-    [Errno::MFILE, Errno::NFILE].iter().any(|full| errno == Some(full.raw_os_error()))
+    USED_UP.iter().any(|used_up| errno == Some(used_up.raw_os_error()))
 }
+
+/// `ADDRNOTAVAIL` is what `connect(2)` says when all local ports towards an address are in use.
+const USED_UP: [Errno; 5] = [Errno::MFILE, Errno::NFILE, Errno::ADDRNOTAVAIL, Errno::NOBUFS, Errno::NOMEM];
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn that_ports_are_used_up_is_not_the_other_ends_fault() {
+        let told =
+            |errno: Errno| or_the_like_are_used_up(&io::Error::from_raw_os_error(errno.raw_os_error()));
+        assert!(told(Errno::MFILE) && told(Errno::ADDRNOTAVAIL) && told(Errno::NOMEM));
+        assert!(!told(Errno::CONNREFUSED) && !or_the_like_are_used_up(&io::Error::other("TLS")));
+    }
 
     #[test]
     fn a_share_leaves_room_for_the_other_one() {

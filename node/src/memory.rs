@@ -43,9 +43,8 @@ impl Watched {
         let under_way = self.gate.under_way();
         let order = self.pressure.handle_sample(bytes, under_way, now);
         self.gate.set_ceiling(order.ceiling);
-        if order.cut {
+        if order.cut && self.gate.cut_half() {
             warn!(bytes, what = self.what, under_way, "memory is critical: half is cut off");
-            self.gate.cut_half();
         }
     }
 }

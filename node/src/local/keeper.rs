@@ -203,7 +203,6 @@ impl Keeper {
         self.shared.gossip.set_instance(self.id.clone(), None).await;
         let gone = self.shared.forget(&self.id);
         if gone {
-            self.workload.gate.close();
             info!(service = %self.service.name, id = %self.id, "instance withdrawn");
         }
         gone

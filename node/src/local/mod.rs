@@ -243,8 +243,9 @@ impl Shared {
         let mut table = self.table();
         let wanted = table.entries.get(id).is_some_and(|entry| !entry.is_withdrawn());
         if !wanted {
-            table.entries.remove(id);
+            let gone = table.entries.remove(id);
             self.publish(&table);
+            gone.into_iter().for_each(|entry| entry.workload.withdraw());
         }
         !wanted
     }

@@ -172,6 +172,35 @@ async fn streams_that_are_open_obey_the_list_of_now_wherever_their_instance_live
     assert!(world.workload("a").access.admit(&peer).is_err(), "and so do new ones");
 }
 
+/// Nobody would tell them of the list with which the id comes back.
+#[tokio::test]
+async fn streams_that_are_open_end_with_their_instance() {
+    let world = World::new().await;
+    let peer = "spiffe://acme/svc/db".parse().expect("an identity");
+    let admit = || {
+        let workload = world.workload("a");
+        let admission = workload.access.admit(&peer).expect("anybody is let in");
+        (workload, admission)
+    };
+    world.apply(&[("a", "")]);
+    let (renamed, admission) = admit();
+    let mut other = world.services(&[("a", "")]);
+    other[0].name = "other".parse().expect("a name");
+    world.local.apply(&other).expect("applied");
+    assert!(admission.check().is_err(), "another service has taken its id");
+    world.apply(&[("a", "")]);
+    assert!(!renamed.continues_in(&world.workload("a")), "the service is back, its streams are not");
+
+    let (withdrawn, admission) = admit();
+    world.apply(&[]);
+    world.hears_health("a", Health::Draining).await;
+    assert!(admission.check().is_ok(), "work may finish");
+    let ended = tokio::time::timeout(PATIENCE, admission.revoked()).await;
+    assert!(ended.is_ok() && admission.has_ended());
+    world.apply(&[("a", "allow = [\"spiffe://acme/svc/cart\"]")]);
+    assert!(!withdrawn.continues_in(&world.workload("a")));
+}
+
 #[tokio::test]
 async fn what_is_gone_drains_for_the_work_under_way_and_is_withdrawn() {
     let world = World::new().await;

@@ -37,7 +37,11 @@ struct Output<R> {
 pub(super) async fn ask(program: &Path, arguments: &[String], service: &Service) -> Result<(), NotWell> {
     let mut group = Group::start(program, arguments, service).map_err(|error| {
         let why = format!("{} cannot be started: {error}", program.display());
-        if descriptors::are_used_up(&error) { NotWell::NotAsked(why) } else { NotWell::Failed(why) }
+        if descriptors::or_the_like_are_used_up(&error) {
+            NotWell::NotAsked(why)
+        } else {
+            NotWell::Failed(why)
+        }
     })?;
     let mut out = Output { source: group.leader.stdout.take(), kept: Vec::new() };
     let mut err = Output { source: group.leader.stderr.take(), kept: Vec::new() };

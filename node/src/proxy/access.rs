@@ -7,8 +7,11 @@
 //!   request that was let in ends as it would.
 //! - Opaque TCP, and HTTP that switched to another protocol, are cut off when their caller is let in
 //!   no longer: nobody else can say where one piece of work ends.
+//!
+//! A list that guards nothing any more lets nobody in: no later list would reach those it let in.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
 use starling_gossip::identity::{ServiceName, SpiffeId};
@@ -21,6 +24,7 @@ pub(crate) struct Access {
     service: ServiceName,
     allow: ArcSwap<Allow>,
     changed: Notify,
+    ended: AtomicBool,
 }
 
 /// One caller that was let in.
@@ -39,7 +43,8 @@ struct Held {
 impl Access {
     /// For the workload that serves `service`.
     pub(crate) fn new(service: ServiceName, allow: Allow) -> Arc<Self> {
-        Arc::new(Self { service, allow: ArcSwap::from_pointee(allow), changed: Notify::new() })
+        let (allow, changed) = (ArcSwap::from_pointee(allow), Notify::new());
+        Arc::new(Self { service, allow, changed, ended: AtomicBool::new(false) })
     }
 
     /// Another list from now on.
@@ -49,6 +54,12 @@ impl Access {
         }
         self.allow.store(Arc::new(allow.clone()));
         self.changed.notify_waiters();
+    }
+
+    /// What it guards is gone: nobody is let in from now on.
+    pub(crate) fn end(&self) {
+        self.ended.store(true, Ordering::Relaxed);
+        self.replace(&Allow::Listed(Vec::new()));
     }
 
     /// Lets `peer` in, or not.
@@ -100,6 +111,11 @@ impl Admission {
         }
         self.held.store(Arc::new(self.access.decide(&self.peer)?));
         Ok(())
+    }
+
+    /// Whether nobody is let in because the instance is gone.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.access.ended.load(Ordering::Relaxed)
     }
 
     /// Resolves when the caller is let in no longer.

@@ -11,7 +11,7 @@ use hyper::body::Incoming;
 
 use crate::endpoint::Flight;
 use crate::proxy::access::Admission;
-use crate::proxy::gate::Pass;
+use crate::proxy::gate::{Held, Pass};
 use crate::proxy::headers;
 use crate::proxy::overdue::Busy;
 use crate::telemetry::exchange::Exchange;
@@ -53,6 +53,8 @@ pub(crate) struct AnswerGuard {
     pub(crate) stream: Option<Stream>,
     /// Counts the request among its endpoint's.
     pub(crate) flight: Option<Flight>,
+    /// Counts the connection that the request came by: it may become a tunnel.
+    pub(crate) connection: Option<Held>,
     /// Counts the request among the node's.
     pub(crate) pass: Option<Pass>,
     /// Counts the request among its workload's.

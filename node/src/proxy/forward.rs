@@ -62,6 +62,7 @@ pub(crate) fn answer(
     if response.version() < Version::HTTP_11 {
         *response.version_mut() = Version::HTTP_11;
     }
+    guard.sender = sender;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS
         && let Some(switched) = switched
     {
@@ -71,7 +72,6 @@ pub(crate) fn answer(
         return response.map(|_| tunnel::no_body());
     }
     headers::remove_hop_by_hop(response.headers_mut(), None);
-    guard.sender = sender;
     guard.stream = stream;
     response.map(|body| AnswerBody::upstream(body, guard))
 }

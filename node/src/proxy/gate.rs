@@ -34,6 +34,13 @@ pub(crate) struct Pass {
     number: usize,
 }
 
+/// The passes of one connection; cheap to clone. HTTP lets go of a connection that switches to
+/// another protocol: the tunnel holds them on.
+#[derive(Clone)]
+pub(crate) struct Held {
+    passes: Arc<(Pass, Option<Pass>)>,
+}
+
 impl Gate {
     /// Lets at most `limit` pieces of work in at a time.
     pub(crate) fn new(limit: usize) -> Self {
@@ -67,9 +74,14 @@ impl Gate {
         self.shared.ceiling.store(ceiling.unwrap_or(usize::MAX), Ordering::Relaxed);
     }
 
-    /// Cuts off half of what is under way.
-    pub(crate) fn cut_half(&self) {
-        self.shared.cuts.send_modify(|cuts| *cuts = cuts.wrapping_add(1));
+    /// Cuts off half of what is under way. `false` where nothing here waits to be cut off: its
+    /// connections are.
+    pub(crate) fn cut_half(&self) -> bool {
+        let is_heard = self.shared.cuts.receiver_count() > 0;
+        if is_heard {
+            self.shared.cuts.send_modify(|cuts| *cuts = cuts.wrapping_add(1));
+        }
+        is_heard
     }
 
     /// How much may be under way.
@@ -162,6 +174,18 @@ impl Pass {
     }
 }
 
+impl Held {
+    /// `pass` says when the connection is cut off; what is counted `beside` it ends with it.
+    pub(crate) fn new(pass: Pass, beside: Option<Pass>) -> Self {
+        Self { passes: Arc::new((pass, beside)) }
+    }
+
+    /// Resolves when the connection must be given up.
+    pub(crate) async fn cut(&self) {
+        self.passes.0.cut().await;
+    }
+}
+
 impl Drop for Pass {
     fn drop(&mut self) {
         if self.shared.under_way.fetch_sub(1, Ordering::Relaxed) == 1 {
@@ -194,6 +218,13 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_cut_that_nobody_waits_for_is_none() {
+        let gate = Gate::new(1);
+        let _pass = gate.enter();
+        assert!(!gate.cut_half());
+    }
+
     #[tokio::test]
     async fn a_cut_takes_half_and_a_second_one_half_of_the_rest() {
         let gate = Gate::new(1024);
@@ -204,7 +235,7 @@ mod tests {
         }
         for left in [32, 16] {
             settle().await;
-            gate.cut_half();
+            assert!(gate.cut_half());
             settle().await;
             assert_eq!(gate.under_way(), left);
         }

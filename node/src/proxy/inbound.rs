@@ -25,7 +25,7 @@ use crate::proxy::body::{AnswerBody, AnswerGuard, RequestBody};
 use crate::proxy::denials::Denials;
 use crate::proxy::failure::{Failure, Flag};
 use crate::proxy::forward::{self, Passing};
-use crate::proxy::gate::{Gate, Pass};
+use crate::proxy::gate::{Gate, Held, Pass};
 use crate::proxy::workload::{Workload, Workloads, tcp_under};
 use crate::proxy::{headers, tunnel};
 use crate::telemetry::exchange::{Exchange, Meter};
@@ -56,6 +56,7 @@ struct Caller {
     workload: Arc<Workload>,
     admission: Arc<Admission>,
     meter: Arc<Meter>,
+    held: Held,
 }
 
 impl Inbound {
@@ -65,13 +66,14 @@ impl Inbound {
             let detail = "this node has as many streams as it may";
             return incoming.stream.refuse(RefusalReason::Overloaded, detail).await;
         };
+        let held = Held::new(pass, None);
         tokio::select! {
-            () = self.serve(incoming) => {}
-            () = pass.cut() => debug!("stream cut off: memory is critical"),
+            () = self.serve(incoming, held.clone()) => {}
+            () = held.cut() => debug!("stream cut off: memory is critical"),
         }
     }
 
-    async fn serve(self: Arc<Self>, incoming: IncomingStream) {
+    async fn serve(self: Arc<Self>, incoming: IncomingStream, held: Held) {
         let IncomingStream { peer, header, stream } = incoming;
         let (version, service, instance) = match header.kind {
             StreamKind::Tcp { service, instance } => (None, service, instance),
@@ -101,7 +103,7 @@ impl Inbound {
             None => self.carry(&workload, &admission, &meter, stream).await,
             Some(version) => {
                 let instance = instance.into();
-                let caller = Caller { inbound: self, instance, workload, admission, meter };
+                let caller = Caller { inbound: self, instance, workload, admission, meter, held };
                 caller.serve(version, stream).await;
             }
         }
@@ -222,21 +224,23 @@ impl Caller {
         let mut exchange = self.meter.start(&self.inbound.clock);
         exchange.set_request(request.method(), request.uri().path());
         let for_grpc = headers::is_grpc(request.headers());
+        // First: where nothing is served any more, nobody is let in either.
+        let Some(workload) = self.workload_now() else {
+            let withdrawn = Failure::new(Flag::ConnectFailure, "the instance has been withdrawn");
+            let mut answer = fail(&withdrawn, for_grpc, true, AnswerGuard::counting(exchange));
+            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            return answer;
+        };
         if let Err(reason) = self.admission.check() {
             return self.deny(reason, for_grpc, request.version(), exchange);
         }
         exchange.set_caller(self.admission.peer(), Some(&self.admission.rule()));
         let mut guard = AnswerGuard::counting(exchange);
         guard.admission = Some(self.admission.clone());
+        guard.connection = Some(self.held.clone());
         guard.pass = match self.inbound.enter() {
             Ok(pass) => Some(pass),
             Err(failure) => return fail(&failure, for_grpc, true, guard),
-        };
-        let Some(workload) = self.workload_now() else {
-            let withdrawn = Failure::new(Flag::ConnectFailure, "the instance has been withdrawn");
-            let mut answer = fail(&withdrawn, for_grpc, true, guard);
-            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-            return answer;
         };
         guard.workload_pass = workload.gate.enter();
         let Passing { mut request, version, switched } = Passing::new(request);
@@ -278,8 +282,7 @@ impl Caller {
             return Some(self.workload.clone());
         }
         let now = self.inbound.workloads.find(&self.instance)?;
-        let same_kind = now.service == self.workload.service && now.protocol == self.workload.protocol;
-        (same_kind && !now.gate.is_closed()).then_some(now)
+        self.workload.continues_in(&now).then_some(now)
     }
 
     /// Whether the peer should begin a new stream for its next request.

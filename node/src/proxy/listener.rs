@@ -23,9 +23,10 @@ use tracing::{debug, info, warn};
 use crate::live::{HOLD, HOLD_STEP};
 use crate::proxy::body::AnswerBody;
 use crate::proxy::failure::Flag;
-use crate::proxy::gate::{Gate, Pass};
+use crate::proxy::gate::{Gate, Held, Pass};
 use crate::proxy::outbound::Outbound;
-use crate::proxy::overdue::{Overdue, Watches};
+use crate::proxy::outbound_tcp::Reached;
+use crate::proxy::overdue::{Overdue, Watch, Watches};
 use crate::proxy::{headers, name, refusal, tunnel};
 use crate::sockets::Sockets;
 
@@ -45,6 +46,10 @@ const HEADER_LIST_BYTES_MAX: u32 = 64 * 1024;
 /// A client whose connection was accepted just before a stopping node accepts no more has so long to
 /// send its request.
 const FIRST_REQUEST: Duration = Duration::from_millis(250);
+
+/// A connection that has been asked to end, and has no request under way, has so long to do it: as
+/// long as a request's head may take. A client that reads nothing never does.
+const FAREWELL: Duration = Duration::from_secs(10);
 
 /// What a local listener serves.
 #[derive(Clone)]
@@ -112,7 +117,7 @@ impl Listener {
         if let (Some(pass), Some(descriptor)) =
             (self.clients.connections.enter(), self.clients.descriptors.enter())
         {
-            return self.start(client, pass, descriptor);
+            return self.start(client, Held::new(pass, Some(descriptor)));
         }
         metrics::counter!("starling_local_refused_total", "flag" => Flag::Overflow.as_str()).increment(1);
         let speaks_http = match &**self.serves.load() {
@@ -130,22 +135,21 @@ impl Listener {
         }
     }
 
-    fn start(&self, client: TcpStream, pass: Pass, descriptor: Pass) {
+    fn start(&self, client: TcpStream, held: Held) {
         let (serves, outbound) = (Serves::clone(&self.serves.load()), self.outbound.clone());
         let clients = self.clients.clone();
         // Requests are small and wait for answers; Nagle's algorithm would hold them back.
         let _ = client.set_nodelay(true);
         tokio::spawn(async move {
-            let _descriptor = descriptor;
             tokio::select! {
-                () = serve(client, serves, outbound, clients) => {}
-                () = pass.cut() => debug!("local connection cut off: memory is critical"),
+                () = serve(client, serves, outbound, clients, held.clone()) => {}
+                () = held.cut() => debug!("local connection cut off: memory is critical"),
             }
         });
     }
 }
 
-async fn serve(client: TcpStream, serves: Serves, outbound: Arc<Outbound>, clients: Clients) {
+async fn serve(client: TcpStream, serves: Serves, outbound: Arc<Outbound>, clients: Clients, held: Held) {
     let is_http = match &serves {
         Serves::ByName => true,
         Serves::Service(service) => match outbound.will_speak(service.as_str()).await {
@@ -155,7 +159,7 @@ async fn serve(client: TcpStream, serves: Serves, outbound: Arc<Outbound>, clien
     };
     match &serves {
         Serves::Service(service) if !is_http => outbound.carry(service.as_str(), client).await,
-        _ => serve_http(client, serves, outbound, clients).await,
+        _ => serve_http(client, serves, outbound, clients, held).await,
     }
 }
 
@@ -194,6 +198,7 @@ async fn serve_http(
     serves: Serves,
     outbound: Arc<Outbound>,
     clients: Clients,
+    held: Held,
 ) {
     let (client, watch) = clients.watches.watch(client);
     let connections = clients.connections.clone();
@@ -202,9 +207,10 @@ async fn serve_http(
         let (outbound, watch) = (outbound.clone(), watch.clone());
         service_fn(move |request: Request<Incoming>| {
             let (serves, outbound, clients) = (serves.clone(), outbound.clone(), clients.clone());
+            let held = held.clone();
             let busy = watch.begin_request();
             async move {
-                let mut response = answer_and_end(&serves, &outbound, &clients, request).await;
+                let mut response = answer_and_end(&serves, &outbound, &clients, &held, request).await;
                 response.body_mut().guard_mut().busy = Some(busy);
                 Ok::<_, Infallible>(response)
             }
@@ -212,23 +218,38 @@ async fn serve_http(
     };
     let builder = http_builder(&outbound);
     let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(client), service));
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
+    let mut ended = tokio::select! {
+        ended = connection.as_mut() => Some(ended),
         overdue = watch.overdue() => {
             debug!(?overdue, "local HTTP connection closed: it holds its place in vain");
             if overdue == Overdue::Head {
                 return;
             }
-            connection.as_mut().graceful_shutdown();
-            connection.await
+            None
         }
-        () = retires(&connections) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
+        () = retires(&connections) => None,
     };
-    if let Err(error) = ended {
+    if ended.is_none() {
+        connection.as_mut().graceful_shutdown();
+        ended = end_of(connection, &watch).await;
+    }
+    if let Some(Err(error)) = ended {
         debug!(%error, "local HTTP connection ended");
+    }
+}
+
+/// How a connection that has been asked to end does so; `None` if it does not, without a request
+/// under way.
+async fn end_of<C: Future>(mut connection: Pin<&mut C>, watch: &Watch) -> Option<C::Output> {
+    // As many turns as the requests under way take.
+    loop {
+        if let Ok(ended) = tokio::time::timeout(FAREWELL, connection.as_mut()).await {
+            return Some(ended);
+        }
+        if !watch.is_busy() {
+            debug!("local HTTP connection closed: asked to end, it did not");
+            return None;
+        }
     }
 }
 
@@ -257,10 +278,11 @@ async fn answer_and_end(
     serves: &Serves,
     outbound: &Arc<Outbound>,
     clients: &Clients,
+    held: &Held,
     request: Request<Incoming>,
 ) -> Response<AnswerBody> {
     let keeps = request.version() >= Version::HTTP_2 || request.method() == Method::CONNECT;
-    let mut response = answer(serves, outbound, clients, request).await;
+    let mut response = answer(serves, outbound, clients, held, request).await;
     let keeps = keeps || response.status() == StatusCode::SWITCHING_PROTOCOLS;
     if clients.connections.is_draining() && !keeps {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -272,17 +294,18 @@ async fn answer(
     serves: &Serves,
     outbound: &Arc<Outbound>,
     clients: &Clients,
+    held: &Held,
     request: Request<Incoming>,
 ) -> Response<AnswerBody> {
     let service = match serves {
-        Serves::Service(service) => return outbound.handle(service.as_str(), request).await,
+        Serves::Service(service) => return outbound.handle(service.as_str(), request, held).await,
         Serves::ByName => name::service_of(&request),
     };
     match service {
         Ok(service) if request.method() == Method::CONNECT => {
-            connect(outbound, clients, &service, request).await
+            connect(outbound, clients, held, &service, request).await
         }
-        Ok(service) => outbound.handle(&service, request).await,
+        Ok(service) => outbound.handle(&service, request, held).await,
         Err(failure) => failure.answer(headers::is_grpc(request.headers())),
     }
 }
@@ -293,6 +316,7 @@ async fn answer(
 async fn connect(
     outbound: &Arc<Outbound>,
     clients: &Clients,
+    held: &Held,
     service: &str,
     request: Request<Incoming>,
 ) -> Response<AnswerBody> {
@@ -300,7 +324,7 @@ async fn connect(
         return match outbound.enter() {
             Ok(pass) => {
                 let (serves, clients) = (Serves::Service(name), clients.clone());
-                tokio::spawn(serve_tunnel(request, serves, outbound.clone(), clients, pass));
+                tokio::spawn(serve_tunnel(request, serves, outbound.clone(), clients, (pass, held.clone())));
                 Response::new(tunnel::no_body())
             }
             Err(failure) => failure.answer(false),
@@ -308,10 +332,12 @@ async fn connect(
     }
     match outbound.reach(service).await {
         Ok(mut reached) => {
+            let held = held.clone();
             tokio::spawn(async move {
                 let Ok(client) = hyper::upgrade::on(request).await else { return };
                 let mut client = TokioIo::new(client);
-                let carried = tunnel::carry(&mut client, reached.stream, &mut reached.exchange).await;
+                let Reached { stream, exchange, .. } = &mut reached;
+                let carried = tunnel::carry_held(&mut client, stream, exchange, None, &held).await;
                 if let Err(error) = carried {
                     debug!(%error, "tunnel broken");
                     tunnel::reset_upgraded(client.into_inner());
@@ -329,12 +355,15 @@ fn serve_tunnel(
     serves: Serves,
     outbound: Arc<Outbound>,
     clients: Clients,
-    pass: Pass,
+    (pass, held): (Pass, Held),
 ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
     Box::pin(async move {
         let _pass = pass;
         if let Ok(client) = hyper::upgrade::on(request).await {
-            serve_http(TokioIo::new(client), serves, outbound, clients).await;
+            tokio::select! {
+                () = serve_http(TokioIo::new(client), serves, outbound, clients, held.clone()) => {}
+                () = held.cut() => debug!("tunnel cut off: memory is critical"),
+            }
         }
     })
 }

@@ -21,7 +21,7 @@ use crate::live::{HOLD_STEP, LiveRoute, LiveTable};
 use crate::proxy::body::{AnswerBody, AnswerGuard, RequestBody};
 use crate::proxy::failure::{Failure, Flag};
 use crate::proxy::forward::{self, Passing};
-use crate::proxy::gate::{Gate, Pass};
+use crate::proxy::gate::{Gate, Held, Pass};
 use crate::proxy::{headers, name};
 use crate::route::Target;
 use crate::telemetry::exchange::{Direction, Exchange, Meter};
@@ -66,6 +66,7 @@ const SEEDS: Duration = Duration::from_secs(8);
 struct Journey<'a> {
     outbound: &'a Outbound,
     service: &'a str,
+    connection: &'a Held,
     version: HttpVersion,
     exchange: Exchange,
     tried: Vec<Target>,
@@ -96,13 +97,19 @@ impl Outbound {
         Meter::new(Direction::Outbound, None, "")
     }
 
-    /// Answers one request for `service`, by the mesh if nobody else can.
-    pub(crate) async fn handle(&self, service: &str, request: Request<Incoming>) -> Response<AnswerBody> {
+    /// Answers one request for `service`, which came by `connection`, by the mesh if nobody else can.
+    pub(crate) async fn handle(
+        &self,
+        service: &str,
+        request: Request<Incoming>,
+        connection: &Held,
+    ) -> Response<AnswerBody> {
         let mut exchange = self.unknown.start(&self.clock);
         exchange.set_request(request.method(), request.uri().path());
         let for_grpc = headers::is_grpc(request.headers());
         let Passing { mut request, version, switched } = Passing::new(request);
-        let journey = Journey { outbound: self, service, version, exchange, tried: Vec::new(), spare: None };
+        let tried = Vec::new();
+        let journey = Journey { outbound: self, service, connection, version, exchange, tried, spare: None };
         headers::start_trace(request.headers_mut(), &self.chance);
         match self.enter().and_then(|pass| Ok((pass, address_for_hop(request, version, service)?))) {
             Ok((pass, request)) => journey.run(request, switched, for_grpc, pass).await,
@@ -187,6 +194,7 @@ impl Journey<'_> {
                     }
                     let mut guard = AnswerGuard::counting(self.exchange);
                     guard.flight = Some(flight);
+                    guard.connection = Some(self.connection.clone());
                     guard.pass = Some(pass);
                     let mut answer = forward::answer(answered, switched, guard);
                     answer.headers_mut().remove(headers::UNSENT);

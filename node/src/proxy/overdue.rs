@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -28,6 +28,9 @@ const IDLE_LOOKS_MAX: u64 = 3600;
 
 /// How a cleartext HTTP/2 connection begins (RFC 9113, section 3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0";
+
+/// It began otherwise.
+const NO_PREFACE: usize = usize::MAX;
 
 /// What is wrong with a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,8 +74,8 @@ struct State {
     head_since: AtomicU64,
     idle_since: AtomicU64,
     requests: AtomicUsize,
-    http2: AtomicBool,
-    seen_first_byte: AtomicBool,
+    /// Bytes of [`HTTP2_PREFACE`] that it began with so far, or [`NO_PREFACE`].
+    preface_bytes: AtomicUsize,
     is_overdue: Notify,
 }
 
@@ -128,15 +131,25 @@ impl State {
     }
 
     fn handle_bytes(&self, bytes: &[u8], now: u64) {
-        if !self.seen_first_byte.swap(true, Ordering::Relaxed) && bytes.starts_with(HTTP2_PREFACE) {
+        if self.is_http2_with(bytes) {
             // Its requests have no heads of their own bytes, and it may wait long for the first.
-            self.http2.store(true, Ordering::Relaxed);
+            return self.head_since.store(0, Ordering::Relaxed);
         }
-        let waits =
-            self.requests.load(Ordering::Relaxed) == 0 && self.head_since.load(Ordering::Relaxed) == 0;
-        if waits && !self.http2.load(Ordering::Relaxed) {
+        if self.requests.load(Ordering::Relaxed) == 0 && self.head_since.load(Ordering::Relaxed) == 0 {
             self.head_since.store(now + 1, Ordering::Relaxed);
         }
+    }
+
+    /// Whether it speaks HTTP/2, by its first bytes, however many reads they take.
+    fn is_http2_with(&self, bytes: &[u8]) -> bool {
+        let before = self.preface_bytes.load(Ordering::Relaxed);
+        let Some(rest) = HTTP2_PREFACE.get(before..).filter(|rest| !rest.is_empty()) else {
+            return before != NO_PREFACE;
+        };
+        let count = rest.len().min(bytes.len());
+        let after = if rest[..count] == bytes[..count] { before + count } else { NO_PREFACE };
+        self.preface_bytes.store(after, Ordering::Relaxed);
+        after == HTTP2_PREFACE.len()
     }
 }
 
@@ -146,6 +159,11 @@ impl Watch {
         self.state.requests.fetch_add(1, Ordering::Relaxed);
         self.state.head_since.store(0, Ordering::Relaxed);
         Busy { all: self.all.clone(), state: self.state.clone() }
+    }
+
+    /// Whether a request is under way.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.state.requests.load(Ordering::Relaxed) > 0
     }
 
     /// Resolves when the connection should be closed, and says why.
@@ -255,6 +273,21 @@ mod tests {
         watch.state.handle_bytes(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 0);
         assert_eq!(watch.state.overdue(IDLE_LOOKS_MAX), None);
         assert_eq!(watch.state.overdue(IDLE_LOOKS_MAX + 1), Some(Overdue::Idle));
+    }
+
+    #[test]
+    fn an_http2_connection_may_begin_in_pieces() {
+        let watches = Watches::default();
+        let (_io, watch) = watches.watch(());
+        watch.state.handle_bytes(b"PRI * HT", 0);
+        assert_eq!(watch.state.overdue(HEAD_LOOKS_MAX + 1), Some(Overdue::Head), "it does not go on");
+        watch.state.handle_bytes(b"TP/2.0\r\n\r\nSM", 1);
+        watch.state.handle_bytes(b"\r\n\r\n", 2);
+        assert_eq!(watch.state.overdue(IDLE_LOOKS_MAX), None);
+        let (_io, watch) = watches.watch(());
+        watch.state.handle_bytes(b"PR", 0);
+        watch.state.handle_bytes(b"OPFIND / HTTP/1.1", 1);
+        assert_eq!(watch.state.overdue(HEAD_LOOKS_MAX + 1), Some(Overdue::Head));
     }
 
     #[test]

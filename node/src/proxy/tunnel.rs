@@ -14,6 +14,7 @@ use tracing::debug;
 use crate::proxy::access::Admission;
 use crate::proxy::body::{AnswerBody, AnswerGuard};
 use crate::proxy::failure::Flag;
+use crate::proxy::gate::Held;
 use crate::proxy::overdue::Watched;
 use crate::proxy::workload::{WorkloadIo, tcp_under};
 use crate::telemetry::exchange::Exchange;
@@ -56,8 +57,36 @@ where
         carried = carry(down, up, exchange) => return carried,
         reason = admission.revoked() => reason,
     };
-    exchange.set_flag(Flag::Denied);
+    // That the instance was withdrawn is no word against the caller.
+    exchange.set_flag(if admission.has_ended() { Flag::ConnectionEnded } else { Flag::Denied });
     Err(std::io::Error::new(std::io::ErrorKind::PermissionDenied, reason.as_str()))
+}
+
+/// [`carry`], for as long as the caller is let in, where that is asked, and its connection is not
+/// cut off.
+pub(crate) async fn carry_held<D, U>(
+    down: D,
+    up: U,
+    exchange: &mut Exchange,
+    admission: Option<&Admission>,
+    held: &Held,
+) -> std::io::Result<()>
+where
+    D: AsyncRead + AsyncWrite + Unpin,
+    U: AsyncRead + AsyncWrite + Unpin,
+{
+    let carried = async {
+        match admission {
+            Some(admission) => carry_admitted(down, up, exchange, admission).await,
+            None => carry(down, up, exchange).await,
+        }
+    };
+    tokio::select! {
+        carried = carried => return carried,
+        () = held.cut() => {}
+    }
+    exchange.set_flag(Flag::ConnectionEnded);
+    Err(std::io::Error::other("cut off: memory is critical"))
 }
 
 /// Joins both halves of an exchange whose server agreed to switch protocols (101). `guard` lasts
@@ -73,12 +102,10 @@ pub(crate) fn join_upgrade(
         let (Ok(down), Ok(up)) = tokio::join!(down, up) else {
             return debug!("a switch of protocols was agreed and not made");
         };
-        let Some(exchange) = &mut guard.exchange else { return };
+        let (Some(exchange), Some(held)) = (&mut guard.exchange, &guard.connection) else { return };
         let (mut down, mut up) = (TokioIo::new(down), TokioIo::new(up));
-        let carried = match &guard.admission {
-            Some(admission) => carry_admitted(&mut down, &mut up, exchange, admission).await,
-            None => carry(&mut down, &mut up, exchange).await,
-        };
+        let admission = guard.admission.as_deref();
+        let carried = carry_held(&mut down, &mut up, exchange, admission, held).await;
         if let Err(error) = carried {
             debug!(%error, "switched connection broken");
             reset_upgraded(down.into_inner());
@@ -117,6 +144,7 @@ mod tests {
     use super::*;
     use crate::authz::Allow;
     use crate::proxy::access::Access;
+    use crate::proxy::gate::Gate;
     use crate::telemetry::exchange::{Direction, Meter};
 
     #[tokio::test]
@@ -135,5 +163,24 @@ mod tests {
         access.replace(&Allow::Listed(Vec::new()));
         let error = carrying.await.expect("no panic").expect_err("cut off");
         assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied);
+    }
+
+    #[tokio::test]
+    async fn a_tunnel_is_counted_with_its_connection_and_cut_off_like_one() {
+        let gate = Gate::new(2);
+        let (_first, second) = (gate.enter(), gate.enter().expect("room"));
+        let held = Held::new(second, None);
+        let ((mut client, down), (up, mut workload)) = (duplex(64), duplex(64));
+        let carrying = tokio::spawn(async move {
+            let mut exchange = Meter::new(Direction::Outbound, None, "").start(&Clock::System);
+            carry_held(down, up, &mut exchange, None, &held).await
+        });
+        client.write_all(b"hello").await.expect("written");
+        let mut heard = [0; 5];
+        workload.read_exact(&mut heard).await.expect("carried");
+        assert_eq!(gate.under_way(), 2);
+        assert!(gate.cut_half(), "it waits to be cut off");
+        assert!(carrying.await.expect("no panic").is_err());
+        assert_eq!(gate.under_way(), 1);
     }
 }

@@ -80,8 +80,8 @@ pub(crate) struct LimitedConnect {
 
 /// Why there is no connection.
 enum Failed {
-    /// No descriptor is left.
-    Full,
+    /// This node has nothing left to connect with.
+    UsedUp(std::io::Error),
     /// Anything else, for people.
     Told(String),
 }
@@ -120,6 +120,8 @@ impl Workload {
     /// this one keep open obey the next one's list.
     pub(crate) fn succeeded_by(&self, service: &Service, limits: &WorkloadLimits) -> Self {
         if self.service != service.name {
+            // Nobody would tell the old list of a change.
+            self.access.end();
             return Self::new(service, limits);
         }
         self.access.replace(&service.allow);
@@ -138,6 +140,21 @@ impl Workload {
             service: service.name.clone(),
             described: ArcSwap::from_pointee(service.clone()),
         }
+    }
+
+    /// The instance is gone: callers are sent away, and what is left of tunnels ends.
+    pub(crate) fn withdraw(&self) {
+        self.gate.drain();
+        self.gate.close();
+        self.access.end();
+    }
+
+    /// Whether a stream that was let in to this one may send its next request to `now`, found under
+    /// the same id: the instance may have been withdrawn meanwhile and come back with another list,
+    /// which has never been asked about the stream's caller.
+    pub(crate) fn continues_in(&self, now: &Self) -> bool {
+        let same_kind = now.service == self.service && now.protocol == self.protocol;
+        same_kind && Arc::ptr_eq(&now.access, &self.access) && !now.gate.is_closed()
     }
 
     /// Everything that is said of it at this moment: what can change while it stays the same
@@ -199,7 +216,10 @@ impl WorkloadConnect {
             ConnectFailure::Unreachable(format!("the workload at {} does not accept: {why}", self.address))
         };
         match tokio::time::timeout(CONNECT_TIMEOUT, self.connect(version)).await {
-            Ok(Err(Failed::Full)) => Err(no_descriptors()),
+            Ok(Err(Failed::UsedUp(error))) => {
+                let detail = format!("this node has nothing left to connect to the workload with: {error}");
+                Err(ConnectFailure::Refused(RefusalReason::Overloaded, detail))
+            }
             Ok(Err(Failed::Told(why))) => Err(failed(&why)),
             Ok(Ok(io)) => Ok(io),
             Err(_elapsed) => Err(failed(&"no answer within 2 s")),
@@ -207,8 +227,8 @@ impl WorkloadConnect {
     }
 
     async fn connect(&self, version: Option<HttpVersion>) -> Result<WorkloadIo, Failed> {
-        let told = |error: std::io::Error| match descriptors::are_used_up(&error) {
-            true => Failed::Full,
+        let told = |error: std::io::Error| match descriptors::or_the_like_are_used_up(&error) {
+            true => Failed::UsedUp(error),
             false => Failed::Told(error.to_string()),
         };
         let host_port = match &self.address {
