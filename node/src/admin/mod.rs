@@ -38,7 +38,7 @@ use crate::sockets::Sockets;
 use guard::{Caller, Guard, Refused};
 
 /// Connections that ask at a time: people, a scraper, an orchestrator's probes.
-const CONNECTIONS_MAX: usize = 64;
+pub(crate) const CONNECTIONS_MAX: usize = 64;
 
 /// A client that is slower with its request head is cut off.
 const HEAD_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);

@@ -75,7 +75,7 @@ impl World {
         .await
         .expect("gossip");
         tokio::spawn(gossip_loop.run());
-        let limits = Capacity::new(&Limits::default()).workloads;
+        let limits = Capacity::new(&Limits::default(), 0).workloads;
         let local = LocalInstances::new(gossip.clone(), Clock::System, limits, DRAIN_TIMEOUT, 7);
         let workload = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         Self { local, gossip, workload, _seeds: seeds }

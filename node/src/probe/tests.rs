@@ -21,7 +21,7 @@ fn service(address: &str, probe: &str) -> Service {
 }
 
 fn workload(service: &Service) -> Arc<Workload> {
-    Arc::new(Workload::new(service, &Capacity::new(&Limits::default()).workloads))
+    Arc::new(Workload::new(service, &Capacity::new(&Limits::default(), 0).workloads))
 }
 
 fn prober(address: &str, probe: &str) -> Prober {
