@@ -92,6 +92,35 @@ async fn a_drain_ends_at_its_timeout() {
     assert!(server.log().contains("drain timeout"));
 }
 
+/// The drain timeout of these nodes is far longer than the test's patience for each.
+#[tokio::test]
+async fn a_drain_is_cut_short_by_another_signal_or_by_leave() {
+    let mesh = Mesh::new();
+    let workload = Http::start(mesh.ip(), "slow").await;
+    for ends_by_signal in [true, false] {
+        let server = mesh.node("server").drain_timeout("10m").serves("web", workload.address());
+        let mut server = server.start().await;
+        let caller = mesh.node("caller").start().await;
+        caller.finds("web", 1).await;
+        let proxy = caller.http_proxy();
+        let asked = workload.waiting();
+        let waiting = tokio::spawn(async move { get(proxy, "web.mesh", "/wait").await });
+        eventually("the slow request", async || (workload.waiting() > asked).then_some(())).await;
+        server.terminate();
+        eventually("the drain", async || (server.admin().get("/ready").await.status == 503).then_some(()))
+            .await;
+        if ends_by_signal {
+            server.terminate();
+        } else {
+            server.admin().ask_by_socket(&server.socket(), "POST", "/v1/leave").await;
+        }
+        assert_eq!(server.ended().await.code(), Some(0));
+        assert!(server.log().contains("leaving at once: what is under way is cut off"), "{}", server.log());
+        caller.sees("server", "left").await;
+        waiting.abort();
+    }
+}
+
 #[tokio::test]
 async fn readiness_ends_with_the_drain_and_liveness_does_not() {
     let mesh = Mesh::new();

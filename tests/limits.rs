@@ -12,6 +12,11 @@ use starling_tests::{HttpConnection, Mesh, Node, eventually, get, request};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+/// The places of one kind under `ulimit -n 256`: three quarters of what is left of it. Kept back are
+/// 32, 96 for the admin API, 64 for refusals; two listeners of that and one for HTTP by name; and one
+/// for a probe, where something is served, which is lost in the rounding.
+const PLACES: usize = (256 - 32 - 96 - 64 - 3) / 4 * 3;
+
 /// How soon there must be room again.
 const RECOVERY: Duration = Duration::from_secs(2);
 
@@ -82,8 +87,8 @@ async fn a_node_with_few_descriptors_refuses_connections_and_keeps_its_place_in_
     caller.finds("web", 1).await;
     caller.logs("raise the limit of open files").await;
     let (held, told) = crowd(&caller, 300).await;
-    // (256 - 160) * 3 / 4 of them have a place; as many as may be told at a time are told.
-    assert_eq!(held.len(), 72, "{told:?}");
+    // Some have a place; as many as may be told at a time are told.
+    assert_eq!(held.len(), PLACES, "{told:?}");
     assert!(count(&told, Told::Overloaded) >= 64, "{told:?}");
     server.sees("caller", "alive").await;
     assert_eq!(caller.admin().get("/ready").await.status, StatusCode::OK, "people can ask");
@@ -104,15 +109,15 @@ async fn a_callee_with_few_descriptors_refuses_calls_and_is_not_given_up() {
         asked.spawn(async move { connection.send(request(Method::GET, "web.mesh", "/wait", "")).await });
     }
     // Those that have no place are told at once; the others wait for the workload.
-    for _ in 0..150 - 72 {
+    for _ in 0..150 - PLACES {
         let reply = asked.join_next().await.expect("an answer").expect("no panic");
         assert_eq!(
             (reply.status(), reply.header("x-starling-flags")),
             (StatusCode::SERVICE_UNAVAILABLE, "UO")
         );
     }
-    eventually("(256 - 160) * 3 / 4 calls to be at the workload", async || {
-        (workload.waiting() == 72).then_some(())
+    eventually("all that have a place to be at the workload", async || {
+        (workload.waiting() == PLACES).then_some(())
     })
     .await;
     workload.release();

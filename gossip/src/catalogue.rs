@@ -16,7 +16,7 @@ use std::time::Duration;
 use aws_lc_rs::digest;
 
 use crate::clock::{Instant, WallTime};
-use crate::known::{Known, KnownInstance, ProofEnds, verify_chain};
+use crate::known::{Known, KnownInstance, ProofEnds, is_believed, verify_chain};
 use crate::lease::SeenLink;
 use crate::limits::{INSTANCES_PER_OWNER_MAX, OWNERS_MAX, OWNERS_PER_IDENTITY_MAX, RENEWAL_LEAP_PERIOD};
 use crate::memory::{Entry, LEASE_KEY, NODE_KEY, Notes, RememberedOwner, Urgency, instance_key};
@@ -87,10 +87,11 @@ impl Catalogue {
         self.notes.take()
     }
 
-    /// Believes another bundle from now on. Owners whose chain it does not trust are removed.
+    /// Believes another bundle from now on. Owners whose chain it does not trust, whatever the
+    /// calendar says, are removed: one that leaps for a moment must not make anybody forgotten.
     pub fn set_bundle(&mut self, bundle: Arc<TrustBundle>, wall: WallTime) {
         self.forget_unless(|known| {
-            known.presence == Presence::Left || verify_chain(&bundle, &known.node, wall).is_ok()
+            known.presence == Presence::Left || is_believed(&bundle, &known.node, wall)
         });
         self.bundle = bundle;
         self.changed = true;
@@ -175,10 +176,11 @@ impl Catalogue {
         let known = self.by_short_name.get(name).and_then(|owner| self.owners.get_mut(owner));
         if let (Ok(_), Some(known)) = (node, known) {
             known.recall(remembered.lease.as_ref(), now, wall);
-            let timeout = known.next_timeout();
+            let (timeout, lease) = (known.next_timeout(), known.lease_to_remember(now, wall));
+            let owner = known.node.owner.clone();
+            self.notes.correct(&owner, |name| Entry::lease(name, &lease, Urgency::Whenever));
             self.wake_by(timeout);
         }
-        self.notes.discard_puts();
         Ok(())
     }
 

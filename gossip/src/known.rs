@@ -15,7 +15,7 @@ use crate::memory::RememberedLease;
 use crate::record::{Instance, Label, NodeRecord, Version};
 use crate::rejection::Rejected;
 use crate::snapshot::Presence;
-use crate::svid::{PublicKey, TrustBundle, Usage};
+use crate::svid::{ChainError, PublicKey, TrustBundle, Usage};
 
 /// One owner, as the catalogue knows it.
 pub(crate) struct Known {
@@ -105,10 +105,10 @@ impl Known {
 
     /// The highest counter that the time since the last renewal explains, with room for an owner
     /// whose clock is fast. It bounds what a forged renewal costs: one hash per link. Nothing is
-    /// known before the first, so that may be anywhere in the chain; and this machine may have been
-    /// suspended, which its monotonic clock does not see, so now and then a leap is checked too.
+    /// known before the first, nor while this node only remembers the owner, so that may be anywhere
+    /// in the chain; and this machine may have been suspended, which its monotonic clock does not see, so now and then a leap is checked too.
     pub(crate) fn renewals_explained(&self, now: Instant) -> u32 {
-        if self.seen.counter() == 0 {
+        if self.seen.counter() == 0 || self.remembered.is_some() {
             return u32::MAX;
         }
         let silent = now.saturating_duration_since(self.renewed_at).as_millis();
@@ -171,16 +171,26 @@ impl ProofEnds {
     }
 }
 
+/// Whether `bundle` believes a node record's chain, whatever the calendar says now. Only a chain
+/// that is valid at no moment is believed because of that, until its lease ends.
+pub(crate) fn is_believed(bundle: &TrustBundle, node: &NodeRecord, wall: WallTime) -> bool {
+    let proved = bundle.verify_apart_from_time(&chain_of(node), Usage::Client, wall);
+    matches!(proved, Ok(_) | Err(ChainError::NotValidNow(_)))
+}
+
 /// The key that a node record's chain proves, and when that proof ends.
 pub(crate) fn verify_chain(
     bundle: &TrustBundle,
     node: &NodeRecord,
     wall: WallTime,
 ) -> Result<(PublicKey, WallTime), Rejected> {
-    let chain: Vec<_> = node.chain.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
-    let proved = bundle.verify(&chain, Usage::Client, wall)?;
+    let proved = bundle.verify(&chain_of(node), Usage::Client, wall)?;
     if proved.id != node.owner.identity {
         return Err(Rejected::WrongName);
     }
     Ok((proved.public_key, proved.not_after))
+}
+
+fn chain_of(node: &NodeRecord) -> Vec<CertificateDer<'_>> {
+    node.chain.iter().map(|der| CertificateDer::from(der.as_slice())).collect()
 }

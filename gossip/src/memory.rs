@@ -202,9 +202,16 @@ impl Notes {
         }
     }
 
-    /// Drops what only repeats what is remembered already.
-    pub(crate) fn discard_puts(&mut self) {
-        self.entries.retain(|entry| entry.value.is_none());
+    /// Notes what `entry` makes in place of the newest note under the same key.
+    pub(crate) fn correct(&mut self, owner: &Owner, entry: impl FnOnce(&str) -> Entry) {
+        if self.own.as_ref().is_none_or(|own| own == owner) {
+            return;
+        }
+        let entry = entry(&owner.short_name());
+        match self.entries.iter_mut().rev().find(|held| held.key == entry.key) {
+            Some(held) => *held = entry,
+            None => self.entries.push(entry),
+        }
     }
 
     pub(crate) fn take(&mut self) -> Vec<Entry> {

@@ -305,6 +305,20 @@ impl TrustBundle {
         &self.roots
     }
 
+    /// Like [`Self::verify`], without judging what the calendar says now: at the moment nearest to
+    /// `wall` at which the whole chain is valid. For those that were accepted once, whom a calendar
+    /// that leaps makes neither strangers nor revoked.
+    pub fn verify_apart_from_time(
+        &self,
+        chain: &[CertificateDer<'_>],
+        usage: Usage,
+        wall: WallTime,
+    ) -> Result<VerifiedIdentity, ChainError> {
+        // Sizes first: nothing of an oversized chain is read.
+        read_leaf(chain)?;
+        self.verify(chain, usage, nearest_valid(chain, wall))
+    }
+
     /// Verifies `chain` (leaf first) at wall time `wall`: sizes, one SPIFFE ID, the trust domain,
     /// a path to a root, every certificate's validity (RFC 5280, section 6), and no revocation.
     pub fn verify(
@@ -351,6 +365,23 @@ impl TrustBundle {
         }
         Ok(leaf)
     }
+}
+
+/// The moment nearest to `wall` at which every certificate of `chain` is valid, if there is one.
+fn nearest_valid(chain: &[CertificateDer<'_>], wall: WallTime) -> WallTime {
+    let mut moment = wall;
+    let millis = |time: ASN1Time| u64::try_from(time.timestamp()).unwrap_or(0).saturating_mul(1000);
+    let validities = || {
+        let read = chain.iter().filter_map(|der| X509Certificate::from_der(der).ok());
+        read.map(|(_, certificate)| certificate.validity().clone())
+    };
+    for validity in validities() {
+        moment.unix_millis = moment.unix_millis.max(millis(validity.not_before));
+    }
+    for validity in validities() {
+        moment.unix_millis = moment.unix_millis.min(millis(validity.not_after));
+    }
+    moment
 }
 
 fn date(time: UnixTime) -> String {

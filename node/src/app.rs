@@ -33,6 +33,7 @@ use crate::calendar;
 use crate::capacity::Capacity;
 use crate::config::Config;
 use crate::config::files::Files;
+use crate::descriptors;
 use crate::drain::{Drain, Shutdown};
 use crate::endpoint::Endpoint;
 use crate::live::LiveTable;
@@ -114,7 +115,7 @@ impl Node {
         let mut rng = StdRng::from_os_rng();
         let started = clock.now();
         let credentials = Credentials::new(files.svid, files.trust_bundle, clock.clone())?;
-        let capacity = Capacity::new(&config.limits);
+        let capacity = Capacity::new(&config.limits, descriptors::reserved(&config));
         let transport_rng = StdRng::seed_from_u64(rng.random());
         let (own, windows) = (credentials.clone(), capacity.windows);
         let (transport, incoming) = match sockets.udp(config.node.listen, "node.listen") {
@@ -185,14 +186,9 @@ impl Node {
         })
     }
 
-    /// Runs, following `file`, until `signal` or an action of the admin API asks for the end, then
-    /// drains, withdraws and closes.
-    pub async fn run(
-        mut self,
-        file: ConfigFile,
-        manager: &ServiceManager,
-        signal: impl Future<Output = Shutdown> + Send,
-    ) {
+    /// Runs, following `file`, until a `signal` or an action of the admin API asks for the end, then
+    /// drains, withdraws and closes. Another signal, or being told to leave, ends a drain at once.
+    pub async fn run(mut self, file: ConfigFile, manager: &ServiceManager, mut signal: impl AsyncFnMut()) {
         let mut tasks = JoinSet::new();
         self.spawn_upkeep(&mut tasks, manager);
         let Shown { gossip, transport, credentials, drain, clock, started, store, running, .. } = self.shown;
@@ -222,7 +218,7 @@ impl Node {
         manager.ready();
 
         let shutdown = tokio::select! {
-            shutdown = signal => shutdown,
+            () = signal() => Shutdown::Drain,
             shutdown = drain.requested() => shutdown,
         };
         info!(?shutdown, "stopping");
@@ -230,10 +226,22 @@ impl Node {
         let drain_timeout = running.borrow().node.drain_timeout;
         let end = drain.begin(shutdown, drain_timeout, &clock);
         self.local.drain();
-        drain.finish_inbound(end).await;
-        self.local.withdraw().await;
-        gossip.leave().await;
-        drain.finish_outbound(end).await;
+        let withdrawn = async {
+            drain.finish_inbound(end).await;
+            self.local.withdraw().await;
+            gossip.leave().await;
+            drain.finish_outbound(end).await;
+        };
+        let impatience = async {
+            signal().await;
+            info!("told again: leaving at once");
+            drain.request(Shutdown::Leave);
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = withdrawn => {}
+            () = impatience => {}
+        }
         // Kept streams are nobody's work: the end waits for others only.
         self.outbound.table.store(Arc::default());
         transport.close(CLOSE_GRACE).await;

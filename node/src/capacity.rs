@@ -39,11 +39,11 @@ pub(crate) struct Capacity {
 }
 
 impl Capacity {
-    /// By `limits`, and by what this machine gives.
-    pub(crate) fn new(limits: &Limits) -> Self {
+    /// By `limits`, and by what this machine gives; so many descriptors are `reserved` for others.
+    pub(crate) fn new(limits: &Limits, reserved: usize) -> Self {
         let memory_max = limits.memory_max.or_else(memory::default_max);
         debug!(?memory_max, "memory this node keeps within");
-        let shares = Shares::now();
+        let shares = Shares::now(reserved);
         let descriptors = Gate::new(shares.total);
         let upstream = UpstreamLimits {
             idle_max: limits.idle_streams_per_endpoint_max as usize,
@@ -72,8 +72,8 @@ impl Capacity {
     }
 
     /// Takes over what may change of `limits` while a node runs. What is in stays in.
-    pub(crate) fn set_limits(&self, limits: &Limits) {
-        let connections = local_connections(limits.connections_max as usize, Shares::now().each);
+    pub(crate) fn set_limits(&self, limits: &Limits, reserved: usize) {
+        let connections = local_connections(limits.connections_max as usize, Shares::now(reserved).each);
         self.clients.connections.set_limit(connections);
         let requests = limits.requests_in_flight_max as usize;
         self.outbound.set_limit(requests);

@@ -45,9 +45,15 @@ impl Drain {
         Self { inbound, outbound, local, request: watch::Sender::new(None) }
     }
 
-    /// Asks the node to stop.
+    /// Asks the node to stop. To leave is the last word: it ends the waiting of a drain under way.
     pub(crate) fn request(&self, shutdown: Shutdown) {
-        self.request.send_replace(Some(shutdown));
+        self.request.send_if_modified(|request| {
+            let is_new = *request != Some(Shutdown::Leave);
+            if is_new {
+                *request = Some(shutdown);
+            }
+            is_new
+        });
     }
 
     /// Resolves when somebody asked for the end.
@@ -84,11 +90,11 @@ impl Drain {
 
     /// Waits for callers to hear, then for their work to end; refuses the rest.
     pub(crate) async fn finish_inbound(&self, end: Instant) {
-        let finished = tokio::time::timeout_at(end, async {
+        let finished = self.within(end, async {
             tokio::time::sleep(ANNOUNCE).await;
             quiet(&self.inbound).await;
         });
-        if finished.await.is_err() && self.inbound.under_way() > 0 {
+        if !finished.await && self.inbound.under_way() > 0 {
             self.warn_of_cut();
         }
         self.inbound.close();
@@ -97,19 +103,34 @@ impl Drain {
     /// Accepts no more of local programs, and waits for their work to end.
     pub(crate) async fn finish_outbound(&self, end: Instant) {
         self.local.close();
-        let finished = tokio::time::timeout_at(end, async {
+        let finished = self.within(end, async {
             while self.outbound.under_way() + self.local.under_way() > 0 {
                 self.outbound.idle().await;
                 self.local.idle().await;
             }
         });
-        if finished.await.is_err() && self.outbound.under_way() > 0 {
+        if !finished.await && self.outbound.under_way() > 0 {
             self.warn_of_cut();
         }
     }
 
+    /// Whether `work` ended before `end`, and before somebody asked to leave at once.
+    async fn within(&self, end: Instant, work: impl Future<Output = ()>) -> bool {
+        let mut request = self.request.subscribe();
+        tokio::select! {
+            biased;
+            () = work => true,
+            () = tokio::time::sleep_until(end) => false,
+            Ok(_) = request.wait_for(|request| *request == Some(Shutdown::Leave)) => false,
+        }
+    }
+
     fn warn_of_cut(&self) {
-        warn!(under_way = self.under_way(), "drain timeout: what is under way is cut off");
+        let why = match *self.request.borrow() {
+            Some(Shutdown::Leave) => "leaving at once",
+            _ => "drain timeout",
+        };
+        warn!(under_way = self.under_way(), "{why}: what is under way is cut off");
     }
 }
 
@@ -122,5 +143,32 @@ async fn quiet(work: &Gate) {
         if work.entered() == entered {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Work under way in both directions does not end, and the drain timeout is far away.
+    #[tokio::test]
+    async fn a_drain_ends_at_once_when_it_is_asked_to_leave() {
+        let gates = [(); 3].map(|()| Gate::new(1));
+        let _work = [gates[0].enter().expect("room"), gates[1].enter().expect("room")];
+        let [inbound, outbound, local] = gates.clone();
+        let drain = Drain::new(inbound, outbound, local);
+        drain.request(Shutdown::Drain);
+        let end = drain.begin(drain.requested().await, Duration::from_secs(3_600), &Clock::System);
+        let waiting = drain.clone();
+        let finished = tokio::spawn(async move {
+            waiting.finish_inbound(end).await;
+            waiting.finish_outbound(end).await;
+        });
+        drain.request(Shutdown::Drain);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert!(!finished.is_finished(), "to be told the same again changes nothing");
+        drain.request(Shutdown::Leave);
+        drain.request(Shutdown::Drain);
+        tokio::time::timeout(Duration::from_secs(60), finished).await.expect("at once").expect("no panic");
     }
 }

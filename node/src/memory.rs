@@ -52,10 +52,15 @@ impl Watched {
 /// What the node may use when nobody says: what its control group may, else half of the machine's.
 /// `None` where the system does not tell.
 pub(crate) fn default_max() -> Option<u64> {
-    let machine = total_of_machine(&fs::read_to_string("/proc/meminfo").ok()?)?;
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let group = limit_files(&groups).into_iter().filter_map(|file| limit_in(&file)).min();
-    Some(group.filter(|group| *group < machine).unwrap_or(machine / 2))
+    max_within(group, total_of_machine())
+}
+
+/// A group's limit above the `machine`'s memory is none.
+fn max_within(group: Option<u64>, machine: Option<u64>) -> Option<u64> {
+    let group = group.filter(|group| machine.is_none_or(|machine| *group < machine));
+    group.or(machine.map(|machine| machine / 2))
 }
 
 /// The files that may hold a limit of ours, by the lines of `/proc/self/cgroup` (cgroups(7)): of
@@ -83,10 +88,13 @@ fn limit_in(file: &Path) -> Option<u64> {
     fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 
-fn total_of_machine(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    let kibibytes: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
-    Some(kibibytes * 1024)
+/// By sysinfo(2): `/proc/meminfo` is hidden from a unit with `ProcSubset=pid`.
+fn total_of_machine() -> Option<u64> {
+    let system = rustix::system::sysinfo();
+    // A C long of 32 bits on some machines.
+    #[allow(clippy::useless_conversion, reason = "it converts where a long has 32 bits")]
+    let total = u64::from(system.totalram).saturating_mul(system.mem_unit.into());
+    Some(total).filter(|bytes| *bytes > 0)
 }
 
 /// Memory that only this process can give back: its resident pages without those of files, which
@@ -121,9 +129,20 @@ mod tests {
     }
 
     #[test]
+    fn the_groups_limit_counts_and_the_machines_half_where_there_is_none() {
+        assert_eq!(max_within(Some(300), Some(1000)), Some(300));
+        assert_eq!(max_within(Some(300), None), Some(300), "whatever is known of the machine");
+        assert_eq!(max_within(Some(u64::MAX), Some(1000)), Some(500));
+        assert_eq!(max_within(None, Some(1000)), Some(500));
+        assert_eq!(max_within(None, None), None);
+    }
+
+    #[test]
     fn the_machines_memory_is_read() {
-        assert_eq!(total_of_machine("MemTotal:       16 kB\nMemFree: 1 kB\n"), Some(16 * 1024));
-        assert_eq!(total_of_machine("MemTotal: lots"), None);
+        let meminfo = fs::read_to_string("/proc/meminfo").expect("readable here");
+        let told = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:")?.strip_suffix(" kB"));
+        let told: u64 = told.expect("a total").trim().parse().expect("a number");
+        assert_eq!(total_of_machine(), Some(told * 1024));
         assert!(used().is_some_and(|bytes| bytes > 0));
         assert!(default_max().is_some_and(|bytes| bytes > used().unwrap_or(u64::MAX)));
     }

@@ -7,12 +7,13 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use rustls::pki_types::CertificateDer;
 use rustls::sign::CertifiedKey;
 use tokio::sync::watch;
 
-use starling_gossip::clock::Clock;
+use starling_gossip::clock::{Clock, WallTime};
 use starling_gossip::identity::SpiffeId;
-use starling_gossip::svid::{ChainError, Svid, TrustBundle, Usage};
+use starling_gossip::svid::{ChainError, Svid, TrustBundle, Usage, VerifiedIdentity};
 
 /// The current identity and the clock that judges others. Cheap to clone; all clones see a
 /// rotation.
@@ -35,6 +36,10 @@ pub struct CurrentIdentity {
     bundle: Arc<TrustBundle>,
     certified_key: Arc<CertifiedKey>,
 }
+
+/// How strictly our own chain is judged.
+type Verify =
+    fn(&TrustBundle, &[CertificateDer<'_>], Usage, WallTime) -> Result<VerifiedIdentity, ChainError>;
 
 /// Why an SVID and bundle cannot be this node's. The ones before stay.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -60,20 +65,25 @@ pub enum RotationError {
 impl Credentials {
     /// Checks the pair as peers will: the SVID must lead to the bundle, for both ends of a call.
     pub fn new(svid: Svid, bundle: TrustBundle, clock: Clock) -> Result<Self, RotationError> {
-        let current = CurrentIdentity::new(svid, bundle, &clock)?;
+        let current = CurrentIdentity::new(svid, bundle, TrustBundle::verify, &clock)?;
         let id = current.svid.id().clone();
         let shared =
             Shared { id, current: ArcSwap::from_pointee(current), rotations: watch::Sender::new(0), clock };
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Replaces the pair. The identity must stay the same; a refused pair changes nothing.
+    /// Replaces the pair. The identity must stay the same; a refused pair changes nothing. Our own
+    /// chain must be valid now unless it stays as it is.
     pub fn replace(&self, svid: Svid, bundle: TrustBundle) -> Result<(), RotationError> {
         if *svid.id() != self.shared.id {
             let (old, new) = (self.shared.id.clone(), svid.id().clone());
             return Err(RotationError::IdentityChanged { old, new });
         }
-        let current = CurrentIdentity::new(svid, bundle, &self.shared.clock)?;
+        // While only whom we believe changes, a calendar by which our own certificate is not valid
+        // must not hold up a revocation.
+        let is_held = self.current().svid.chain() == svid.chain();
+        let verify = if is_held { TrustBundle::verify_apart_from_time } else { TrustBundle::verify };
+        let current = CurrentIdentity::new(svid, bundle, verify, &self.shared.clock)?;
         self.shared.current.store(Arc::new(current));
         self.shared.rotations.send_modify(|count| *count += 1);
         Ok(())
@@ -107,10 +117,10 @@ impl std::fmt::Debug for Credentials {
 }
 
 impl CurrentIdentity {
-    fn new(svid: Svid, bundle: TrustBundle, clock: &Clock) -> Result<Self, RotationError> {
+    fn new(svid: Svid, bundle: TrustBundle, verify: Verify, clock: &Clock) -> Result<Self, RotationError> {
         let wall = clock.wall();
-        bundle.verify(svid.chain(), Usage::Server, wall)?;
-        bundle.verify(svid.chain(), Usage::Client, wall)?;
+        verify(&bundle, svid.chain(), Usage::Server, wall)?;
+        verify(&bundle, svid.chain(), Usage::Client, wall)?;
         let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(svid.private_key())
             .map_err(|error| RotationError::Key(error.to_string()))?;
         let certified_key = Arc::new(CertifiedKey::new(svid.chain().to_vec(), key));

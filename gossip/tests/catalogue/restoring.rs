@@ -2,6 +2,7 @@
 //! suspect until heard, and never older than what was known before.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use starling_gossip::catalogue::Rejected;
@@ -10,8 +11,9 @@ use starling_gossip::limits::INSTANCES_PER_OWNER_MAX;
 use starling_gossip::memory::{self, RememberedOwner};
 use starling_gossip::publisher::{Publisher, Said};
 use starling_gossip::record::{Owner, Renewal};
+use starling_gossip::revocation::Revocations;
 use starling_gossip::snapshot::Presence;
-use starling_gossip::svid::ChainError;
+use starling_gossip::svid::{ChainError, TrustBundle};
 
 use crate::authority::{Authority, KeyKind, VALIDITY, WALL};
 use crate::watched::{LEASE, RENEW, SUSPECT_AFTER, Watched, instance, label, publisher, records};
@@ -26,6 +28,7 @@ struct Stage {
     disk: BTreeMap<String, Vec<u8>>,
     web: Publisher,
     owner: Owner,
+    own: Owner,
 }
 
 fn stage() -> Stage {
@@ -39,7 +42,8 @@ fn stage() -> Stage {
     web.set_instance(label("b"), Some(instance("web", 2)));
     watched.hear_all(&mut web);
     let owner = web.owner().clone();
-    let mut stage = Stage { authority, watched, disk: BTreeMap::new(), web, owner };
+    let own = own.owner().clone();
+    let mut stage = Stage { authority, watched, disk: BTreeMap::new(), web, owner, own };
     stage.note();
     stage
 }
@@ -85,6 +89,7 @@ impl Stage {
     /// A catalogue after `down` of nothing, filled from the disk.
     fn restarted(&self, down: Duration) -> Watched {
         let mut next = Watched::new(self.authority.bundle());
+        next.catalogue.remember_others_than(self.own.clone());
         next.now = self.watched.now + down;
         next.wall.unix_millis = self.watched.wall.unix_millis + down.as_millis() as u64;
         next.catalogue.restore(&self.remembered(), next.now, next.wall).expect("an honest memory");
@@ -103,7 +108,11 @@ fn a_restart_brings_back_what_was_known_suspect_until_it_is_heard() {
     assert_eq!((next.presence(&stage.owner), next.offered()), (Some(Presence::Suspect), 2));
     assert_eq!(next.snapshot().addresses.len(), 1, "it may be dialled");
     assert!(next.catalogue.poll_timeout().is_some_and(|at| at <= next.now + LEASE), "its lease runs");
-    assert!(next.catalogue.take_notes().is_empty(), "what is on disk is not written again");
+    let mut disk = stage.disk.clone();
+    let notes = next.catalogue.take_notes();
+    assert!(!notes.is_empty());
+    disk.extend(notes.into_iter().map(|entry| (entry.key, entry.value.expect("kept"))));
+    assert_eq!(disk, stage.disk, "a disk that ignores equal values has nothing to do");
 
     let heard = next.catalogue.heard(&stage.owner, next.now).expect("known");
     assert!(heard.is_remembered && heard.lease_age == MOMENT, "{heard:?}");
@@ -112,6 +121,66 @@ fn a_restart_brings_back_what_was_known_suspect_until_it_is_heard() {
     next.renew(&stage.owner, &newer).expect("the next link");
     assert_eq!(next.presence(&stage.owner), Some(Presence::Alive));
     assert!(!next.catalogue.heard(&stage.owner, next.now).expect("known").is_remembered);
+}
+
+/// Restoring somebody (again, by another calendar) must not swallow what others said just before.
+#[test]
+fn restoring_one_owner_drops_no_notes_about_another() {
+    let stage = stage();
+    let remembered = stage.remembered();
+    let mut next = stage.restarted(MOMENT);
+    let mut other = stage.other("web-2");
+    other.set_instance(label("c"), Some(instance("web", 1)));
+    next.hear_all(&mut other);
+    next.catalogue.take_notes();
+    other.set_instance(label("c"), None);
+    next.hear_all(&mut other);
+    let _ = next.catalogue.restore(&remembered, next.now, next.wall);
+    let withdrawn = format!("{}/i/c", other.owner().short_name());
+    assert!(next.catalogue.take_notes().iter().any(|entry| entry.key == withdrawn));
+}
+
+/// Nothing is known of the time before this start, so it explains any leap.
+#[test]
+fn a_remembered_owner_is_heard_again_however_far_it_went_on_and_whatever_others_forge() {
+    let mut stage = stage();
+    let first = stage.renewal();
+    stage.watched.renew(&stage.owner, &first).expect("the first link");
+    stage.note();
+    let mut next = stage.restarted(MOMENT);
+    let newest = (0..720).map(|_| stage.renewal()).last().expect("720 renewals");
+    let forged = Renewal { link: [9; 32], ..newest };
+    for _ in 0..3 {
+        assert_eq!(next.renew(&stage.owner, &forged), Err(Rejected::BadRenewal));
+    }
+    next.renew(&stage.owner, &newest).expect("the true one");
+    assert_eq!(next.presence(&stage.owner), Some(Presence::Alive));
+    let leap = Renewal { counter: newest.counter + 700, ..forged };
+    assert_eq!(next.renew(&stage.owner, &leap), Err(Rejected::BadRenewal));
+    assert_eq!(next.renew(&stage.owner, &leap), Err(Rejected::Implausible), "heard once, time explains");
+}
+
+/// A rotation, or an edited list, while the calendar is a month ahead or behind.
+#[test]
+fn another_bundle_during_a_leap_of_the_calendar_makes_nobody_forgotten_but_strangers() {
+    let mut stage = stage();
+    let month = MONTH.as_millis() as u64;
+    let right = stage.watched.wall;
+    for leapt in [right.unix_millis + 2 * month, right.unix_millis - 2 * month] {
+        let wall = WallTime { unix_millis: leapt };
+        stage.watched.catalogue.set_bundle(stage.authority.bundle(), wall);
+        stage.note();
+        assert_eq!((stage.presence(), stage.disk.len()), (Some(Presence::Alive), 4));
+    }
+    let wall = WallTime { unix_millis: right.unix_millis + 2 * month };
+    let list = Revocations::parse(b"spiffe://acme/svc/web").expect("a list");
+    let bundle = TrustBundle::from_pem("acme".parse().expect("a domain"), stage.authority.pem.as_bytes());
+    let mut revoking = stage.restarted(MOMENT);
+    revoking.catalogue.set_bundle(Arc::new(bundle.expect("a bundle").without(list)), wall);
+    assert_eq!(revoking.presence(&stage.owner), None, "who is revoked is forgotten by any calendar");
+    stage.watched.catalogue.set_bundle(Authority::new().bundle(), wall);
+    stage.note();
+    assert_eq!((stage.presence(), stage.disk.len()), (None, 0), "and so are strangers");
 }
 
 #[test]

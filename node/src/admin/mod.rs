@@ -41,8 +41,17 @@ use crate::sockets::Sockets;
 use guard::{Caller, Guard, Refused};
 use stall::Stalling;
 
-/// Connections that ask at a time, by the port and by the socket each: people, a scraper, an orchestrator's probes.
-const CONNECTIONS_MAX: usize = 64;
+/// Connections that ask at a time, by the port: people, a scraper, an orchestrator's probes.
+const PORT_CONNECTIONS_MAX: usize = 64;
+
+/// The same by the socket, whose owner nobody at the port can shut out.
+const SOCKET_CONNECTIONS_MAX: usize = 16;
+
+/// Those that are told at a time that they are too many.
+const REFUSALS_MAX: usize = 16;
+
+/// All of them, for who counts descriptors.
+pub(crate) const CONNECTIONS_MAX: usize = PORT_CONNECTIONS_MAX + SOCKET_CONNECTIONS_MAX + REFUSALS_MAX;
 
 /// A client that is slower with its request head is cut off.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -95,9 +104,9 @@ impl Admin {
         let state = State {
             shown,
             guard: Guard::new(token),
-            connections: Gate::new(CONNECTIONS_MAX),
-            socket_connections: Gate::new(CONNECTIONS_MAX),
-            refusals: Gate::new(CONNECTIONS_MAX),
+            connections: Gate::new(PORT_CONNECTIONS_MAX),
+            socket_connections: Gate::new(SOCKET_CONNECTIONS_MAX),
+            refusals: Gate::new(REFUSALS_MAX),
         };
         Ok(Self { port, socket, state: Arc::new(state) })
     }

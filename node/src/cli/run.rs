@@ -13,7 +13,6 @@ use crate::app::Node;
 use crate::config::Config;
 use crate::config::files::Files;
 use crate::descriptors;
-use crate::drain::Shutdown;
 use crate::notify::ServiceManager;
 use crate::reload::ConfigFile;
 use crate::sockets::Sockets;
@@ -51,12 +50,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         let file = ConfigFile::follow(arguments.config.clone(), variables, log_level)
             .context("cannot listen for SIGHUP")?;
         let node = Node::bind(config, files, sockets, clock, metrics).await?;
-        node.run(file, &manager, async move {
+        node.run(file, &manager, async || {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
-            Shutdown::Drain
         })
         .await;
         Ok::<_, anyhow::Error>(())

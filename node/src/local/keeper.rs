@@ -158,10 +158,15 @@ impl Keeper {
         }
     }
 
-    /// Takes note of the present health, and says once why it flipped. `true` when it did.
+    /// Takes note of the present health and its reason, and says once why it flipped. `true` when it
+    /// did: others hear of the health alone.
     fn settle(&mut self) -> bool {
         let (health, reason) = self.health();
-        if self.status.borrow().health == health {
+        let was = self.status.borrow().clone();
+        if was.health == health {
+            if was.reason != reason {
+                self.status.send_replace(Status { health, reason });
+            }
             return false;
         }
         let (service, id) = (&self.service.name, &self.id);
@@ -176,6 +181,7 @@ impl Keeper {
 
     async fn drain(&mut self) {
         self.state.drain();
+        self.prober.abandon();
         self.settle();
         self.announce().await;
     }
@@ -212,7 +218,7 @@ impl Keeper {
         changed(&mut self.orders).await;
     }
 
-    async fn announce(&self) {
+    async fn announce(&mut self) {
         let service = &self.service;
         let instance = Instance {
             service: service.name.clone(),

@@ -75,7 +75,7 @@ impl World {
         .await
         .expect("gossip");
         tokio::spawn(gossip_loop.run());
-        let limits = Capacity::new(&Limits::default()).workloads;
+        let limits = Capacity::new(&Limits::default(), 0).workloads;
         let local = LocalInstances::new(gossip.clone(), Clock::System, limits, DRAIN_TIMEOUT, 7);
         let workload = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         Self { local, gossip, workload, _seeds: seeds }
@@ -276,6 +276,36 @@ async fn a_node_that_leaves_announces_draining_and_takes_no_changes() {
     assert_eq!(world.local.apply(&[]), Err(ApplyError::Leaving));
     world.local.withdraw().await;
     world.hears("a", |said| said.is_none()).await;
+}
+
+/// The workload accepts and says nothing; whoever registered it stands by it all the while.
+#[tokio::test]
+async fn heartbeats_hide_no_workload_that_hangs() {
+    let world = World::new().await;
+    let probe = "[service.probe]\nhttp = \"/\"\ninterval = \"500ms\"\ntimeout = \"400ms\"";
+    let hung = world.services(&[("a", probe)]).remove(0);
+    world.local.register(&hung, Some(Duration::from_secs(60))).expect("registered");
+    let beats = async {
+        loop {
+            world.local.heartbeat(&hung.id, true).expect("registered");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::select! {
+        () = beats => {}
+        () = world.hears_health("a", Health::Unhealthy) => {}
+    }
+    let reason = || world.local.states().into_iter().find_map(|(_, state)| state.reason);
+    assert!(reason().is_some_and(|reason| reason.contains("no answer within 400ms")), "{:?}", reason());
+    // The health stays as it is; why is another matter.
+    world.local.heartbeat(&hung.id, false).expect("registered");
+    tokio::time::timeout(PATIENCE, async {
+        while !reason().is_some_and(|reason| reason.contains("heartbeat")) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .expect("the present reason");
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! `GET` of a path over HTTP/1.1, on a connection of its own.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::Request;
 use http::header::{CONNECTION, HOST, USER_AGENT};
@@ -8,6 +10,8 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
+
+use starling_gossip::clock::Instant;
 
 use super::Answer;
 
@@ -18,8 +22,17 @@ const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// may probe a page that never ends.
 const BODY_BYTES_MAX: usize = 16 * 1024;
 
-/// Any 2xx or 3xx is good. The connection ends with the question.
-pub(super) async fn ask(io: impl AsyncRead + AsyncWrite + Unpin, host: &str, path: &str) -> Answer {
+/// For so long the body is read: one that trickles (server-sent events, a log that is followed) is
+/// as good as one that ends.
+const BODY_GRACE: Duration = Duration::from_millis(100);
+
+/// Any 2xx or 3xx that comes before `end` is good. The connection ends with the question.
+pub(super) async fn ask(
+    io: impl AsyncRead + AsyncWrite + Unpin,
+    host: &str,
+    path: &str,
+    end: Instant,
+) -> Answer {
     let broken = |error: hyper::Error| format!("the workload did not answer in HTTP: {error}");
     let (mut sender, connection) = http1::Builder::new()
         .max_buf_size(HEAD_BYTES_MAX)
@@ -38,7 +51,8 @@ pub(super) async fn ask(io: impl AsyncRead + AsyncWrite + Unpin, host: &str, pat
         if !status.is_success() && !status.is_redirection() {
             return Err(format!("it answered {status}"));
         }
-        take_body(response.into_body()).await;
+        let body = tokio::time::timeout_at(end, take_body(response.into_body()));
+        let _ = tokio::time::timeout(BODY_GRACE, body).await;
         Ok(())
     };
     // The connection lives in this future, so that whoever drops it closes the socket.

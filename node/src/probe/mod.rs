@@ -10,6 +10,7 @@ mod schedule;
 #[cfg(test)]
 mod tests;
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,6 +39,12 @@ enum NotWell {
 /// gone must not become a flood of probes.
 const EVIDENCE_PERIOD: Duration = Duration::from_millis(100);
 
+/// A question under way, which is cut off at its timeout.
+struct Asking {
+    asked_at: Instant,
+    question: Pin<Box<dyn Future<Output = Result<(), NotWell>> + Send>>,
+}
+
 /// Probes one workload at its interval.
 pub(crate) struct Prober {
     probe: Option<Probe>,
@@ -48,6 +55,8 @@ pub(crate) struct Prober {
     next_at: Instant,
     next_evidence_at: Instant,
     answered: bool,
+    /// Kept here so that whoever stops waiting for the answer does not take the question back.
+    asking: Option<Asking>,
 }
 
 impl Prober {
@@ -65,11 +74,12 @@ impl Prober {
             next_at: now + first_wait,
             next_evidence_at: now,
             answered: false,
+            asking: None,
         }
     }
 
-    /// The next answer, at its time. Dropped while it waits or asks, it leaves nothing behind, and
-    /// the next call goes on in the same rhythm.
+    /// The next answer, at its time. When this is dropped, the next call goes on in the same rhythm,
+    /// and with the same question if one was asked: its timeout runs on.
     pub(crate) async fn next(&mut self) -> Answer {
         let Some(probe) = self.probe.clone() else {
             if std::mem::replace(&mut self.answered, true) {
@@ -78,6 +88,9 @@ impl Prober {
             return Ok(());
         };
         loop {
+            if let Some(answer) = self.answer(&probe).await {
+                return answer;
+            }
             let refused = tokio::select! {
                 () = tokio::time::sleep_until(self.next_at) => None,
                 refused = self.evidence() => Some(refused),
@@ -91,25 +104,40 @@ impl Prober {
                     return Err(refused);
                 }
             }
-            if let Some(answer) = self.ask_once(&probe, now).await {
-                return answer;
-            }
+            self.begin(&probe, now);
         }
     }
 
-    /// `None` when this node could not ask.
-    async fn ask_once(&mut self, probe: &Probe, now: Instant) -> Option<Answer> {
+    /// Ends the question under way, if there is one: nobody waits for its answer.
+    pub(crate) fn abandon(&mut self) {
+        self.asking = None;
+    }
+
+    fn begin(&mut self, probe: &Probe, now: Instant) {
         self.wait(probe.interval, now);
-        let reason = match tokio::time::timeout(probe.timeout, self.ask(&probe.question)).await {
-            Ok(Ok(())) => return Some(Ok(())),
-            Ok(Err(NotWell::NotAsked(reason))) => {
+        let (workload, service) = (self.workload.clone(), self.service.clone());
+        let (question, timeout, end) = (probe.question.clone(), probe.timeout, now + probe.timeout);
+        let question = async move {
+            let asked = tokio::time::timeout_at(end, ask(&workload, &service, &question, end)).await;
+            asked.unwrap_or_else(|_| Err(NotWell::Failed(format!("no answer within {timeout:?}"))))
+        };
+        self.asking = Some(Asking { asked_at: now, question: Box::pin(question) });
+    }
+
+    /// `None` when nothing was asked, or this node could not ask.
+    async fn answer(&mut self, probe: &Probe) -> Option<Answer> {
+        let asking = self.asking.as_mut()?;
+        let (outcome, asked_at) = (asking.question.as_mut().await, asking.asked_at);
+        self.asking = None;
+        let reason = match outcome {
+            Ok(()) => return Some(Ok(())),
+            Err(NotWell::NotAsked(reason)) => {
                 debug!(service = %self.service.name, id = %self.service.id, reason, "cannot probe");
                 return None;
             }
-            Ok(Err(NotWell::Failed(reason))) => reason,
-            Err(_elapsed) => format!("no answer within {:?}", probe.timeout),
+            Err(NotWell::Failed(reason)) => reason,
         };
-        self.wait(probe.interval_down, now);
+        self.wait(probe.interval_down, asked_at);
         debug!(service = %self.service.name, id = %self.service.id, reason, "probe failed");
         Some(Err(reason))
     }
@@ -119,30 +147,36 @@ impl Prober {
     }
 
     /// Why a call could not connect just now.
-    async fn evidence(&self) -> String {
+    async fn evidence(&mut self) -> String {
         tokio::time::sleep_until(self.next_evidence_at).await;
         self.workload.upstream.connector().refused().await
     }
+}
 
-    async fn ask(&self, question: &ProbeQuestion) -> Result<(), NotWell> {
-        let connector = self.workload.upstream.connector().for_probe();
-        let host = connector.host();
-        match question {
-            ProbeQuestion::Http { path } => {
-                let io = connector.open_http(HttpVersion::Http1).await?;
-                http::ask(io, &host, path).await?;
-            }
-            ProbeQuestion::Grpc { service } => {
-                let io = connector.open_http(HttpVersion::Http2).await?;
-                grpc::ask(io, &host, service).await?;
-            }
-            ProbeQuestion::Tcp => drop(connector.open().await?),
-            ProbeQuestion::Exec { program, arguments } => {
-                exec::ask(program, arguments, &self.service).await?;
-            }
+/// Asks once; whoever waits no longer than `end` cuts it off.
+async fn ask(
+    workload: &Workload,
+    service: &Service,
+    question: &ProbeQuestion,
+    end: Instant,
+) -> Result<(), NotWell> {
+    let connector = workload.upstream.connector().for_probe();
+    let host = connector.host();
+    match question {
+        ProbeQuestion::Http { path } => {
+            let io = connector.open_http(HttpVersion::Http1).await?;
+            http::ask(io, &host, path, end).await?;
         }
-        Ok(())
+        ProbeQuestion::Grpc { service } => {
+            let io = connector.open_http(HttpVersion::Http2).await?;
+            grpc::ask(io, &host, service).await?;
+        }
+        ProbeQuestion::Tcp => drop(connector.open().await?),
+        ProbeQuestion::Exec { program, arguments } => {
+            exec::ask(program, arguments, service).await?;
+        }
     }
+    Ok(())
 }
 
 impl From<ConnectFailure> for NotWell {

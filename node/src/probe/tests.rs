@@ -21,7 +21,7 @@ fn service(address: &str, probe: &str) -> Service {
 }
 
 fn workload(service: &Service) -> Arc<Workload> {
-    Arc::new(Workload::new(service, &Capacity::new(&Limits::default()).workloads))
+    Arc::new(Workload::new(service, &Capacity::new(&Limits::default(), 0).workloads))
 }
 
 fn prober(address: &str, probe: &str) -> Prober {
@@ -77,7 +77,6 @@ async fn http_judges_the_status_and_bounds_what_it_reads() {
         ("HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n", "answered 503"),
         ("SSH-2.0-OpenSSH_9.2\r\n", "did not answer in HTTP"),
         ("HTTP/1.1 200 OK\r\n", "no answer within 500ms"),
-        ("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf", "no answer within 500ms"),
     ] {
         let (address, _asked) = server(answer).await;
         says(ask(&address, "http = \"/\"").await, what);
@@ -88,9 +87,40 @@ async fn http_judges_the_status_and_bounds_what_it_reads() {
     let head: &str = Box::leak(format!("HTTP/1.1 200 OK\r\na: {}\r\n\r\n", "x".repeat(64 * 1024)).into());
     let (address, _asked) = server(head).await;
     says(ask(&address, "http = \"/\"").await, "did not answer in HTTP");
-    let (address, _asked) = server("HTTP/1.0 302 Found\r\nlocation: /login\r\n\r\n").await;
-    let mut prober = prober(&address, "http = \"/\"");
-    says(prober.next().await, "no answer within");
+}
+
+#[tokio::test]
+async fn http_waits_for_the_head_and_not_for_a_body_that_trickles() {
+    for answer in [
+        "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf",
+        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\ndata: 1\n\n",
+        "HTTP/1.0 302 Found\r\nlocation: /login\r\n\r\n",
+    ] {
+        let (address, _asked) = server(answer).await;
+        assert_eq!(ask(&address, "http = \"/\"").await, Ok(()), "{answer}");
+        let hasty = "http = \"/\"\ninterval = \"100ms\"\ntimeout = \"80ms\"";
+        assert_eq!(ask(&address, hasty).await, Ok(()), "the timeout is about the status");
+    }
+}
+
+/// Whoever waits for the answer may have something else to do meanwhile.
+#[tokio::test]
+async fn a_question_goes_on_while_nobody_waits_for_its_answer() {
+    let (address, mut asked) = server("").await;
+    let mut prober = prober(&address, "http = \"/\"\ntimeout = \"400ms\"");
+    let clock = Clock::System;
+    let began = clock.now();
+    let answer = loop {
+        if let Ok(answer) = tokio::time::timeout(Duration::from_millis(50), prober.next()).await {
+            break answer;
+        }
+        assert!(clock.now() - began < PATIENCE, "it is asked anew and anew");
+    };
+    says(answer, "no answer within 400ms");
+    assert!(asked.recv().await.is_some(), "and closed");
+    assert!(asked.try_recv().is_err(), "one question");
+    let _ = tokio::time::timeout(Duration::from_millis(50), prober.next()).await;
+    prober.abandon();
 }
 
 #[tokio::test]

@@ -22,6 +22,7 @@ use tracing::{info, warn};
 use crate::capacity::Capacity;
 use crate::config::files::Files;
 use crate::config::{Config, Mistakes, read_bytes};
+use crate::descriptors;
 use crate::local::LocalInstances;
 use crate::notify::ServiceManager;
 use crate::proxy::listeners::Listeners;
@@ -243,7 +244,7 @@ impl Reloader {
         }
         parts.listeners.take(bound);
         parts.local.set_drain_timeout(config.node.drain_timeout);
-        parts.capacity.set_limits(&config.limits);
+        parts.capacity.set_limits(&config.limits, descriptors::reserved(&config));
         parts.outbound.set_attempts_max(config.limits.attempts_max as usize);
         self.file.log_level.set(&config.log.level);
         parts.running.send_replace(Arc::new(config));

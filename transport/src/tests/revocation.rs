@@ -7,7 +7,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use tokio::io::AsyncReadExt as _;
 
-use starling_gossip::clock::Clock;
+use starling_gossip::clock::{Clock, WallTime};
 use starling_gossip::revocation::Revocations;
 use starling_gossip::svid::ChainError;
 
@@ -79,6 +79,36 @@ async fn what_is_open_to_a_revoked_peer_is_closed_and_nothing_else() {
     eventually("the connection is gone", || web.connections() == 1).await;
     assert!(kept.is_usable());
     drop(current);
+}
+
+/// A calendar that stands wrong must not keep a stolen key believed.
+#[tokio::test]
+async fn a_revocation_is_taken_while_our_own_certificate_is_not_valid() {
+    let ca = Ca::new();
+    let issued = ca.issue(&["spiffe://acme/svc/web"], (2020, 2030));
+    let clock = Clock::starting_at(WallTime { unix_millis: 1_767_225_600_000 });
+    let (svid, bundle) = ca.judge(&issued);
+    let credentials = Credentials::new(svid, bundle, clock.clone()).expect("valid");
+    for days in [3_650, -7_300] {
+        clock.set_calendar_by(days * 86_400_000);
+        let replace = |list: &str| {
+            let (svid, bundle) = ca.judge(&issued);
+            credentials.replace(svid, bundle.without(Revocations::parse(list.as_bytes()).expect("a list")))
+        };
+        assert_eq!(replace(ID), Ok(()));
+        assert_eq!(credentials.current().bundle().revoked().len(), 1);
+        assert_eq!(replace(""), Ok(()));
+        let own = replace("spiffe://acme/svc/web").expect_err("ourselves");
+        assert!(matches!(own, RotationError::Unaccepted(ChainError::Revoked(_))), "{own}");
+        let (svid, _) = ca.judge(&issued);
+        let (_, foreign) = Ca::new().judge(&issued);
+        let untrusted = credentials.replace(svid, foreign).expect_err("of another root");
+        assert!(matches!(untrusted, RotationError::Unaccepted(ChainError::Untrusted(_))), "{untrusted}");
+        // Another certificate must be good now.
+        let (svid, bundle) = ca.judge(&ca.issue(&["spiffe://acme/svc/web"], (2020, 2030)));
+        let expired = credentials.replace(svid, bundle).expect_err("not valid");
+        assert!(matches!(expired, RotationError::Unaccepted(ChainError::NotValidNow(_))), "{expired}");
+    }
 }
 
 #[test]
