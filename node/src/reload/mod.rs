@@ -2,7 +2,7 @@
 //! admin API is told to.
 //!
 //! All or nothing: everything that can fail (reading, judging, binding new ports) comes before the
-//! first change. What needs a restart is told and stays ([`plan`]). Identity files are followed by
+//! first change. What needs a restart is told and stays (`plan`). Identity files are followed by
 //! the transport, not here.
 
 pub(crate) mod plan;
