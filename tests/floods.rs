@@ -14,7 +14,7 @@ use starling_transport::credentials::Credentials;
 use starling_transport::tls;
 use starling_transport::verify::Expected;
 
-/// First packets, each of another connection. The endpoint under test forgets one after two seconds.
+/// First packets, each of another connection.
 const FIRST_PACKETS: usize = 2_000;
 /// Addresses they claim to come from.
 const SOURCES: u8 = 64;

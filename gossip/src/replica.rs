@@ -31,9 +31,9 @@ use crate::memory::Acquaintances;
 use crate::snapshot::Snapshot;
 use crate::wire::{self, MapId, WireError};
 
-/// chitchat's own failure detector chooses whom to gossip with, and whose map is dropped when nothing was
-/// heard of it for long. Below 6 it errs often, and it
-/// adds a second per unit at the default interval.
+/// chitchat's own failure detector chooses whom to gossip with, and whose map is dropped when nothing
+/// was heard of it for long. Below 6 it errs often, and it adds a second per unit at the default
+/// interval.
 const PHI_THRESHOLD: f64 = 8.0;
 
 /// Heartbeats its failure detector remembers per node; the mean settles long before.
