@@ -29,6 +29,11 @@ impl WallTime {
         Self { unix_millis: self.unix_millis.saturating_sub(millis(span)) }
     }
 
+    /// The moment `span` later.
+    pub fn later(self, span: Duration) -> Self {
+        Self { unix_millis: self.unix_millis.saturating_add(millis(span)) }
+    }
+
     /// How long after `earlier` this is; zero if it is not.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.unix_millis.saturating_sub(earlier.unix_millis))

@@ -13,6 +13,7 @@ pub mod fuzzing;
 pub mod handle;
 pub mod health;
 pub mod identity;
+pub mod kind;
 mod known;
 pub mod lease;
 pub mod limits;

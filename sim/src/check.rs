@@ -1,115 +1,427 @@
-//! Safety: what must hold of every snapshot of every node, at all times, whatever the network does.
+//! Safety: what must hold of every snapshot of every node, at all times, whatever the network and
+//! hostile members do. And progress: what must hold once faults have stopped.
 //!
-//! A catalogue holds nothing that its owner did not sign, never goes back, and loses nobody who
-//! is there. Whether it comes to hold everything is the scenario's question, not this file's.
+//! A catalogue holds nothing that its owner did not say, never goes back, and loses nobody on
+//! others' word. What honest owners say is known from [`Truth`]; a hostile one may say of itself
+//! what it likes, in its own services.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
-use starling_gossip::record::Owner;
-use starling_gossip::snapshot::{Presence, Snapshot};
+use starling::route;
+use starling_gossip::clock::Instant;
+use starling_gossip::identity::ServiceName;
+use starling_gossip::limits::RENEWALS_MISSED_MAX;
+use starling_gossip::record::{Locality, Owner, Version};
+use starling_gossip::snapshot::{Member, Presence, ServiceInstance, Snapshot};
 
-use crate::world::INSTANCE_ID;
+use crate::truth::Truth;
+
+/// The id of every host's one instance.
+pub const INSTANCE_ID: &str = "main";
+
+/// Clocks and timers count in milliseconds.
+const TICK: Duration = Duration::from_millis(2);
 
 /// A snapshot that must not be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("node {observer} {what} {subject}")]
+#[error("node-{observer} {what} {subject}")]
 pub struct Violation {
     /// Who published it.
     pub observer: usize,
     /// What it did.
     pub what: &'static str,
     /// About whom.
-    pub subject: Owner,
+    pub subject: String,
+    /// Its number, if it is anybody's.
+    pub host: Option<usize>,
 }
 
-/// What was signed so far, and what each node has shown of it.
-#[derive(Default)]
+/// How one node sees another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// The version of its node record.
+    pub version: Option<Version>,
+    /// Whether it is there; `None`: never heard of, or forgotten.
+    pub presence: Option<Presence>,
+    /// The number of the word it offers; 0 is none.
+    pub shown: u64,
+    /// Since when it is suspect.
+    suspect_since: Option<Instant>,
+}
+
+/// A change of how one node sees another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sight {
+    /// Whom.
+    pub subject: usize,
+    /// Before.
+    pub before: Seen,
+    /// Now.
+    pub after: Seen,
+}
+
+/// What every node has shown so far.
 pub struct Checker {
-    owners: BTreeMap<Owner, Signed>,
-    /// By observer: the weight of each owner's instance in its newest snapshot.
-    shown: BTreeMap<usize, BTreeMap<Owner, u16>>,
+    lease: Duration,
+    suspect_after: Duration,
+    newest: BTreeMap<usize, Arc<Snapshot>>,
+    /// By observer and subject.
+    seen: BTreeMap<usize, Vec<Seen>>,
+    passed: u64,
 }
 
-#[derive(Default)]
-struct Signed {
-    /// Every weight its instance ever had; they only grow.
-    weights: Vec<u16>,
-    has_crashed: bool,
-}
+type Wrong = (&'static str, Owner);
 
 impl Checker {
-    /// `owner` signs that its instance has `weight`, greater than any before.
-    pub fn signs(&mut self, owner: &Owner, weight: u16) {
-        self.owners.entry(owner.clone()).or_default().weights.push(weight);
-    }
-
-    /// `owner` went down: others may come to miss it.
-    pub fn crashes(&mut self, owner: &Owner) {
-        self.owners.entry(owner.clone()).or_default().has_crashed = true;
-    }
-
-    /// Judges the next snapshot of node `observer`.
-    pub fn observe(&mut self, observer: usize, snapshot: &Snapshot) -> Result<(), Violation> {
-        let shown = self.shown.remove(&observer).unwrap_or_default();
-        let violation = |(what, subject)| Violation { observer, what, subject };
-        self.check_members(snapshot).map_err(violation)?;
-        let offered = self.offered(snapshot).map_err(violation)?;
-        self.check_progress(snapshot, &shown, &offered).map_err(violation)?;
-        let mut shown = shown;
-        shown.extend(offered);
-        self.shown.insert(observer, shown);
-        Ok(())
-    }
-
-    fn check_members(&self, snapshot: &Snapshot) -> Result<(), (&'static str, Owner)> {
-        for (owner, member) in &snapshot.members {
-            match self.owners.get(owner) {
-                None => return Err(("holds a record that nobody signed, of", owner.clone())),
-                Some(_) if member.presence == Presence::Left => {
-                    return Err(("believes to have left", owner.clone()));
-                }
-                Some(signed) if !signed.has_crashed && !member.presence.is_present() => {
-                    return Err(("gave up the running", owner.clone()));
-                }
-                Some(_) => {}
-            }
+    /// For a mesh of such leases.
+    pub fn new(lease: Duration, renew: Duration) -> Self {
+        Self {
+            lease,
+            suspect_after: (renew * (RENEWALS_MISSED_MAX + 1)).min(lease),
+            newest: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            passed: 0,
         }
-        Ok(())
     }
 
-    /// The weight of each instance that is offered, all of which were signed.
-    fn offered(&self, snapshot: &Snapshot) -> Result<BTreeMap<Owner, u16>, (&'static str, Owner)> {
-        let mut offered = BTreeMap::new();
-        for it in snapshot.services.values().flatten() {
-            let weight = it.instance.weight;
-            let is_signed = self.owners.get(&it.owner).is_some_and(|signed| signed.weights.contains(&weight));
-            let is_new = offered.insert(it.owner.clone(), weight).is_none();
-            if !is_signed || !is_new || it.id.as_str() != INSTANCE_ID {
-                return Err(("offers what was never signed by", it.owner.clone()));
+    /// How many snapshots were good.
+    pub fn passed(&self) -> u64 {
+        self.passed
+    }
+
+    /// How long a silent node is believed to be well.
+    pub fn suspect_after(&self) -> Duration {
+        self.suspect_after
+    }
+
+    /// How `observer` sees all others, by host; nothing if it has shown nothing in this life.
+    pub fn seen_by(&self, observer: usize) -> &[Seen] {
+        self.seen.get(&observer).map_or(&[], Vec::as_slice)
+    }
+
+    /// The newest snapshot of `observer`.
+    pub fn newest_of(&self, observer: usize) -> Option<&Arc<Snapshot>> {
+        self.newest.get(&observer)
+    }
+
+    /// `observer` begins a new life, which need not know what the last one knew.
+    pub fn forget(&mut self, observer: usize) {
+        self.newest.remove(&observer);
+        self.seen.remove(&observer);
+    }
+
+    /// Judges the next snapshot of `observer`. Returns what changed.
+    pub fn observe(
+        &mut self,
+        truth: &Truth,
+        observer: usize,
+        now: Instant,
+        snapshot: &Arc<Snapshot>,
+    ) -> Result<Vec<Sight>, Violation> {
+        let before = self.newest.insert(observer, snapshot.clone()).unwrap_or_default();
+        let mut seen = self.seen.remove(&observer).unwrap_or_default();
+        seen.resize(truth.hosts().len(), Seen::default());
+        let mut changed: BTreeMap<usize, Seen> = BTreeMap::new();
+        let judged = judge_members(truth, &before, snapshot, &seen, &mut changed)
+            .and_then(|()| judge_instances(truth, &before, snapshot, &seen, &mut changed));
+        let sights = judged.and_then(|()| {
+            let sights = changed.into_iter().map(|(subject, after)| {
+                let before = std::mem::replace(&mut seen[subject], after);
+                Sight { subject, before, after }
+            });
+            let mut sights: Vec<Sight> = sights.collect();
+            for sight in &mut sights {
+                sight.after = self.judge_sight(truth, observer, now, sight)?;
+                seen[sight.subject] = sight.after;
             }
-        }
-        Ok(offered)
+            Ok(sights)
+        });
+        self.seen.insert(observer, seen);
+        self.passed += u64::from(sights.is_ok());
+        sights.map_err(|(what, owner)| Violation {
+            observer,
+            what,
+            host: truth.host_of(&owner),
+            subject: truth.host_of(&owner).map_or_else(|| owner.to_string(), |host| format!("node-{host}")),
+        })
     }
 
-    /// What was shown once is shown still, as new as it was, unless its owner is gone.
-    fn check_progress(
+    /// Whether the presence may have become so.
+    fn judge_sight(
         &self,
-        snapshot: &Snapshot,
-        shown: &BTreeMap<Owner, u16>,
-        offered: &BTreeMap<Owner, u16>,
-    ) -> Result<(), (&'static str, Owner)> {
-        for (owner, weight) in shown {
-            let has_crashed = self.owners.get(owner).is_some_and(|signed| signed.has_crashed);
-            match offered.get(owner) {
-                Some(now) if now < weight => return Err(("went back in time about", owner.clone())),
-                Some(_) => {}
-                None if !has_crashed => return Err(("lost what it knew of", owner.clone())),
-                None if snapshot.members.get(owner).is_some_and(|it| it.presence.is_present()) => {
-                    return Err(("lost an instance of", owner.clone()));
+        truth: &Truth,
+        observer: usize,
+        now: Instant,
+        sight: &Sight,
+    ) -> Result<Seen, Wrong> {
+        let Sight { subject, before, mut after } = *sight;
+        let host = truth.host(subject);
+        let wrong = |what| Err((what, host.owner.clone()));
+        if after.presence == before.presence {
+            after.suspect_since = before.suspect_since;
+        } else if after.presence == Some(Presence::Suspect) {
+            after.suspect_since = Some(now);
+        }
+        let was_awake = truth.together(observer, observer, now - self.lease);
+        let doubted = before.suspect_since.map(|since| now.duration_since(since) + TICK);
+        match (before.presence, after.presence) {
+            (_, Some(Presence::Left)) if !host.has_left && !host.is_hostile && observer != subject => {
+                wrong("believes to have left")
+            }
+            (Some(Presence::Alive), Some(Presence::Expired))
+                if was_awake && self.lease > self.suspect_after =>
+            {
+                wrong("gave up without a doubt")
+            }
+            (Some(Presence::Suspect), Some(Presence::Expired))
+                if was_awake && doubted < Some(self.lease - self.suspect_after) =>
+            {
+                wrong("gave up before its lease ended")
+            }
+            (Some(Presence::Alive | Presence::Suspect), None) => wrong("forgot, though it was present,"),
+            _ => Ok(after),
+        }
+    }
+
+    /// Whether all honest nodes that reach each other see the same, and that as it is: what is up is there
+    /// with its newest word, what is down is not. Otherwise the first difference.
+    pub fn difference(&self, truth: &Truth) -> Option<Difference> {
+        let components = truth.components();
+        let honest_up = |host: &usize| {
+            components[*host] != crate::network::partition::APART && !truth.host(*host).is_hostile
+        };
+        let all: Vec<usize> = (0..components.len()).collect();
+        let observers: Vec<usize> = all.iter().copied().filter(honest_up).collect();
+        for subject in all.into_iter().filter(|host| !truth.host(*host).is_hostile) {
+            let host = truth.host(subject);
+            let mut version = None;
+            for observer in observers.iter().copied() {
+                let seen = self.seen_by(observer).get(subject).copied().unwrap_or_default();
+                let is_present = seen.presence.is_some_and(Presence::is_present);
+                let what = match host.up_since {
+                    None if is_present => Some("still believes in"),
+                    None => None,
+                    Some(_) if components[subject] != components[observer] => None,
+                    Some(_) if !is_present => Some("does not know"),
+                    Some(_) if seen.shown != host.should_be_shown() => {
+                        Some("does not know the newest word of")
+                    }
+                    Some(_) if *version.get_or_insert(seen.version) != seen.version => {
+                        Some("has another record of")
+                    }
+                    Some(_) => None,
+                };
+                if let Some(what) = what {
+                    return Some(Difference { observer, what, subject });
                 }
-                None => {}
+            }
+        }
+        None
+    }
+
+    /// Whether all honest nodes that reach each other compute equal routes, and none that leads to
+    /// somebody who may not serve. Otherwise the first difference.
+    pub fn route_difference(&self, truth: &Truth) -> Option<Difference> {
+        let components = truth.components();
+        let mut tables: BTreeMap<u16, (usize, Routes)> = BTreeMap::new();
+        for observer in 0..components.len() {
+            if components[observer] == crate::network::partition::APART || truth.host(observer).is_hostile {
+                continue;
+            }
+            let Some(snapshot) = self.newest.get(&observer) else { continue };
+            let routes = match routes(truth, snapshot) {
+                Ok(routes) => routes,
+                Err(subject) => {
+                    return Some(Difference {
+                        observer,
+                        what: "routes to a service that is not of",
+                        subject,
+                    });
+                }
+            };
+            match tables.get(&components[observer]) {
+                Some((first, table)) if *table != routes => {
+                    return Some(Difference {
+                        observer,
+                        what: "computes other routes than",
+                        subject: *first,
+                    });
+                }
+                Some(_) => {}
+                None => drop(tables.insert(components[observer], (observer, routes))),
+            }
+        }
+        None
+    }
+}
+
+/// Something that keeps a mesh from being converged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("node-{observer} {what} node-{subject}")]
+pub struct Difference {
+    /// Who differs.
+    pub observer: usize,
+    /// In what.
+    pub what: &'static str,
+    /// About whom.
+    pub subject: usize,
+}
+
+/// By service, the honest hosts that a caller anywhere would be led to, best rank first.
+type Routes = BTreeMap<ServiceName, Vec<(bool, usize, u64)>>;
+
+/// The route table as a caller computes it that is near to nobody. `Err` is a host that is led to for a
+/// service that its identity may not announce.
+fn routes(truth: &Truth, snapshot: &Snapshot) -> Result<Routes, usize> {
+    let table = route::compute(snapshot, &Locality::default());
+    let mut routes = Routes::new();
+    for (service, route) in &table.routes {
+        let mut candidates = Vec::new();
+        for candidate in &route.candidates {
+            let Some(host) = truth.host_of(&candidate.target.owner) else { continue };
+            if !truth.host(host).owner.identity.may_announce(service) {
+                return Err(host);
+            }
+            if !truth.host(host).is_hostile {
+                candidates.push((candidate.rank.doubtful, host, candidate.instance.since_unix_millis));
+            }
+        }
+        candidates.sort_unstable();
+        if !candidates.is_empty() {
+            routes.insert(service.clone(), candidates);
+        }
+    }
+    Ok(routes)
+}
+
+fn judge_members(
+    truth: &Truth,
+    before: &Snapshot,
+    after: &Snapshot,
+    seen: &[Seen],
+    changed: &mut BTreeMap<usize, Seen>,
+) -> Result<(), Wrong> {
+    let is_same = |one: &Member, other: &Member| {
+        one.presence == other.presence && Arc::ptr_eq(&one.record, &other.record)
+    };
+    differences(&before.members, &after.members, is_same, |owner, member| {
+        let subject = truth.host_of(owner).ok_or(("holds a record that nobody signed, of", owner.clone()))?;
+        let now = changed.entry(subject).or_insert(seen[subject]);
+        let Some(member) = member else {
+            now.presence = None;
+            return Ok(());
+        };
+        let host = truth.host(subject);
+        let record = &member.record;
+        let is_true = host.addresses.contains(&record.addresses[0]) && record.locality == host.locality;
+        if !host.is_hostile && (!is_true || record.owner != *owner) {
+            return Err(("holds a node record that was not signed by", owner.clone()));
+        }
+        if now.version.is_some_and(|version| record.version < version) {
+            return Err(("went back in time about", owner.clone()));
+        }
+        now.version = Some(record.version);
+        now.presence = Some(member.presence);
+        Ok(())
+    })
+}
+
+fn judge_instances(
+    truth: &Truth,
+    before: &Snapshot,
+    after: &Snapshot,
+    seen: &[Seen],
+    changed: &mut BTreeMap<usize, Seen>,
+) -> Result<(), Wrong> {
+    let is_same = |one: &Vec<ServiceInstance>, other: &Vec<ServiceInstance>| {
+        let mut pairs = one.iter().zip(other);
+        one.len() == other.len() && pairs.all(|(one, other)| Arc::ptr_eq(&one.instance, &other.instance))
+    };
+    let nobody = Vec::new();
+    differences(&before.services, &after.services, is_same, |service, offered| {
+        let offered = offered.unwrap_or(&nobody);
+        for it in offered {
+            let subject = judge_instance(truth, service, it)?;
+            let shown = it.instance.since_unix_millis;
+            let now = changed.entry(subject).or_insert(seen[subject]);
+            if !truth.host(subject).is_hostile && shown < now.shown {
+                return Err(("went back in time about the instance of", it.owner.clone()));
+            }
+            now.shown = shown;
+        }
+        for it in before.services.get(service).into_iter().flatten() {
+            if offered.iter().any(|other| other.owner == it.owner) {
+                continue;
+            }
+            if let Some(subject) = truth.host_of(&it.owner) {
+                let now = changed.entry(subject).or_insert(seen[subject]);
+                judge_vanished(truth, subject, seen[subject], now)?;
+                now.shown = 0;
             }
         }
         Ok(())
+    })
+}
+
+/// Whose instance it is, if it may be offered.
+fn judge_instance(truth: &Truth, service: &ServiceName, offered: &ServiceInstance) -> Result<usize, Wrong> {
+    let owner = &offered.owner;
+    let subject = truth.host_of(owner).ok_or(("offers an instance that nobody signed, of", owner.clone()))?;
+    let host = truth.host(subject);
+    if !owner.identity.may_announce(service) {
+        return Err(("offers a service that may not be announced by", owner.clone()));
+    }
+    let said = host.word(offered.instance.since_unix_millis).and_then(|word| word.instance.as_ref());
+    let is_said = said == Some(&*offered.instance) && offered.id.as_str() == INSTANCE_ID;
+    if !host.is_hostile && !is_said {
+        return Err(("offers what was never signed by", owner.clone()));
+    }
+    Ok(subject)
+}
+
+/// An instance is gone: its owner withdrew it, or began another life, or is not present itself.
+fn judge_vanished(truth: &Truth, subject: usize, before: Seen, now: &Seen) -> Result<(), Wrong> {
+    let host = truth.host(subject);
+    let later = host.words.iter().skip(before.shown as usize);
+    let was_withdrawn = later.into_iter().any(|word| word.instance.is_none());
+    let is_another_life =
+        now.version.map(|version| version.incarnation) != before.version.map(|version| version.incarnation);
+    let is_present = now.presence.is_some_and(Presence::is_present);
+    if is_present && !is_another_life && !was_withdrawn && !host.is_hostile {
+        return Err(("lost the instance of", host.owner.clone()));
+    }
+    Ok(())
+}
+
+/// Calls `on` for each key whose value differs, with the value after.
+fn differences<'m, K: Ord, V>(
+    before: &'m BTreeMap<K, V>,
+    after: &'m BTreeMap<K, V>,
+    is_same: impl Fn(&V, &V) -> bool,
+    mut on: impl FnMut(&'m K, Option<&'m V>) -> Result<(), Wrong>,
+) -> Result<(), Wrong> {
+    let (mut before, mut after) = (before.iter().peekable(), after.iter().peekable());
+    loop {
+        match (before.peek(), after.peek()) {
+            (None, None) => return Ok(()),
+            (Some((old, _)), next) if next.is_none_or(|(new, _)| old < new) => {
+                on(old, None)?;
+                before.next();
+            }
+            (Some((old, was)), Some((new, is))) if old == new => {
+                if !is_same(was, is) {
+                    on(new, Some(is))?;
+                }
+                before.next();
+                after.next();
+            }
+            (_, Some((new, is))) => {
+                on(new, Some(is))?;
+                after.next();
+            }
+            (Some(_), None) => unreachable!("the second arm takes it"),
+        }
     }
 }

@@ -1,0 +1,37 @@
+//! The scenarios that come with the program: the files of `sim/scenarios`, one line each.
+
+use serde::Serialize;
+
+use super::parse;
+
+macro_rules! library {
+    ($($name:literal),* $(,)?) => {
+        /// Name and text of each, in the order they are listed.
+        pub const LIBRARY: &[(&str, &str)] =
+            &[$(($name, include_str!(concat!("../../scenarios/", $name, ".toml")))),*];
+    };
+}
+
+library!["converge"];
+
+/// A scenario as `list` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Listed {
+    /// Its name.
+    pub name: &'static str,
+    /// Which question it answers.
+    pub question: String,
+}
+
+/// All of the library.
+///
+/// # Panics
+///
+/// If a scenario of the library cannot be read, which its test rules out.
+pub fn list() -> Vec<Listed> {
+    let listed = |(name, text): &(&'static str, &str)| {
+        let scenario = parse(name, text).unwrap_or_else(|mistakes| panic!("the library: {mistakes}"));
+        Listed { name, question: scenario.question }
+    };
+    LIBRARY.iter().map(listed).collect()
+}

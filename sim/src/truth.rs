@@ -1,0 +1,126 @@
+//! What is really so: who said what when, who was up, who could reach whom.
+//!
+//! The checker and the measures hold it against what nodes believe. Nodes never see it.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use starling_gossip::clock::Instant;
+use starling_gossip::record::{Instance, Locality, Owner};
+
+use crate::network::partition::APART;
+
+/// All that is really so.
+#[derive(Default)]
+pub struct Truth {
+    hosts: Vec<HostTruth>,
+    by_owner: BTreeMap<Owner, usize>,
+    /// Who reached whom since when: by host, its component.
+    epochs: Vec<(Instant, Vec<u16>)>,
+}
+
+/// One host.
+pub struct HostTruth {
+    /// Who it is in the mesh.
+    pub owner: Owner,
+    /// It attacks others, or did; what it says of itself binds nobody.
+    pub is_hostile: bool,
+    /// Everywhere it ever listened.
+    pub addresses: Vec<SocketAddr>,
+    /// Where it stands.
+    pub locality: Locality,
+    /// What it said of its instance; word `n` is at index `n - 1`.
+    pub words: Vec<Saying>,
+    /// It left for good.
+    pub has_left: bool,
+    /// When it last came up; `None` while it is down.
+    pub up_since: Option<Instant>,
+}
+
+/// Something a host said of its instance.
+pub struct Saying {
+    /// When.
+    pub at: Instant,
+    /// What; `None` withdrew it.
+    pub instance: Option<Instance>,
+}
+
+impl Truth {
+    /// A host that has not yet started. Returns its number.
+    pub fn add(&mut self, owner: Owner, locality: Locality) -> usize {
+        let host = self.hosts.len();
+        self.by_owner.insert(owner.clone(), host);
+        self.hosts.push(HostTruth {
+            owner,
+            is_hostile: false,
+            addresses: Vec::new(),
+            locality,
+            words: Vec::new(),
+            has_left: false,
+            up_since: None,
+        });
+        host
+    }
+
+    /// All hosts, by number.
+    pub fn hosts(&self) -> &[HostTruth] {
+        &self.hosts
+    }
+
+    /// One host.
+    pub fn host(&self, host: usize) -> &HostTruth {
+        &self.hosts[host]
+    }
+
+    /// One host, to change.
+    pub fn host_mut(&mut self, host: usize) -> &mut HostTruth {
+        &mut self.hosts[host]
+    }
+
+    /// The host that `owner` is.
+    pub fn host_of(&self, owner: &Owner) -> Option<usize> {
+        self.by_owner.get(owner).copied()
+    }
+
+    /// From `now` on hosts reach each other so.
+    pub fn begin_epoch(&mut self, now: Instant, components: Vec<u16>) {
+        self.epochs.push((now, components));
+    }
+
+    /// By host, its component now.
+    pub fn components(&self) -> &[u16] {
+        self.epochs.last().map_or(&[], |(_, components)| components)
+    }
+
+    /// Whether both were up and reached each other, over others if need be, all the time since `since`.
+    pub fn together(&self, one: usize, other: usize, since: Instant) -> bool {
+        let component = |components: &[u16], host: usize| components.get(host).copied().unwrap_or(APART);
+        for (begin, components) in self.epochs.iter().rev() {
+            let of_one = component(components, one);
+            if of_one == APART || of_one != component(components, other) {
+                return false;
+            }
+            if *begin <= since {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+impl HostTruth {
+    /// The number of its newest word; 0 before the first.
+    pub fn newest(&self) -> u64 {
+        self.words.len() as u64
+    }
+
+    /// What it said under `number`.
+    pub fn word(&self, number: u64) -> Option<&Saying> {
+        self.words.get(usize::try_from(number.checked_sub(1)?).ok()?)
+    }
+
+    /// What others should offer of it, if it is up: a word's number, or 0 for nothing.
+    pub fn should_be_shown(&self) -> u64 {
+        self.words.last().map_or(0, |word| word.instance.as_ref().map_or(0, |_| self.newest()))
+    }
+}
