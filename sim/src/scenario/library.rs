@@ -12,7 +12,37 @@ macro_rules! library {
     };
 }
 
-library!["converge"];
+library![
+    "converge",
+    "steady",
+    "distance",
+    "loss",
+    "unruly",
+    "asymmetric",
+    "narrow",
+    "one-by-one",
+    "flash-crowd",
+    "leave",
+    "withdraw",
+    "health-flaps",
+    "rolling-deploy",
+    "rolling-restart",
+    "blackout",
+    "forgetful-restart",
+    "old-image",
+    "moved",
+    "half-dies",
+    "short-pause",
+    "long-pause",
+    "partition",
+    "long-partition",
+    "one-way",
+    "flapping-partition",
+    "half-deaf",
+    "slow-node",
+    "calendars",
+    "churn",
+];
 
 /// A scenario as `list` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
