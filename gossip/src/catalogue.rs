@@ -282,7 +282,7 @@ impl Catalogue {
         }
         let (key, certificate_ends) = verify_chain(&self.bundle, &node, wall)?;
         let proof_ends = ProofEnds::new(certificate_ends, now, wall);
-        if !sealed.is_signed_by(&key) {
+        if !sealed.is_signed_by(&key, &self.bundle) {
             return Err(Rejected::BadSignature);
         }
         self.check_room(&node.owner)?;
@@ -350,7 +350,7 @@ impl Catalogue {
         if record.instance.as_ref().is_some_and(|it| !record.owner.identity.may_announce(&it.service)) {
             return Err(Rejected::MayNotAnnounce);
         }
-        if !sealed.is_signed_by(&known.key) {
+        if !sealed.is_signed_by(&known.key, &self.bundle) {
             return Err(Rejected::BadSignature);
         }
         if known.instances.len() >= INSTANCES_PER_OWNER_MAX && !known.instances.contains_key(&record.id) {
