@@ -239,17 +239,19 @@ impl Catalogue {
     /// whatever the order and time of their arrival.
     pub fn digest(&self) -> [u8; 32] {
         let mut context = digest::Context::new(&digest::SHA256);
-        let mut add = |name: &str, version: Version| {
-            context.update(name.as_bytes());
-            context.update(&[0]);
-            context.update(&version.incarnation.to_be_bytes());
-            context.update(&version.version.to_be_bytes());
-        };
-        for (owner, known) in &self.owners {
-            add(&owner.short_name(), known.node.version);
-            for (id, instance) in &known.instances {
-                add(id.as_str(), instance.version);
+        let mut said = Vec::new();
+        for known in self.owners.values() {
+            let instances = known.instances.iter().map(|(id, held)| (id.as_str(), held.version));
+            for (name, version) in
+                [(known.short_name.as_str(), known.node.version)].into_iter().chain(instances)
+            {
+                said.extend_from_slice(name.as_bytes());
+                said.push(0);
+                said.extend_from_slice(&version.incarnation.to_be_bytes());
+                said.extend_from_slice(&version.version.to_be_bytes());
             }
+            context.update(&said);
+            said.clear();
         }
         let mut bytes = [0; 32];
         bytes.copy_from_slice(context.finish().as_ref());
@@ -282,7 +284,7 @@ impl Catalogue {
         }
         let (key, certificate_ends) = verify_chain(&self.bundle, &node, wall)?;
         let proof_ends = ProofEnds::new(certificate_ends, now, wall);
-        if !sealed.is_signed_by(&key) {
+        if !sealed.is_signed_by(&key, &self.bundle) {
             return Err(Rejected::BadSignature);
         }
         self.check_room(&node.owner)?;
@@ -298,7 +300,10 @@ impl Catalogue {
                 }
             }
             None => {
+                let short_name = owner.short_name();
+                self.by_short_name.insert(short_name.clone(), owner.clone());
                 let known = Known {
+                    short_name,
                     node,
                     key,
                     proof_ends,
@@ -311,7 +316,6 @@ impl Catalogue {
                     is_shown: true,
                     instances: BTreeMap::new(),
                 };
-                self.by_short_name.insert(owner.short_name(), owner.clone());
                 self.owners.insert(owner.clone(), known);
             }
         }
@@ -350,7 +354,7 @@ impl Catalogue {
         if record.instance.as_ref().is_some_and(|it| !record.owner.identity.may_announce(&it.service)) {
             return Err(Rejected::MayNotAnnounce);
         }
-        if !sealed.is_signed_by(&known.key) {
+        if !sealed.is_signed_by(&known.key, &self.bundle) {
             return Err(Rejected::BadSignature);
         }
         if known.instances.len() >= INSTANCES_PER_OWNER_MAX && !known.instances.contains_key(&record.id) {
@@ -378,8 +382,11 @@ impl Catalogue {
         if self.by_short_name.contains_key(&owner.short_name()) {
             return Err(Rejected::WrongName);
         }
-        let of_identity = self.owners.keys().filter(|held| held.identity == owner.identity).count();
-        let has_its_share = of_identity >= OWNERS_PER_IDENTITY_MAX;
+        // Owners are in the order of their identities.
+        let is_its = |(held, _): &(&Owner, &Known)| held.identity == owner.identity;
+        let before = self.owners.range(..owner).rev().take_while(is_its).count();
+        let has_its_share =
+            before + self.owners.range(owner..).take_while(is_its).count() >= OWNERS_PER_IDENTITY_MAX;
         if !has_its_share && self.owners.len() < OWNERS_MAX {
             return Ok(());
         }
@@ -402,7 +409,7 @@ impl Catalogue {
 
     fn forget(&mut self, owner: &Owner) {
         let Some(known) = self.owners.remove(owner) else { return };
-        self.by_short_name.remove(&owner.short_name());
+        self.by_short_name.remove(&known.short_name);
         let instances = known.instances.keys().map(instance_key);
         for key in [NODE_KEY, LEASE_KEY].map(str::to_owned).into_iter().chain(instances) {
             self.notes.add(owner, |name| Entry::forget(name, &key));
@@ -417,14 +424,15 @@ impl Catalogue {
     }
 
     fn snapshot(&self) -> Snapshot {
+        let shown = || self.owners.iter().filter(|(_, known)| known.is_shown);
+        let member = |(owner, known): (&Owner, &Known)| {
+            (owner.clone(), Member { record: known.node.clone(), presence: known.presence })
+        };
+        // Collected, not inserted: in order already, so that no owner is looked for.
+        let members = shown().map(member).collect();
         let mut snapshot =
-            Snapshot { generation: self.generation, digest: self.digest(), ..Snapshot::default() };
-        for (owner, known) in self.owners.iter().filter(|(_, known)| known.is_shown) {
-            let member = Member { record: known.node.clone(), presence: known.presence };
-            snapshot.members.insert(owner.clone(), member);
-            if !known.presence.is_present() {
-                continue;
-            }
+            Snapshot { generation: self.generation, digest: self.digest(), members, ..Snapshot::default() };
+        for (owner, known) in shown().filter(|(_, known)| known.presence.is_present()) {
             for address in &known.node.addresses {
                 snapshot.addresses.entry(*address).or_default().insert(owner.identity.clone());
             }

@@ -16,7 +16,7 @@ use crate::wire;
 
 /// Whether a message passes the guard when there is room for all it names.
 pub fn passes(message: &[u8]) -> bool {
-    wire::inspect(message, |_| true).is_ok()
+    wire::inspect(message, &mut wire::Unpacker::default(), |_| true).is_ok()
 }
 
 /// One chitchat that hears whatever a fuzzer says.

@@ -1,11 +1,13 @@
 //! Who somebody is: SPIFFE IDs, and the names that an identity may announce.
 //!
 //! Pure names and rules. How an identity is proved is [`crate::svid`]'s business; what a peer may
-//! do with it is the access policy's.
+//! do with it is the access policy's. Their texts are shared: whoever holds many copies of a name, as
+//! every snapshot does, holds one text.
 
 use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -21,19 +23,19 @@ pub struct TrustDomain(String);
 #[serde(try_from = "String", into = "String")]
 pub struct SpiffeId {
     /// The whole URI; `domain_end` is where its trust domain stops.
-    uri: String,
+    uri: Arc<str>,
     domain_end: usize,
 }
 
 /// A service's name: a DNS label, or `name.namespace`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct ServiceName(String);
+pub struct ServiceName(Arc<str>);
 
 /// A node's name, unique in its mesh: letters, digits, `.`, `-` and `_`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct NodeName(String);
+pub struct NodeName(Arc<str>);
 
 /// Why a text is not the name it should be. The message says what would be right.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -162,7 +164,7 @@ impl FromStr for SpiffeId {
                 }
             }
         }
-        Ok(Self { uri: text.to_owned(), domain_end: SCHEME.len() + domain.len() })
+        Ok(Self { uri: text.into(), domain_end: SCHEME.len() + domain.len() })
     }
 }
 
@@ -177,7 +179,7 @@ impl FromStr for ServiceName {
                 "{text:?} is not a service name: a DNS label (a-z 0-9 -, at most 63), or name.namespace"
             )));
         }
-        Ok(Self(text.to_owned()))
+        Ok(Self(text.into()))
     }
 }
 
@@ -191,7 +193,7 @@ impl FromStr for NodeName {
                 "{text:?} is not a node name: 1 to {NODE_NAME_BYTES_MAX} of a-z A-Z 0-9 . _ -"
             )));
         }
-        Ok(Self(text.to_owned()))
+        Ok(Self(text.into()))
     }
 }
 
@@ -221,7 +223,7 @@ macro_rules! text_form {
         }
         impl From<$name> for String {
             fn from(name: $name) -> String {
-                name.$field
+                name.as_str().to_owned()
             }
         }
     };

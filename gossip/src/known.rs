@@ -19,6 +19,8 @@ use crate::svid::{ChainError, PublicKey, TrustBundle, Usage};
 
 /// One owner, as the catalogue knows it.
 pub(crate) struct Known {
+    /// The owner's, which takes a hash to make.
+    pub(crate) short_name: String,
     pub(crate) node: Arc<NodeRecord>,
     pub(crate) key: PublicKey,
     pub(crate) proof_ends: ProofEnds,

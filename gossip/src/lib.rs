@@ -5,6 +5,7 @@
 //! and `sim` are two adapters of the same port.
 
 pub mod catalogue;
+mod chain;
 pub mod clock;
 pub mod codec;
 #[cfg(feature = "fuzzing")]
@@ -19,6 +20,7 @@ pub mod lease;
 pub mod limits;
 pub mod link;
 pub mod memory;
+mod proofs;
 pub mod publisher;
 pub mod record;
 mod rejection;

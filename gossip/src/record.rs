@@ -10,9 +10,10 @@
 //! in [`crate::signature`]; what a record may do is decided in [`crate::catalogue`].
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::net::SocketAddr;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
@@ -170,7 +171,7 @@ pub struct Locality {
 /// A short printable text: 1 to 63 characters without spaces or control characters.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Label(String);
+pub struct Label(Arc<str>);
 
 /// Why a text is no label.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -240,12 +241,10 @@ impl Owner {
     /// A short name, the same on every node: 16 hexadecimal digits of a hash of identity and node
     /// name. It is what the repair path calls the owner, where every byte is sent again each round.
     pub fn short_name(&self) -> String {
-        let text = format!("{}\0{}", self.identity, self.node);
+        let text = [self.identity.as_str(), self.node.as_str()].join("\0");
         let hash = digest(&SHA256, text.as_bytes());
-        hash.as_ref()[..8].iter().fold(String::with_capacity(16), |mut name, byte| {
-            let _ = write!(name, "{byte:02x}");
-            name
-        })
+        let (first, _) = hash.as_ref().split_first_chunk().expect("a SHA-256 has more than 8 bytes");
+        format!("{:016x}", u64::from_be_bytes(*first))
     }
 }
 
@@ -286,7 +285,7 @@ impl FromStr for Label {
         if text.is_empty() || text.len() > LABEL_BYTES_MAX || !text.bytes().all(|b| b.is_ascii_graphic()) {
             return Err(LabelError(text.chars().take(LABEL_BYTES_MAX + 1).collect()));
         }
-        Ok(Self(text.to_owned()))
+        Ok(Self(text.into()))
     }
 }
 
@@ -299,7 +298,7 @@ impl TryFrom<String> for Label {
 
 impl From<Label> for String {
     fn from(label: Label) -> String {
-        label.0
+        label.0.as_ref().to_owned()
     }
 }
 

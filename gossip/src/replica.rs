@@ -6,11 +6,13 @@
 //! *candidate* for the catalogue, and an address it names is dialled only if a verified node record,
 //! now or when this node was last not alone, or the configuration names it too.
 
-use std::collections::BTreeMap;
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, btree_map};
+use std::iter::Peekable;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{self, AtomicBool};
 use std::sync::{Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -29,7 +31,7 @@ use crate::limits::CHANGES_QUEUED_MAX;
 use crate::link::{Destination, Link};
 use crate::memory::Acquaintances;
 use crate::snapshot::Snapshot;
-use crate::wire::{self, MapId, WireError};
+use crate::wire::{self, MapId, Unpacker, WireError};
 
 /// chitchat's own failure detector chooses whom to gossip with, and whose map is dropped when nothing
 /// was heard of it for long. Below 6 it errs often, and it adds a second per unit at the default
@@ -107,28 +109,9 @@ impl Replica {
         link: Arc<dyn Link>,
         book: AddressBook,
     ) -> Result<Self, ReplicaError> {
-        let config = ChitchatConfig {
-            chitchat_id: ChitchatId::new(settings.name, settings.generation, settings.address),
-            cluster_id: settings.trust_domain,
-            gossip_interval: settings.interval,
-            listen_addr: settings.address,
-            // Our own loop resolves seeds and gossips with them.
-            seed_nodes: Vec::new(),
-            failure_detector_config: FailureDetectorConfig {
-                phi_threshold: PHI_THRESHOLD,
-                sampling_window_size: SAMPLING_WINDOW,
-                max_interval: settings.interval * 10,
-                initial_interval: settings.interval * 2,
-                dead_node_grace_period: settings.dead_after,
-            },
-            // Nothing is ever deleted: withdrawals are signed records.
-            marked_for_deletion_grace_period: settings.dead_after,
-            catchup_callback: None,
-            extra_liveness_predicate: None,
-        };
         let guard = Guard::default();
         let transport = LinkTransport { link, book, guard: guard.clone() };
-        let handle = chitchat::spawn_chitchat(config, Vec::new(), &transport)
+        let handle = chitchat::spawn_chitchat(configuration(settings), Vec::new(), &transport)
             .await
             .map_err(|error| ReplicaError(error.to_string()))?;
         let _ = guard.state.set(Arc::downgrade(&handle.chitchat()));
@@ -174,7 +157,7 @@ impl Replica {
 
     /// Whether changes were lost since the last call, because their queue was full.
     pub(crate) fn take_overflowed(&self) -> bool {
-        self.changes.overflowed.swap(false, Ordering::Relaxed)
+        self.changes.overflowed.swap(false, atomic::Ordering::Relaxed)
     }
 
     /// Everything that everybody's maps hold.
@@ -192,6 +175,30 @@ impl Replica {
     /// Stops.
     pub(crate) fn stop(&self) {
         let _ = self.handle.initiate_shutdown();
+    }
+}
+
+fn configuration(settings: ReplicaSettings) -> ChitchatConfig {
+    ChitchatConfig {
+        chitchat_id: ChitchatId::new(settings.name, settings.generation, settings.address),
+        cluster_id: settings.trust_domain,
+        gossip_interval: settings.interval,
+        listen_addr: settings.address,
+        // Our own loop resolves seeds and gossips with them.
+        seed_nodes: Vec::new(),
+        failure_detector_config: FailureDetectorConfig {
+            phi_threshold: PHI_THRESHOLD,
+            sampling_window_size: SAMPLING_WINDOW,
+            max_interval: settings.interval * 10,
+            initial_interval: settings.interval * 2,
+            dead_node_grace_period: settings.dead_after,
+        },
+        // Nothing is ever deleted: withdrawals are signed records.
+        marked_for_deletion_grace_period: settings.dead_after,
+        catchup_callback: None,
+        // Asked only which maps to copy, each time one changes, for a watch that nobody reads here:
+        // none. Whom chitchat gossips with is not its business.
+        extra_liveness_predicate: Some(Box::new(|_| false)),
     }
 }
 
@@ -236,7 +243,7 @@ impl Changes {
         if newest.len() < CHANGES_QUEUED_MAX || newest.contains_key(&key) {
             newest.insert(key, change.value);
         } else {
-            self.overflowed.store(true, Ordering::Relaxed);
+            self.overflowed.store(true, atomic::Ordering::Relaxed);
         }
         self.some.notify_one();
     }
@@ -285,24 +292,60 @@ struct Guard {
 
 impl Guard {
     /// The message as chitchat may have it.
-    async fn admit(&self, message: &[u8]) -> Result<ChitchatMessage, GuardError> {
+    async fn admit(&self, message: &[u8], unpacker: &mut Unpacker) -> Result<ChitchatMessage, GuardError> {
         let state = self.state.get().and_then(Weak::upgrade).ok_or(GuardError::NotReady)?;
         let state = state.lock().await;
-        let mut digest_bytes = digest_bytes(&state);
+        let mut held = Held::of(&state);
+        // Of what chitchat holds and what is let in; nearly every digest names nothing new.
+        let mut digest_bytes = None;
         let mut left_out = 0;
         let admits = |map: &MapId<'_>| {
-            if state.node_state(&ChitchatId::new(map.name, map.generation, map.address)).is_some() {
+            if held.has(map) {
                 return true;
             }
-            let has_room = digest_bytes + map.digest_bytes() <= wire::DIGEST_BYTES_MAX;
-            digest_bytes += if has_room { map.digest_bytes() } else { 0 };
+            let digest_bytes = digest_bytes.get_or_insert_with(|| self::digest_bytes(&state));
+            let has_room = *digest_bytes + map.digest_bytes() <= wire::DIGEST_BYTES_MAX;
+            *digest_bytes += if has_room { map.digest_bytes() } else { 0 };
             left_out += u64::from(!has_room);
             has_room
         };
-        let admitted = wire::inspect(message, admits)?;
+        let admitted = wire::inspect(message, unpacker, admits)?;
         metrics::counter!("starling_gossip_maps_left_out_total").increment(left_out);
-        ChitchatMessage::deserialize(&mut admitted.as_slice()).map_err(GuardError::Malformed)
+        ChitchatMessage::deserialize(&mut admitted.as_ref()).map_err(GuardError::Malformed)
     }
+}
+
+/// The maps that chitchat holds. An honest digest is in their order, so that one is found beside the
+/// last, and no key is made to look it up with.
+struct Held<'a> {
+    state: &'a Chitchat,
+    /// Those before it have been passed.
+    rest: Peekable<btree_map::Keys<'a, ChitchatId, NodeState>>,
+    passed: Option<&'a ChitchatId>,
+}
+
+impl<'a> Held<'a> {
+    fn of(state: &'a Chitchat) -> Self {
+        Self { state, rest: state.node_states().keys().peekable(), passed: None }
+    }
+
+    fn has(&mut self, map: &MapId<'_>) -> bool {
+        while let Some(id) = self.rest.next_if(|id| order(id, map) != Ordering::Greater) {
+            self.passed = Some(id);
+            if order(id, map) == Ordering::Equal {
+                return true;
+            }
+        }
+        // Between the last that was passed and the next, unless the digest went back.
+        self.passed.is_some_and(|passed| order(passed, map) != Ordering::Less)
+            && self.state.node_state(&ChitchatId::new(map.name, map.generation, map.address)).is_some()
+    }
+}
+
+/// As chitchat orders maps.
+fn order(id: &ChitchatId, map: &MapId<'_>) -> Ordering {
+    let (name, address) = (id.node_id.as_ref(), &id.gossip_advertise_addr);
+    name.cmp(map.name).then(id.generation_id.cmp(&map.generation)).then_with(|| address.cmp(&map.address))
 }
 
 /// What this node's own digest takes, count and departed maps aside.
@@ -335,7 +378,7 @@ struct LinkTransport {
 impl Transport for LinkTransport {
     async fn open(&self, _listen: SocketAddr) -> anyhow::Result<Box<dyn Socket>> {
         let (link, book, guard) = (self.link.clone(), self.book.clone(), self.guard.clone());
-        Ok(Box::new(LinkSocket { link, book, guard }))
+        Ok(Box::new(LinkSocket { link, book, guard, unpacker: Unpacker::default() }))
     }
 }
 
@@ -343,6 +386,7 @@ struct LinkSocket {
     link: Arc<dyn Link>,
     book: AddressBook,
     guard: Guard,
+    unpacker: Unpacker,
 }
 
 impl AddressBook {
@@ -374,7 +418,7 @@ impl Socket for LinkSocket {
 
     async fn recv(&mut self) -> anyhow::Result<(SocketAddr, ChitchatMessage)> {
         while let Some(received) = self.link.recv().await {
-            match self.guard.admit(&received.message).await {
+            match self.guard.admit(&received.message, &mut self.unpacker).await {
                 Ok(message) => return Ok((received.from, message)),
                 Err(error) => {
                     metrics::counter!("starling_gossip_malformed_total").increment(1);
@@ -384,5 +428,46 @@ impl Socket for LinkSocket {
         }
         // The link is closed: the node is stopping. chitchat's loop ends when it is told to.
         std::future::pending().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use chitchat::{DeletionStatus, VersionedValue};
+
+    fn id(number: u8) -> ChitchatId {
+        let address = SocketAddr::from(([192, 0, 2, number % 3], 7400));
+        ChitchatId::new(format!("{:016x}", number / 4), u64::from(number % 2), address)
+    }
+
+    #[test]
+    fn a_digest_in_any_order_finds_what_is_held() {
+        let settings = ReplicaSettings {
+            name: "00000000000000ff".to_owned(),
+            generation: 1,
+            address: SocketAddr::from(([192, 0, 2, 9], 7400)),
+            trust_domain: "acme".to_owned(),
+            interval: Duration::from_secs(1),
+            dead_after: Duration::from_secs(240),
+        };
+        let (_seeds, no_seeds) = watch::channel(Default::default());
+        let mut state = Chitchat::with_chitchat_id_and_seeds(configuration(settings), no_seeds, Vec::new());
+        for number in (0..48).step_by(3) {
+            let value = VersionedValue { value: String::new(), version: 1, status: DeletionStatus::Set };
+            state.reset_node_state_if_update(&id(number), [("n".to_owned(), value)].into_iter(), 1, 0);
+        }
+        let upwards: Vec<u8> = (0..48).collect();
+        let downwards = upwards.iter().rev().copied().collect();
+        let mixed = (0..96).map(|step: u8| step.wrapping_mul(29) % 48).collect();
+        for order in [upwards, downwards, mixed] {
+            let mut held = Held::of(&state);
+            for number in order {
+                let id = id(number);
+                let (name, address) = (id.node_id.as_ref(), id.gossip_advertise_addr);
+                let map = MapId { name, generation: id.generation_id, address };
+                assert_eq!(held.has(&map), state.node_state(&id).is_some(), "{number}");
+            }
+        }
     }
 }

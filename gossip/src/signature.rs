@@ -7,7 +7,7 @@
 use crate::codec::{self, DecodeError};
 use crate::limits::RECORD_BYTES_MAX;
 use crate::record::Record;
-use crate::svid::{PublicKey, SIGNATURE_BYTES, Svid};
+use crate::svid::{PublicKey, SIGNATURE_BYTES, Svid, TrustBundle};
 use crate::versions::RECORD;
 
 /// Keeps record signatures apart from everything else the same key signs (TLS above all).
@@ -71,9 +71,9 @@ impl SealedRecord {
         Ok(codec::decode::<Record, RECORD_BYTES_MAX>(&self.body)?)
     }
 
-    /// Whether `key` made the signature.
-    pub fn is_signed_by(&self, key: &PublicKey) -> bool {
-        key.verifies(&signed_bytes(self.format, &self.body), &self.signature)
+    /// Whether `key` made the signature; `bundle` may remember that it did.
+    pub fn is_signed_by(&self, key: &PublicKey, bundle: &TrustBundle) -> bool {
+        bundle.verifies(key, &signed_bytes(self.format, &self.body), &self.signature)
     }
 }
 

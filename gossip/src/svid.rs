@@ -16,13 +16,14 @@ use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor, UnixTime};
 use std::time::Duration;
 use webpki::{EndEntityCert, KeyUsage};
-use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 use x509_parser::time::ASN1Time;
 
+use crate::chain::{check_sizes, nearest_valid, read_leaf, validity};
 use crate::clock::WallTime;
 use crate::identity::{SpiffeId, TrustDomain};
 use crate::limits::{CERTIFICATE_BYTES_MAX, CHAIN_CERTIFICATES_MAX, TRUST_ANCHORS_MAX};
+use crate::proofs::{Evidence, Proofs, ProvedChain};
 use crate::revocation::Revocations;
 
 /// Bytes of every signature Starling makes: P-256 as `r || s`, or Ed25519.
@@ -59,6 +60,7 @@ pub struct TrustBundle {
     anchors: Vec<TrustAnchor<'static>>,
     roots: Vec<CertificateDer<'static>>,
     revoked: Revocations,
+    proofs: Option<Proofs>,
 }
 
 /// What a verified chain says.
@@ -282,7 +284,15 @@ impl TrustBundle {
                     .map_err(|error| SvidError::Anchor { index: index + 1, why: error.to_string() })
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self { domain, anchors, roots, revoked: Revocations::default() })
+        Ok(Self { domain, anchors, roots, revoked: Revocations::default(), proofs: None })
+    }
+
+    /// Remembers up to `capacity` chains and signatures that it found to be good (up to about 300
+    /// bytes each), so that the same bytes cost one hash the next time. No verdict is another for it:
+    /// refusals are not remembered, and validity and revocation are judged each time. For whoever
+    /// judges the same bytes often, as all nodes of a simulation do together.
+    pub fn remembering(self, capacity: usize) -> Self {
+        Self { proofs: Some(Proofs::new(capacity)), ..self }
     }
 
     /// Believes nobody any more whom `revoked` lists.
@@ -327,6 +337,34 @@ impl TrustBundle {
         usage: Usage,
         wall: WallTime,
     ) -> Result<VerifiedIdentity, ChainError> {
+        check_sizes(chain)?;
+        let remembered = self.proofs.as_ref().map(|proofs| (proofs, Evidence::of_chain(chain, usage)));
+        let leaf = match remembered.and_then(|(proofs, evidence)| proofs.chain(evidence, wall)) {
+            Some(leaf) => leaf,
+            None => {
+                let leaf = self.prove(chain, usage, wall)?;
+                if let Some((proofs, evidence)) = remembered
+                    && chain.iter().all(|one| X509Certificate::from_der(one).is_ok())
+                {
+                    let (not_before, not_after) = validity(chain);
+                    proofs.add_chain(evidence, ProvedChain { leaf: leaf.clone(), not_before, not_after });
+                }
+                leaf
+            }
+        };
+        if self.revoked.lists(&leaf.id, chain) {
+            return Err(ChainError::Revoked(leaf.id));
+        }
+        Ok(leaf)
+    }
+
+    /// All of [`Self::verify`] but revocation.
+    fn prove(
+        &self,
+        chain: &[CertificateDer<'_>],
+        usage: Usage,
+        wall: WallTime,
+    ) -> Result<VerifiedIdentity, ChainError> {
         let leaf = read_leaf(chain)?;
         if !leaf.id.is_in(&self.domain) {
             return Err(ChainError::ForeignDomain { id: leaf.id, expected: self.domain.clone() });
@@ -360,28 +398,27 @@ impl TrustBundle {
                 }
                 error => ChainError::Untrusted(error.to_string()),
             })?;
-        if self.revoked.lists(&leaf.id, chain) {
-            return Err(ChainError::Revoked(leaf.id));
-        }
         Ok(leaf)
     }
-}
 
-/// The moment nearest to `wall` at which every certificate of `chain` is valid, if there is one.
-fn nearest_valid(chain: &[CertificateDer<'_>], wall: WallTime) -> WallTime {
-    let mut moment = wall;
-    let millis = |time: ASN1Time| u64::try_from(time.timestamp()).unwrap_or(0).saturating_mul(1000);
-    let validities = || {
-        let read = chain.iter().filter_map(|der| X509Certificate::from_der(der).ok());
-        read.map(|(_, certificate)| certificate.validity().clone())
-    };
-    for validity in validities() {
-        moment.unix_millis = moment.unix_millis.max(millis(validity.not_before));
+    /// Whether `key` made `signature` over `message`; [`PublicKey::verifies`], remembered.
+    pub(crate) fn verifies(
+        &self,
+        key: &PublicKey,
+        message: &[u8],
+        signature: &[u8; SIGNATURE_BYTES],
+    ) -> bool {
+        let Some(proofs) = &self.proofs else { return key.verifies(message, signature) };
+        let evidence = Evidence::of_signature(key, message, signature);
+        if proofs.has_signature(evidence) {
+            return true;
+        }
+        let is_good = key.verifies(message, signature);
+        if is_good {
+            proofs.add_signature(evidence);
+        }
+        is_good
     }
-    for validity in validities() {
-        moment.unix_millis = moment.unix_millis.min(millis(validity.not_after));
-    }
-    moment
 }
 
 fn date(time: UnixTime) -> String {
@@ -397,60 +434,4 @@ fn pem_certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, SvidErro
         return Err(SvidError::NoCertificate);
     }
     Ok(certificates)
-}
-
-/// What the leaf claims; nothing of it is proved yet.
-fn read_leaf(chain: &[CertificateDer<'_>]) -> Result<VerifiedIdentity, ChainError> {
-    let leaf = chain.first().ok_or(ChainError::Empty)?;
-    if chain.len() > CHAIN_CERTIFICATES_MAX || chain.iter().any(|one| one.len() > CERTIFICATE_BYTES_MAX) {
-        return Err(ChainError::Oversized);
-    }
-    let (_, certificate) =
-        X509Certificate::from_der(leaf).map_err(|error| ChainError::Malformed(error.to_string()))?;
-    let not_after = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
-    Ok(VerifiedIdentity {
-        id: spiffe_id(&certificate)?,
-        public_key: leaf_key(&certificate)?,
-        not_after: WallTime { unix_millis: not_after.saturating_mul(1000) },
-    })
-}
-
-fn spiffe_id(certificate: &X509Certificate<'_>) -> Result<SpiffeId, ChainError> {
-    let names = certificate
-        .subject_alternative_name()
-        .map_err(|error| ChainError::Malformed(error.to_string()))?
-        .map(|extension| extension.value.general_names.as_slice())
-        .unwrap_or_default();
-    let mut uris = names.iter().filter_map(|name| match name {
-        GeneralName::URI(uri) => Some(*uri),
-        _ => None,
-    });
-    let uri = uris.next().ok_or_else(|| ChainError::NotOneSpiffeId("has none".into()))?;
-    let more = uris.count();
-    if more > 0 {
-        return Err(ChainError::NotOneSpiffeId(format!("has {}", more + 1)));
-    }
-    uri.parse().map_err(|error| ChainError::NotOneSpiffeId(format!("has another: {error}")))
-}
-
-fn leaf_key(certificate: &X509Certificate<'_>) -> Result<PublicKey, ChainError> {
-    /// id-ecPublicKey with prime256v1 (RFC 5480), and id-Ed25519 (RFC 8410).
-    const EC_PUBLIC_KEY: &str = "1.2.840.10045.2.1";
-    const PRIME256V1: &str = "1.2.840.10045.3.1.7";
-    const ID_ED25519: &str = "1.3.101.112";
-
-    let info = certificate.public_key();
-    let bytes = info.subject_public_key.data.to_vec();
-    match info.algorithm.algorithm.to_id_string().as_str() {
-        EC_PUBLIC_KEY => {
-            let curve = info.algorithm.parameters.as_ref().and_then(|any| any.as_oid().ok());
-            if curve.is_some_and(|oid| oid.to_id_string() == PRIME256V1) {
-                Ok(PublicKey::P256(bytes))
-            } else {
-                Err(ChainError::UnsupportedKey)
-            }
-        }
-        ID_ED25519 => Ok(PublicKey::Ed25519(bytes)),
-        _ => Err(ChainError::UnsupportedKey),
-    }
 }

@@ -10,7 +10,9 @@
 //! count of maps with three counters each. A delta is blocks, perhaps compressed, of operations: a
 //! map, its new values in the order of their versions, or its newest version if it has none.
 
+use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 
 use crate::limits::RECORD_BYTES_MAX;
 
@@ -90,7 +92,11 @@ pub(crate) fn entry_bytes(name_bytes: usize, address: SocketAddr) -> usize {
 
 /// The message, without those maps of its digest that have no name of ours or that `admits`
 /// refuses. It is asked once for each entry.
-pub(crate) fn inspect(message: &[u8], admits: impl FnMut(&MapId<'_>) -> bool) -> Result<Vec<u8>, WireError> {
+pub(crate) fn inspect<'a>(
+    message: &'a [u8],
+    unpacker: &mut Unpacker,
+    admits: impl FnMut(&MapId<'_>) -> bool,
+) -> Result<Cow<'a, [u8]>, WireError> {
     const SYN: u8 = 0;
     const SYN_ACK: u8 = 1;
     const ACK: u8 = 2;
@@ -104,57 +110,68 @@ pub(crate) fn inspect(message: &[u8], admits: impl FnMut(&MapId<'_>) -> bool) ->
         return Err(WireError::Unknown("the version"));
     }
     let [kind] = reader.array()?;
-    let mut out = message[..message.len() - reader.0.len()].to_vec();
+    let mut refused = Vec::new();
     match kind {
         SYN => {
-            copy_digest(&mut reader, &mut out, admits)?;
-            let cluster = reader.0;
+            refused = check_digest(&mut reader, message.len(), admits)?;
             reader.text("cluster", CLUSTER_BYTES_MAX)?;
-            out.extend_from_slice(cluster);
         }
         SYN_ACK => {
-            copy_digest(&mut reader, &mut out, admits)?;
-            let delta = reader.0;
-            check_delta(&mut reader)?;
-            out.extend_from_slice(delta);
+            refused = check_digest(&mut reader, message.len(), admits)?;
+            check_delta(&mut reader, unpacker)?;
         }
-        ACK => {
-            let delta = reader.0;
-            check_delta(&mut reader)?;
-            out.extend_from_slice(delta);
-        }
+        ACK => check_delta(&mut reader, unpacker)?,
         BAD_CLUSTER => {}
         _ => return Err(WireError::Unknown("the kind")),
     }
-    if reader.0.is_empty() { Ok(out) } else { Err(WireError::Trailing) }
+    if reader.0.is_empty() { Ok(without(message, &refused)) } else { Err(WireError::Trailing) }
 }
 
-fn copy_digest(
+/// Where in a message of `message_bytes`, of which `reader` has the rest, the entries stand that are
+/// to be taken out.
+fn check_digest(
     reader: &mut Reader<'_>,
-    out: &mut Vec<u8>,
+    message_bytes: usize,
     mut admits: impl FnMut(&MapId<'_>) -> bool,
-) -> Result<(), WireError> {
+) -> Result<Vec<Range<usize>>, WireError> {
     let count = u16::from_le_bytes(reader.array()?);
-    let count_at = out.len();
-    out.extend_from_slice(&[0; 2]);
-    let mut kept = 0u16;
+    let mut refused = Vec::new();
     for _ in 0..count {
-        let before = reader.0;
+        let start = message_bytes - reader.0.len();
         let map = reader.map_id()?;
         for _ in 0..3 {
             reader.counter()?;
         }
-        if map.is_well_formed() && admits(&map) {
-            kept += 1;
-            out.extend_from_slice(&before[..before.len() - reader.0.len()]);
+        if !map.is_well_formed() || !admits(&map) {
+            refused.push(start..message_bytes - reader.0.len());
         }
     }
-    out[count_at..count_at + 2].copy_from_slice(&kept.to_le_bytes());
-    Ok(())
+    Ok(refused)
 }
 
-fn check_delta(reader: &mut Reader<'_>) -> Result<(), WireError> {
-    let unpacked = unpack(reader)?;
+/// The message without the `refused` entries of its digest. Nearly every message has none.
+fn without<'a>(message: &'a [u8], refused: &[Range<usize>]) -> Cow<'a, [u8]> {
+    /// After the magic number, the version and the kind.
+    const COUNT: Range<usize> = 4..6;
+
+    if refused.is_empty() {
+        return Cow::Borrowed(message);
+    }
+    let count = u16::from_le_bytes([message[COUNT.start], message[COUNT.start + 1]]);
+    let mut out = Vec::with_capacity(message.len());
+    out.extend_from_slice(&message[..COUNT.start]);
+    out.extend_from_slice(&(count - refused.len() as u16).to_le_bytes());
+    let mut from = COUNT.end;
+    for entry in refused {
+        out.extend_from_slice(&message[from..entry.start]);
+        from = entry.end;
+    }
+    out.extend_from_slice(&message[from..]);
+    Cow::Owned(out)
+}
+
+fn check_delta(reader: &mut Reader<'_>, unpacker: &mut Unpacker) -> Result<(), WireError> {
+    let unpacked = unpacker.unpack(reader)?;
     let mut operations = Reader(&unpacked);
     // Of the map that is spoken of: its newest version so far, unless no more may follow.
     let mut newest = None;
@@ -203,32 +220,47 @@ fn check_operation(reader: &mut Reader<'_>, newest: Option<u64>) -> Result<Optio
     }
 }
 
-fn unpack(reader: &mut Reader<'_>) -> Result<Vec<u8>, WireError> {
-    const END: u8 = 0;
-    const COMPRESSED: u8 = 1;
-    const PLAIN: u8 = 2;
+/// Unpacks deltas. It keeps what that takes from one to the next: about 200 KiB.
+pub(crate) struct Unpacker {
+    context: zstd::bulk::Decompressor<'static>,
+    block: Vec<u8>,
+}
 
-    let mut unpacked = Vec::new();
-    loop {
-        let kind = match reader.array()? {
-            [END] => return Ok(unpacked),
-            [kind @ (COMPRESSED | PLAIN)] => kind,
-            _ => return Err(WireError::Unknown("a block")),
-        };
-        let length = usize::from(u16::from_le_bytes(reader.array()?));
-        let block = reader.take(length)?;
-        if kind == PLAIN && length <= BLOCK_BYTES_MAX {
-            unpacked.extend_from_slice(block);
-        } else if kind == COMPRESSED {
-            // Fails for whatever would not fit.
-            let plain = zstd::bulk::decompress(block, BLOCK_BYTES_MAX)
-                .map_err(|_| WireError::Unknown("a compressed block"))?;
-            unpacked.extend_from_slice(&plain);
-        } else {
-            return Err(WireError::Oversized("block"));
-        }
-        if unpacked.len() > DELTA_BYTES_MAX {
-            return Err(WireError::Oversized("delta"));
+impl Default for Unpacker {
+    fn default() -> Self {
+        Self { context: zstd::bulk::Decompressor::default(), block: Vec::with_capacity(BLOCK_BYTES_MAX) }
+    }
+}
+
+impl Unpacker {
+    fn unpack(&mut self, reader: &mut Reader<'_>) -> Result<Vec<u8>, WireError> {
+        const END: u8 = 0;
+        const COMPRESSED: u8 = 1;
+        const PLAIN: u8 = 2;
+
+        let mut unpacked = Vec::new();
+        loop {
+            let kind = match reader.array()? {
+                [END] => return Ok(unpacked),
+                [kind @ (COMPRESSED | PLAIN)] => kind,
+                _ => return Err(WireError::Unknown("a block")),
+            };
+            let length = usize::from(u16::from_le_bytes(reader.array()?));
+            let block = reader.take(length)?;
+            if kind == PLAIN && length <= BLOCK_BYTES_MAX {
+                unpacked.extend_from_slice(block);
+            } else if kind == COMPRESSED {
+                // Fails for whatever would not fit.
+                self.context
+                    .decompress_to_buffer(block, &mut self.block)
+                    .map_err(|_| WireError::Unknown("a compressed block"))?;
+                unpacked.extend_from_slice(&self.block);
+            } else {
+                return Err(WireError::Oversized("block"));
+            }
+            if unpacked.len() > DELTA_BYTES_MAX {
+                return Err(WireError::Oversized("delta"));
+            }
         }
     }
 }
@@ -334,7 +366,7 @@ mod tests {
     }
 
     fn refused(message: &[u8]) -> WireError {
-        inspect(message, |_| true).expect_err("refused")
+        inspect(message, &mut Unpacker::default(), |_| true).expect_err("refused")
     }
 
     #[test]
@@ -342,29 +374,35 @@ mod tests {
         let said = [vec![value("n", 1), value("i/main", 2), value("l", 9)], vec![newest(9)], vec![]];
         let acks = said.iter().map(|operations| ack(operations));
         let messages = exchange().into_iter().map(<[u8]>::to_vec).chain(acks).chain([syn(&[MAP]), head(3)]);
+        let mut unpacker = Unpacker::default();
         for message in messages {
-            assert_eq!(inspect(&message, |_| true).as_deref(), Ok(message.as_slice()));
+            let passed = inspect(&message, &mut unpacker, |_| true);
+            assert_eq!(passed.as_deref(), Ok(message.as_slice()));
             assert!(ChitchatMessage::deserialize(&mut message.as_slice()).is_ok());
         }
     }
 
     #[test]
     fn every_end_too_early_and_every_byte_too_many_is_noticed() {
+        // One for all: nothing of what is refused must be left for the next message.
+        let mut unpacker = Unpacker::default();
         for message in exchange() {
             for length in 0..message.len() {
-                assert!(inspect(&message[..length], |_| true).is_err(), "{length}");
+                assert!(inspect(&message[..length], &mut unpacker, |_| true).is_err(), "{length}");
             }
+            assert_eq!(inspect(message, &mut unpacker, |_| true).as_deref(), Ok(message));
             assert_eq!(refused(&[message, &[0]].concat()), WireError::Trailing);
         }
     }
 
     #[test]
     fn maps_without_room_or_without_a_name_of_ours_are_taken_out() {
-        let all = syn(&[MAP, "liar", "00000000000000BB", "00000000000000cc"]);
-        let passed = inspect(&all, |map| map.name != "00000000000000cc").expect("the rest is good");
-        assert_eq!(passed, syn(&[MAP]));
+        let all = syn(&["liar", MAP, "00000000000000BB", "00000000000000cc"]);
+        let passed = inspect(&all, &mut Unpacker::default(), |map| map.name != "00000000000000cc")
+            .expect("the rest is good");
+        assert_eq!(passed.as_ref(), syn(&[MAP]));
         let mut bytes = 0;
-        let _ = inspect(&syn(&[MAP]), |map| {
+        let _ = inspect(&syn(&[MAP]), &mut Unpacker::default(), |map| {
             bytes = map.digest_bytes();
             true
         });

@@ -6,6 +6,7 @@ mod bounds;
 mod bytes;
 mod leases;
 mod orders;
+mod proofs;
 mod refusals;
 mod restoring;
 mod watched;
