@@ -42,6 +42,26 @@ pub struct Setup {
     pub seeds: watch::Receiver<Vec<SocketAddr>>,
     /// What an earlier life left, and where this one's memories go. `None`: nothing is remembered.
     pub remembered: Option<Remembered>,
+    /// How news spreads.
+    pub news: News,
+}
+
+/// How news spreads between two regular rounds. The default is what was measured to be good; the
+/// simulator tries others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct News {
+    /// To how many peers a node that has heard news passes it on at once. One more makes it faster by a
+    /// tenth and dearer by half.
+    pub told: usize,
+    /// How often at most. News runs through the mesh in a few such steps instead of a few rounds, and
+    /// costs nothing in calm.
+    pub period: Duration,
+}
+
+impl Default for News {
+    fn default() -> Self {
+        Self { told: 2, period: Duration::from_millis(200) }
+    }
 }
 
 /// A handle to the running loop; cheap to clone.

@@ -20,7 +20,7 @@ use tracing::{debug, error, info, warn};
 use crate::catalogue::{Applied, Catalogue, Rejected};
 use crate::clock::{Clock, Instant};
 use crate::codec;
-use crate::handle::{Command, MemberView, Setup};
+use crate::handle::{Command, MemberView, News, Setup};
 use crate::link::Link;
 use crate::memory::{LEASE_KEY, NODE_KEY, instance_key};
 use crate::publisher::{Publisher, Said};
@@ -32,11 +32,6 @@ use crate::svid::ChainError;
 
 /// Peers told at once when this node has something new to say. Three, as in a regular round.
 const TOLD_AT_ONCE: usize = 3;
-
-/// News, heard or said, is passed on to so many peers at once, and at most this often: it runs
-/// through the mesh in a few such steps instead of a few rounds, and costs nothing in calm.
-const NEWS_TOLD: usize = 2;
-const NEWS_PERIOD: Duration = Duration::from_millis(200);
 
 /// Changes taken in before other work gets a turn: each may cost a signature check (0.1 ms).
 const CHANGES_PER_TURN_MAX: usize = 16;
@@ -80,6 +75,7 @@ pub struct GossipLoop {
     next_outlive: Instant,
     /// Something was heard that others may not know yet.
     has_news: bool,
+    news: News,
     next_news: Instant,
     /// Something was refused or set aside that may be welcome later.
     missed: bool,
@@ -95,7 +91,7 @@ impl GossipLoop {
         inbox: mpsc::Receiver<Command>,
         snapshot_out: watch::Sender<Arc<Snapshot>>,
     ) -> Result<Self, ReplicaError> {
-        let Setup { description, interval, svid, bundle, link, clock, random_seed, seeds, remembered } =
+        let Setup { description, interval, svid, bundle, link, clock, random_seed, seeds, remembered, news } =
             setup;
         let mut rng = StdRng::seed_from_u64(random_seed);
         let (now, wall) = (clock.now(), clock.wall());
@@ -131,6 +127,7 @@ impl GossipLoop {
             next_seed: now,
             next_outlive: now,
             has_news: false,
+            news,
             next_news: now,
             missed: false,
             next_retry: now + RETRY_PERIOD,
@@ -391,8 +388,8 @@ impl GossipLoop {
     fn pass_news_on(&mut self, now: Instant) {
         if self.has_news && now >= self.next_news {
             self.has_news = false;
-            self.next_news = now + NEWS_PERIOD;
-            self.tell_some(NEWS_TOLD);
+            self.next_news = now + self.news.period;
+            self.tell_some(self.news.told);
         }
     }
 

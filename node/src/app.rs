@@ -13,7 +13,7 @@ use arc_swap::ArcSwap;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use starling_gossip::clock::{Clock, Instant};
-use starling_gossip::handle::{Gossip, Setup};
+use starling_gossip::handle::{Gossip, News, Setup};
 use starling_gossip::memory::Remembered;
 use starling_gossip::publisher::NodeDescription;
 use starling_gossip::record::{Label, Locality};
@@ -136,6 +136,7 @@ impl Node {
             random_seed: rng.random(),
             seeds: seed_addresses,
             remembered,
+            news: News::default(),
         })
         .await?;
         let local = local_instances(&config, &capacity, gossip.clone(), &clock, rng.random());

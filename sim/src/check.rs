@@ -16,6 +16,7 @@ use starling_gossip::limits::RENEWALS_MISSED_MAX;
 use starling_gossip::record::{Locality, Owner, Version};
 use starling_gossip::snapshot::{Member, Presence, ServiceInstance, Snapshot};
 
+use crate::network::partition::APART;
 use crate::truth::Truth;
 
 /// The id of every host's one instance.
@@ -189,9 +190,7 @@ impl Checker {
     /// with its newest word, what is down is not. Otherwise the first difference.
     pub fn difference(&self, truth: &Truth) -> Option<Difference> {
         let components = truth.components();
-        let honest_up = |host: &usize| {
-            components[*host] != crate::network::partition::APART && !truth.host(*host).is_hostile
-        };
+        let honest_up = |host: &usize| components[*host] != APART && !truth.host(*host).is_hostile;
         let all: Vec<usize> = (0..components.len()).collect();
         let observers: Vec<usize> = all.iter().copied().filter(honest_up).collect();
         for subject in all.into_iter().filter(|host| !truth.host(*host).is_hostile) {
@@ -226,8 +225,8 @@ impl Checker {
     pub fn route_difference(&self, truth: &Truth) -> Option<Difference> {
         let components = truth.components();
         let mut tables: BTreeMap<u16, (usize, Routes)> = BTreeMap::new();
-        for observer in 0..components.len() {
-            if components[observer] == crate::network::partition::APART || truth.host(observer).is_hostile {
+        for (observer, component) in components.iter().enumerate() {
+            if *component == APART || truth.host(observer).is_hostile {
                 continue;
             }
             let Some(snapshot) = self.newest.get(&observer) else { continue };
@@ -241,7 +240,7 @@ impl Checker {
                     });
                 }
             };
-            match tables.get(&components[observer]) {
+            match tables.get(component) {
                 Some((first, table)) if *table != routes => {
                     return Some(Difference {
                         observer,
@@ -250,7 +249,7 @@ impl Checker {
                     });
                 }
                 Some(_) => {}
-                None => drop(tables.insert(components[observer], (observer, routes))),
+                None => drop(tables.insert(*component, (observer, routes))),
             }
         }
         None

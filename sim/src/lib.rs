@@ -3,7 +3,8 @@
 //! A [`scenario`] says which mesh, which network, what happens and what must come of it. [`play`] plays it in a
 //! [`world`] of real gossip loops over a simulated [`network`], with [`hostile`] members if the scenario has some.
 //! Every snapshot of every node is held against the [`truth`] by [`check`]; [`measure`] keeps
-//! what took how long; the [`trace`] has a hash that tells two runs apart; [`report`] is what comes out.
+//! what took how long; the [`trace`] has a hash that tells two runs apart; [`report`] is what comes out, and
+//! [`compare`] holds two of those against each other.
 //! Nothing of it opens a socket or reads a clock.
 //!
 //! Chance comes from the seed alone. Libraries that ask the operating system for it are answered
@@ -11,6 +12,7 @@
 //! [`play::play`] without it gets a true run that no seed repeats.
 
 pub mod check;
+pub mod compare;
 pub mod disk;
 pub mod hostile;
 pub mod keys;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use starling_gossip::clock::{Clock, WallTime};
-use starling_gossip::handle::{Gossip, Setup};
+use starling_gossip::handle::{Gossip, News, Setup};
 use starling_gossip::link::{Destination, Link, Received};
 use starling_gossip::publisher::NodeDescription;
 use starling_gossip::record::{Health, Instance, Locality};
@@ -71,6 +71,7 @@ impl World {
             random_seed: 7,
             seeds: seed_addresses,
             remembered: None,
+            news: News::default(),
         })
         .await
         .expect("gossip");

@@ -1,6 +1,7 @@
 //! The command line of `starling-sim`: what there is to ask, and exit codes: 0 done and well, 1 a check or
 //! threshold failed, 2 wrong usage or a wrong scenario.
 
+mod compare;
 mod replay;
 mod run;
 mod runner;
@@ -31,6 +32,7 @@ enum Command {
     Run(run::RunArgs),
     #[command(hide = true)]
     One(run::OneArgs),
+    Compare(compare::Arguments),
     Replay(replay::ReplayArgs),
     List(ListArgs),
     Check(CheckArgs),
@@ -70,6 +72,7 @@ pub(crate) fn run() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Run(arguments) => arguments.run(),
         Command::One(arguments) => arguments.run(),
+        Command::Compare(arguments) => compare::run(&arguments),
         Command::Replay(arguments) => arguments.run(),
         Command::List(arguments) => arguments.run(),
         Command::Check(arguments) => Ok(arguments.run()),

@@ -154,7 +154,7 @@ impl RunArgs {
                 if let Some(sweep) = &self.sweep {
                     println!("{} = {value}", sweep.name);
                 }
-                println!("{report}");
+                print!("{report}");
             }),
             (Output::Json, [(_, report)]) if self.sweep.is_none() => print_json(&printed(report))?,
             (Output::Json, reports) => {

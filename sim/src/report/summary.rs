@@ -41,10 +41,10 @@ impl Report {
             nodes,
             trace_hash: hash(&runs),
             checks: Checks {
-                passed: runs.iter().map(|run| run.checks.passed).sum(),
-                failed: runs.iter().map(|run| run.checks.failed).sum(),
+                passed: sum(&runs, |run| run.checks.passed),
+                failed: sum(&runs, |run| run.checks.failed),
             },
-            rejected: runs.iter().map(|run| run.rejected).sum(),
+            rejected: sum(&runs, |run| run.rejected),
             known_ms,
             took_ms,
             rounds: Rounds::of(&known_ms, nodes, interval),
@@ -53,8 +53,8 @@ impl Report {
                 steady: mean_rates(&runs, |run| &run.traffic.steady),
                 change: mean_rates(&runs, |run| &run.traffic.change),
             },
-            suspicions_false: runs.iter().map(|run| run.suspicions_false).sum(),
-            evictions_false: runs.iter().map(|run| run.evictions_false).sum(),
+            suspicions_false: sum(&runs, |run| run.suspicions_false),
+            evictions_false: sum(&runs, |run| run.evictions_false),
             stale_share: mean(&runs, |run| run.stale_share),
             queue_max: runs.iter().map(|run| run.queue_max).max().unwrap_or_default(),
             converged_s: most(&runs, |run| run.converged_s),
@@ -65,10 +65,14 @@ impl Report {
             thresholds: Vec::new(),
             runs,
         };
-        let figures = report.figures();
-        report.thresholds =
-            thresholds.iter().map(|(name, limit)| Threshold::judge(name, *limit, &figures)).collect();
+        report.judge(thresholds);
         report
+    }
+
+    fn judge(&mut self, thresholds: &BTreeMap<String, f64>) {
+        let figures = self.figures();
+        let judged = |(name, limit): (&String, &f64)| Threshold::judge(name, *limit, &figures);
+        self.thresholds = thresholds.iter().map(judged).collect();
     }
 
     /// Without what only the page needs of each seed: for printing.
@@ -113,6 +117,10 @@ fn hash(runs: &[Run]) -> String {
         let _ = write!(hex, "{byte:02x}");
         hex
     })
+}
+
+fn sum(runs: &[Run], of: impl Fn(&Run) -> u64) -> u64 {
+    runs.iter().map(of).sum()
 }
 
 fn mean(runs: &[Run], of: impl Fn(&Run) -> f64) -> f64 {
@@ -195,9 +203,9 @@ mod tests {
         assert!(fine.passed());
         let missing = report(vec![run(1, &[], 1.0)], &[("known_ms_p99", 100.0)]);
         assert!(!missing.passed());
-        let json = serde_json::to_string(&missing).unwrap();
+        let json = serde_json::to_string(&missing).expect("a report is plain data");
         assert!(json.contains(r#""measured":null"#), "{json}");
-        assert_eq!(serde_json::from_str::<Report>(&json).unwrap(), missing);
+        assert_eq!(serde_json::from_str::<Report>(&json).expect("what was written is read"), missing);
         let mut failed = run(1, &[100.0], 1.0);
         failed.checks.failed = 1;
         assert!(!report(vec![failed], &[]).passed());

@@ -19,7 +19,7 @@ pub fn bytes(pictures: &Pictures) -> Option<Drawing> {
     let (seconds, bin) = binned(&pictures.bytes, &kinds);
     let totals = seconds.iter().map(|of| of.iter().sum::<f64>());
     let rate = Axis::from_zero("all nodes together", Unit::ByteRate, totals);
-    let end = pictures.members.last().map_or(0.0, |last| last.at_s).max((seconds.len() * bin) as f64);
+    let end = pictures.members.last().map_or((seconds.len() * bin) as f64, |last| last.at_s);
     let frame = Frame::new(Axis::between("virtual time", Unit::Seconds, 0.0, end), rate, HEIGHT, KEY, 0.0);
     let mut body = frame.axes();
     let mut below = vec![0.0; seconds.len()];

@@ -10,8 +10,8 @@ use crate::report::{Report, words};
 const KEY: f64 = 26.0;
 /// Of many seeds, this many have a line of their own.
 const SEEDS_MAX: usize = 40;
-/// A time axis is logarithmic if its values span more decades than this.
-const DECADES: f64 = 2.2;
+/// Where the longest takes so many times as long as half, an axis of time is logarithmic.
+const TAIL: f64 = 20.0;
 
 /// How changes spread: all seeds pooled, each seed, the marks of 50, 90 and 99 %, and theory's bound.
 /// None if the runs kept no samples of it.
@@ -22,8 +22,8 @@ pub fn propagation(report: &Report) -> Option<Drawing> {
     // A bound far beyond all that happened would squeeze it into a corner.
     let shown = bound > 0.0 && bound < 2.5 * most;
     let longest = if shown { bound.max(most) } else { most };
-    let time = Axis::fitting("time since it was said", Unit::Millis, DECADES, &[least, longest]);
-    let frame = Frame::new(time, shares("nodes that know"), HEIGHT, KEY, 0.0);
+    let time = time_axis("time since it was said", report.known_ms.p50, &[least, longest]);
+    let frame = Frame::new(time, shares("of all nodes that learn it"), HEIGHT, KEY, 0.0);
     let mut body = frame.axes();
     if report.runs.len() > 1 {
         for run in report.runs.iter().take(SEEDS_MAX) {
@@ -60,7 +60,8 @@ pub fn others(report: &Report) -> Option<Drawing> {
     if ends.is_empty() {
         return None;
     }
-    let time = Axis::fitting("time it took", Unit::Millis, DECADES, &ends);
+    let half = curves.iter().map(|(_, of)| of[of.len() / 2]).fold(f64::MAX, f64::min);
+    let time = time_axis("time it took", half, &ends);
     let names: Vec<_> = curves.iter().map(|(name, _)| *name).collect();
     let rows = in_rows(&names);
     let above = KEY + 18.0 * (rows.len() - 1) as f64;
@@ -101,6 +102,16 @@ fn sorted(report: &Report, measure: &str) -> Vec<f64> {
     samples
 }
 
+/// From zero, if half of the cases do not vanish at its begin.
+fn time_axis(label: &str, half: f64, values: &[f64]) -> Axis {
+    let most = values.iter().copied().fold(0.0, f64::max);
+    if most > TAIL * half {
+        Axis::logarithmic(label, Unit::Millis, values.iter().copied())
+    } else {
+        Axis::from_zero(label, Unit::Millis, values.iter().copied())
+    }
+}
+
 fn shares(label: &str) -> Axis {
     Axis::between(label, Unit::Share, 0.0, 1.0)
 }
@@ -130,8 +141,10 @@ fn marks(frame: &Frame, report: &Report) -> String {
         let words = format!("{} after {}", words::share(share), words::duration(millis));
         drawn += &line("event", (x, y), (x, frame.bottom()), "");
         drawn += &dot("f0", (x, y), 4.5, &words);
-        // Beside the curve, where it is not.
-        drawn += &text("strong", Anchor::Start, (x + 9.0, y + 15.0), &words);
+        // Beside the curve, where it is not; at the right edge, below it.
+        let fits = x + 9.0 + plot::wide(&words) * 1.1 < WIDTH;
+        let (anchor, beside) = if fits { (Anchor::Start, 9.0) } else { (Anchor::End, -9.0) };
+        drawn += &text("strong", anchor, (x + beside, y + 15.0), &words);
     }
     drawn
 }

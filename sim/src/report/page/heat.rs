@@ -88,7 +88,7 @@ impl<'a> Map<'a> {
         for (heat, way) in heats.iter().enumerate() {
             drawn += &format!("<path class=\"cell h{heat}\" d=\"{way}\"/>\n");
         }
-        drawn + &format!("<path class=\"cell inked\" d=\"{said}\"/>\n")
+        drawn + &format!("<path class=\"cell f1\" d=\"{said}\"/>\n")
     }
 
     fn at(&self, column: usize, row: usize) -> (f64, f64) {
@@ -169,7 +169,7 @@ impl<'a> Map<'a> {
         drawn += &swatch;
         drawn += &text("small", Anchor::Start, (x + 22.0, below + 9.0), "never, or");
         drawn += &text("small", Anchor::Start, (x + 22.0, below + 21.0), "was not there");
-        drawn += &rectangle("cell inked", (x, below + 30.0), (16.0, 11.0), "");
+        drawn += &rectangle("cell f1", (x, below + 30.0), (16.0, 11.0), "");
         drawn + &text("small", Anchor::Start, (x + 22.0, below + 39.0), "said it")
     }
 }

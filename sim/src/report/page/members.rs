@@ -64,7 +64,7 @@ fn noted(notes: &[String], left: f64) -> (String, f64) {
         y += NOTE;
     };
     for (number, note) in notes.iter().take(NOTES_MAX).enumerate() {
-        let mut words = format!("{}   {note}", number + 1);
+        let mut words = format!("({}) {note}", number + 1);
         if let Some((end, _)) = words.char_indices().nth(NOTE_LETTERS) {
             words.truncate(end);
             words.push('…');

@@ -72,9 +72,11 @@ fn figures(report: &Report) -> Vec<Figure> {
     figures
 }
 
-/// The first run that has pictures, by its seed.
+/// The first run that has pictures, by its seed; one that failed a check before all others.
 fn pictured(report: &Report) -> Option<(u64, &Pictures)> {
-    report.runs.iter().find_map(|run| Some((run.seed, run.pictures.as_ref()?)))
+    let pictured = || report.runs.iter().filter(|run| run.pictures.is_some());
+    let run = pictured().find(|run| run.violation.is_some()).or_else(|| pictured().next())?;
+    Some((run.seed, run.pictures.as_ref()?))
 }
 
 impl Figure {

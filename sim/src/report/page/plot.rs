@@ -1,8 +1,9 @@
 //! PURE: plots with two axes: the frame, lines with a key, events on the axis of time.
 
-use super::scale::{Axis, Unit};
+use super::scale::Axis;
 use super::style::SERIES;
 use super::svg::{Anchor, Drawing, dot, line, path, rectangle, text};
+use crate::report::words;
 
 /// Full width of a drawing.
 pub const WIDTH: f64 = 900.0;
@@ -10,8 +11,12 @@ pub const WIDTH: f64 = 900.0;
 pub const HEIGHT: f64 = 360.0;
 /// Of a curve, at most this many points are drawn: no screen shows more.
 pub const POINTS_MAX: usize = 400;
+/// Left of a frame, so that plots below one another share an axis of time.
+pub const LEFT: f64 = 88.0;
+/// Room for names at the ends of lines, so that plots of a sweep share an axis.
+const NAMES: f64 = 135.0;
 /// About how wide a letter is.
-const LETTER: f64 = 6.4;
+const LETTER: f64 = 6.7;
 /// How close two labels may come, one below the other.
 const LABEL_GAP: f64 = 15.0;
 /// Lines with at most this many points show them.
@@ -40,6 +45,8 @@ pub struct Line {
     pub name: String,
     /// In the axes' units, from left to right.
     pub points: Vec<(f64, f64)>,
+    /// The least and the most at an x, such as among seeds.
+    pub ranges: Vec<(f64, f64, f64)>,
     /// A bound or an ideal: dashed, no points.
     pub dashed: bool,
 }
@@ -48,7 +55,7 @@ impl Frame {
     /// Fills a drawing of `height`, with room for axes, `above` and to the right.
     pub fn new(x: Axis, y: Axis, height: f64, above: f64, right: f64) -> Self {
         let widest = y.ticks().into_iter().map(|tick| wide(&y.written(tick))).fold(0.0, f64::max);
-        let left = widest + 34.0;
+        let left = (widest + 34.0).max(LEFT);
         let top = above + 8.0;
         Self { left, top, width: WIDTH - left - right.max(16.0), height: height - top - 46.0, x, y }
     }
@@ -104,7 +111,7 @@ impl Frame {
 
 /// Lines over a common x, named at their right ends: for sweeps, x being the parameter.
 pub fn lines(title: &str, x: Axis, y: Axis, lines: &[Line]) -> Drawing {
-    let right = lines.iter().map(|line| wide(&line.name)).fold(0.0, f64::max) + 26.0;
+    let right = lines.iter().map(|line| wide(&line.name)).fold(NAMES, f64::max) + 30.0;
     let frame = Frame::new(x, y, HEIGHT, 0.0, right);
     let mut body = frame.axes();
     let mut ends = Vec::new();
@@ -113,6 +120,9 @@ pub fn lines(title: &str, x: Axis, y: Axis, lines: &[Line]) -> Drawing {
         let Some((last_x, last_y)) = points.last().copied() else { continue };
         let dashed = if one.dashed { " dashed" } else { "" };
         let way = points.iter().map(|(x, y)| frame.at(*x, *y));
+        for (x, least, most) in &one.ranges {
+            body += &line(&format!("range l{}", at % SERIES), frame.at(*x, *least), frame.at(*x, *most), "");
+        }
         body += &path(&format!("middle l{}{dashed}", at % SERIES), way, &one.name);
         if !one.dashed && points.len() <= DOTTED_MAX {
             for (x, y) in &points {
@@ -139,10 +149,10 @@ fn names_at_ends(frame: &Frame, mut ends: Vec<((f64, f64), usize, &str)>) -> Str
         lowest = *row - LABEL_GAP;
     }
     let mut drawn = String::new();
-    for ((_, series, name), y) in ends.into_iter().zip(rows) {
-        let x = frame.right() + 8.0;
-        drawn += &dot(&format!("f{}", series % SERIES), (x, y), 3.5, "");
-        drawn += &text("label", Anchor::Start, (x + 8.0, y + 4.0), name);
+    for (((x, end), series, name), y) in ends.into_iter().zip(rows) {
+        let label = frame.right() + 20.0;
+        drawn += &line(&format!("leader l{}", series % SERIES), (x + 5.0, end), (label - 4.0, y), "");
+        drawn += &text("label", Anchor::Start, (label, y + 4.0), name);
     }
     drawn
 }
@@ -198,7 +208,7 @@ fn marked(frame: &Frame, events: &[(f64, String)]) -> Vec<Marked> {
     let mut all: Vec<Marked> = Vec::new();
     for (at, words) in events {
         let x = frame.at(*at, 0.0).0;
-        let words = format!("{} {words}", Axis::between("", Unit::Seconds, 0.0, 1.0).written(*at));
+        let words = format!("at {} s: {words}", words::number(*at));
         match all.last_mut() {
             Some(last) if x - last.x < 17.0 => last.words.push(words),
             _ => all.push(Marked { x, words: vec![words] }),
@@ -210,6 +220,7 @@ fn marked(frame: &Frame, events: &[(f64, String)]) -> Vec<Marked> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::page::scale::Unit;
 
     fn frame() -> Frame {
         let time = Axis::between("time", Unit::Seconds, 0.0, 100.0);
@@ -227,7 +238,7 @@ mod tests {
     fn events_at_the_same_place_are_one_mark() {
         let said = |at: f64, words: &str| (at, words.to_owned());
         let events = [said(50.0, "heal"), said(10.0, "crash a"), said(10.1, "crash b")];
-        assert_eq!(notes(&frame(), &events), ["10 s crash a; 10.1 s crash b", "50 s heal"]);
+        assert_eq!(notes(&frame(), &events), ["at 10 s: crash a; at 10.1 s: crash b", "at 50 s: heal"]);
     }
 
     #[test]
@@ -236,11 +247,9 @@ mod tests {
         let at = |y: f64| (frame.right(), y);
         let drawn =
             names_at_ends(&frame, vec![(at(100.0), 0, "a"), (at(101.0), 1, "b"), (at(102.0), 2, "c")]);
-        let rows: Vec<f64> = drawn
-            .split("<text")
-            .skip(1)
-            .map(|text| text.split("y=\"").nth(1).unwrap().split('"').next().unwrap().parse().unwrap())
-            .collect();
+        let row = |text: &str| text.split("y=\"").nth(1)?.split('"').next()?.parse::<f64>().ok();
+        let rows: Vec<f64> = drawn.split("<text").skip(1).filter_map(row).collect();
+        assert_eq!(rows.len(), 3);
         assert!(rows.windows(2).all(|pair| pair[1] - pair[0] >= LABEL_GAP - 0.1), "{rows:?}");
     }
 }

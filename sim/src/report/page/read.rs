@@ -32,26 +32,27 @@ pub(super) fn spread(report: &Report) -> String {
 }
 
 pub(super) fn others(report: &Report) -> String {
-    let told =
-        |name: &str, of: &Percentiles| format!("{}: 99 % after {}", words::measure(name), duration(of.p99));
+    let told = |name: &str, of: &Percentiles| format!("{} {}", words::measure(name), duration(of.p99));
     let measured = report.measures();
     let others: Vec<_> =
         measured.iter().filter(|(name, _)| *name != "known").map(|(name, of)| told(name, of)).collect();
-    format!("The further left, the better. {}.", others.join("; "))
+    format!("The further left, the better. 99 of 100 cases took at most: {}.", others.join("; "))
 }
 
 pub(super) fn members(seed: u64, pictures: &Pictures) -> String {
     let apart = |at: &MembersAt| at.up.abs_diff(at.seen_min).max(at.up.abs_diff(at.seen_max));
-    let Some(worst) = pictures.members.iter().max_by_key(|at| apart(at)) else { return String::new() };
-    let agreed = pictures.members.iter().filter(|at| apart(at) == 0).count();
-    let share = agreed as f64 / pictures.members.len() as f64;
     let aim = "Where the band lies on the line, every node believes what is true.";
+    // Until all have met, nothing is wrong with knowing few.
+    let met = pictures.members.iter().position(|at| apart(at) == 0);
+    let since = met.map_or(pictures.members.as_slice(), |met| &pictures.members[met..]);
+    let Some(worst) = since.iter().max_by_key(|at| apart(at)) else { return aim.to_owned() };
+    let share = since.iter().filter(|at| apart(at) == 0).count() as f64 / since.len() as f64;
     if apart(worst) == 0 {
-        return format!("{aim} With seed {seed} that was so all the time.");
+        return format!("{aim} With seed {seed} that was so as soon as all had met.");
     }
     format!(
-        "{aim} With seed {seed} that was so for {} of the time; the most wrong that a node was, at {} s: it \
-         believed in {} of {} that were up.",
+        "{aim} With seed {seed}, once all had met, that was so for {} of the time; a node was the most wrong at \
+         {} s, when it believed in {} and {} were up.",
         words::share(share),
         number(worst.at_s),
         if worst.up.abs_diff(worst.seen_min) >= worst.up.abs_diff(worst.seen_max) {

@@ -29,13 +29,14 @@ pub struct Axis {
     low: f64,
     high: f64,
     logarithmic: bool,
+    names: Vec<String>,
 }
 
 impl Axis {
     /// From `low` to `high`.
     pub fn between(label: &str, unit: Unit, low: f64, high: f64) -> Self {
         let high = if high > low { high } else { low + 1.0 };
-        Self { label: label.to_owned(), unit, low, high, logarithmic: false }
+        Self { label: label.to_owned(), unit, low, high, logarithmic: false, names: Vec::new() }
     }
 
     /// From zero to the first tick that no value exceeds.
@@ -70,6 +71,12 @@ impl Axis {
         }
     }
 
+    /// Words, the first at 1, the second at 2 and so on.
+    pub fn named(label: &str, names: &[&str]) -> Self {
+        let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+        Self { names: names.clone(), ..Self::between(label, Unit::Count, 0.5, names.len() as f64 + 0.5) }
+    }
+
     /// Whether values grow by factors along it.
     pub fn is_logarithmic(&self) -> bool {
         self.logarithmic
@@ -87,6 +94,9 @@ impl Axis {
 
     /// Round values to mark.
     pub fn ticks(&self) -> Vec<f64> {
+        if !self.names.is_empty() {
+            return (1..=self.names.len()).map(|at| at as f64).collect();
+        }
         if self.logarithmic {
             return logarithmic_ticks(self.low, self.high);
         }
@@ -98,6 +108,9 @@ impl Axis {
 
     /// A value of this axis, as it is written.
     pub fn written(&self, value: f64) -> String {
+        if !self.names.is_empty() {
+            return self.names.get((value.round() as usize).wrapping_sub(1)).cloned().unwrap_or_default();
+        }
         match self.unit {
             Unit::Millis if value == 0.0 && self.high >= 1000.0 => "0 s".to_owned(),
             Unit::Millis => words::duration(value),
@@ -129,7 +142,7 @@ fn rounded(value: f64, up: bool) -> f64 {
 fn logarithmic_ticks(low: f64, high: f64) -> Vec<f64> {
     let (first, last) = (low.log10().floor() as i32, high.log10().ceil() as i32);
     // Over many decades, their beginnings alone.
-    let steps: &[f64] = if last - first > 3 { &[1.0] } else { &[1.0, 2.0, 5.0] };
+    let steps: &[f64] = if last - first > 4 { &[1.0] } else { &[1.0, 2.0, 5.0] };
     let within = |tick: &f64| *tick >= low * (1.0 - 1e-9) && *tick <= high * (1.0 + 1e-9);
     (first..=last)
         .flat_map(|decade| steps.iter().map(move |step| step * 10f64.powi(decade)))
@@ -158,6 +171,16 @@ mod tests {
         assert_eq!(axis.ticks(), [10.0, 20.0, 50.0, 100.0, 200.0, 500.0]);
         assert_eq!((axis.place(10.0), axis.place(500.0), axis.place(0.0)), (0.0, 1.0, 0.0));
         assert!(Axis::logarithmic("one", Unit::Count, [10.0]).place(20.0) > 0.0);
+    }
+
+    #[test]
+    fn words_stand_where_their_numbers_do() {
+        let axis = Axis::named("link", &["lan", "wan"]);
+        let written: Vec<_> = axis.ticks().into_iter().map(|tick| axis.written(tick)).collect();
+        assert_eq!(
+            (written, axis.place(1.0), axis.written(9.0)),
+            (vec!["lan".into(), "wan".into()], 0.25, "".into())
+        );
     }
 
     #[test]

@@ -1,12 +1,11 @@
 //! PURE: how far the seeds lie apart: a row for each percentile, a dot for each seed.
 
-use super::plot::{Frame, WIDTH};
+use super::plot::{Frame, LEFT, WIDTH};
 use super::scale::{Axis, Unit};
 use super::svg::{Anchor, Drawing, dot, line, text};
 use crate::report::{Percentiles, Report, Run, words};
 
 const ROW: f64 = 36.0;
-const LEFT: f64 = 60.0;
 
 /// None with fewer than two seeds.
 pub fn spread(report: &Report) -> Option<Drawing> {
@@ -21,7 +20,7 @@ pub fn spread(report: &Report) -> Option<Drawing> {
     let time = Axis::fitting("time until this share of the nodes knew a change", Unit::Millis, 2.2, &values);
     let height = ROWS.len() as f64 * ROW;
     let y = Axis::between("", Unit::Count, 0.0, ROWS.len() as f64);
-    let frame = Frame { left: LEFT, top: 8.0, width: WIDTH - LEFT - 30.0, height, x: time, y };
+    let frame = Frame { left: LEFT, top: 8.0, width: WIDTH - LEFT - 16.0, height, x: time, y };
     let mut body = String::new();
     for tick in frame.x.ticks() {
         let x = frame.at(tick, 0.0).0;

@@ -46,11 +46,11 @@ pub fn drawing() -> String {
     let mut rules = String::from(
         "svg.plot{font-family:system-ui,-apple-system,'Segoe UI',Roboto,Helvetica,Arial,sans-serif}\
          .plot text{font-size:12px}.plot .title{font-size:15px;font-weight:600}\
-         .plot .strong{font-weight:600}.plot .small{font-size:10.5px}\
+         .plot .strong{font-weight:600;stroke-width:4;stroke-linejoin:round;paint-order:stroke}.plot .small{font-size:10.5px}\
          .plot .thick{stroke-width:2.5;fill:none}.plot .middle{stroke-width:1.6;fill:none}\
          .plot .thin{stroke-width:1;fill:none;opacity:.35}.plot .dashed{stroke-dasharray:5 4}\
          .plot .grid,.plot .axis{stroke-width:1;shape-rendering:crispEdges}\
-         .plot .event{stroke-width:1;stroke-dasharray:2 3}.plot .area{opacity:.82}.plot .band{opacity:.2}\
+         .plot .range{stroke-width:5;opacity:.28;stroke-linecap:round}.plot .leader{stroke-width:1;opacity:.7}.plot .event{stroke-width:1;stroke-dasharray:2 3}.plot .area{opacity:.82}.plot .band{opacity:.26}\
          .plot .seed{opacity:.55}.plot .cell{shape-rendering:crispEdges}\
          .plot .hover{fill:transparent;stroke:none}.plot .hover:hover{stroke:#ff8f4d;stroke-width:1.5}\n",
     );
@@ -67,8 +67,8 @@ fn themed(theme: &Theme) -> String {
     let mut rules = format!(
         ".plot text{{fill:{muted}}}.plot .title,.plot .strong{{fill:{ink}}}.plot .paper{{fill:{paper}}}\
          .plot .grid{{stroke:{faint}}}.plot .axis{{stroke:{muted}}}.plot .event{{stroke:{muted}}}\
-         .plot .mark{{fill:{paper};stroke:{muted}}}.plot .ink{{stroke:{ink}}}.plot .inked{{fill:{ink}}}\
-         .plot .never{{fill:{paper}}}.plot .hatch{{stroke:{muted}}}"
+         .plot .mark{{fill:{paper};stroke:{muted}}}.plot .ink{{stroke:{ink}}}\
+         .plot .never{{fill:{paper}}}.plot .strong{{stroke:{paper}}}.plot .hatch{{stroke:{muted}}}"
     );
     for (at, colour) in series.iter().enumerate() {
         let _ = write!(rules, ".plot .l{at}{{stroke:{colour}}}.plot .f{at}{{fill:{colour}}}");
@@ -98,18 +98,20 @@ h2{font-size:20px;margin:44px 0 4px}
 .facts{color:var(--muted);font-size:14px;margin:0}
 .verdict{display:inline-block;border-radius:99px;padding:2px 12px;font-size:14px;font-weight:600;border:1.5px solid;margin-right:10px}
 .good{color:var(--good)}.bad{color:var(--bad)}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(165px,1fr));gap:12px;margin:26px 0 8px}
-.tile{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:14px 16px}
-.tile b{display:block;font-size:25px;line-height:1.2;letter-spacing:-.01em}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(138px,1fr));gap:10px;margin:26px 0 8px}
+.tile{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:13px 14px}
+.tile b{display:block;font-size:22px;white-space:nowrap;line-height:1.2;letter-spacing:-.01em}
 .tile span{color:var(--muted);font-size:13.5px;line-height:1.35;display:block;margin-top:3px}
-figure{margin:0}
+figure{margin:0;overflow-x:auto}
 figcaption,.note{color:var(--muted);font-size:15px;max-width:76ch;margin:0 0 12px}
-svg.plot{display:block;width:100%;height:auto;margin-top:8px}
+svg.plot{display:block;width:100%;min-width:640px;height:auto;margin-top:8px}
+figure h2,figcaption{position:sticky;left:0}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-size:14.5px;font-variant-numeric:tabular-nums;margin:10px 0}
 th,td{text-align:right;padding:6px 10px;border-bottom:1px solid var(--line);white-space:nowrap}
 th:first-child,td:first-child{text-align:left;padding-left:0;white-space:normal}
-th{color:var(--muted);font-weight:500;font-size:13px}
+th{color:var(--muted);font-weight:500;font-size:13px;white-space:normal;vertical-align:bottom}
+td .bad{white-space:nowrap}
 tr.total td{font-weight:600}
 td.bar{width:32%;min-width:150px}
 .track{position:relative;display:block;height:10px;border-radius:5px;background:var(--line);overflow:hidden}
@@ -117,8 +119,9 @@ td.bar{width:32%;min-width:150px}
 .track i.over{background:var(--bad)}
 .failure{border:1px solid var(--bad);border-left-width:5px;border-radius:8px;padding:14px 18px;margin:22px 0}
 .failure h2{margin:0 0 4px;font-size:18px}
-pre{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:10px 14px;overflow-x:auto;font-size:13px;line-height:1.5;white-space:pre-wrap;overflow-wrap:anywhere}
+pre{max-height:27em;overflow-y:auto;background:var(--card);border:1px solid var(--line);border-radius:8px;padding:10px 14px;overflow-x:auto;font-size:13px;line-height:1.5;white-space:pre-wrap;overflow-wrap:anywhere}
 code{font-size:13px;overflow-wrap:anywhere}
+td code{white-space:nowrap}
 footer{margin-top:56px;border-top:1px solid var(--line);padding-top:14px;color:var(--muted);font-size:13px}
-@media print{main{max-width:none;padding:0}figure,.tile,.failure,tr{break-inside:avoid}h2{break-after:avoid}body{font-size:12px}}
+@media print{pre{max-height:none}.tiles{grid-template-columns:repeat(6,1fr)}.tile{padding:8px}.tile b{font-size:15px}.tile span{font-size:11px}main{max-width:none;padding:0}figure,.tile,.failure,tr{break-inside:avoid}h2{break-after:avoid}body{font-size:12px}}
 ";

@@ -2,18 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use super::plot::{Line, lines};
+use super::plot::{self, Line};
 use super::scale::{Axis, Unit};
-use super::svg::{Drawing, escape};
+use super::svg::escape;
 use super::{Figure, document, files};
+use crate::report::Report;
 use crate::report::words::{duration, number, share, size};
-use crate::report::{Percentiles, Report};
 
 /// An axis is logarithmic if its values span more decades than this.
 const DECADES: f64 = 1.0;
-
-/// What a line of a sweep shows of each report, if it was measured.
-type Value = fn(&Report) -> Option<f64>;
 
 /// A page about `parameter`, each of whose values has its report. Values that are all numbers lie on
 /// an axis of numbers, others beside one another.
@@ -54,123 +51,137 @@ fn values(parameter: &str, reports: &[(String, Report)]) -> String {
     format!("{parameter} = {}{each}", values.join(", "))
 }
 
+/// One plot of a sweep: its file, title, axis of y, lines (name and figure), and what to read.
+struct Plan {
+    name: &'static str,
+    title: &'static str,
+    axis: (&'static str, Unit),
+    lines: &'static [(&'static str, &'static str)],
+    reading: &'static str,
+}
+
+/// Stands for theory's bound, which is no measured figure.
+const BOUND: &str = "bound";
+
+const PLANS: [Plan; 5] = [
+    Plan {
+        name: "sweep-known",
+        title: "How fast a change becomes known",
+        axis: ("time since it was said", Unit::Millis),
+        lines: &[
+            ("50 % know", "known_ms_p50"),
+            ("90 % know", "known_ms_p90"),
+            ("99 % know", "known_ms_p99"),
+            ("all know", "known_ms_p100"),
+            ("bound of push gossip", BOUND),
+        ],
+        reading: "A line that rises no faster than the dashed one scales as well as theory allows; the shades are \
+                  how far the seeds lie apart.",
+    },
+    Plan {
+        name: "sweep-detection",
+        title: "Crashes and new nodes",
+        axis: ("time until 99 % of cases", Unit::Millis),
+        lines: &[
+            ("crash suspected", "suspect_ms_p99"),
+            ("no longer called", "unused_ms_p99"),
+            ("forgotten", "expired_ms_p99"),
+            ("new node known", "joined_ms_p99"),
+        ],
+        reading: "How long callers suffer from a crash, until it is forgotten, and until a newcomer is of use.",
+    },
+    Plan {
+        name: "sweep-bytes",
+        title: "What each node sends",
+        axis: ("each node", Unit::ByteRate),
+        lines: &[("at rest", "bytes_per_node_s"), ("in change", "bytes_per_node_s_change")],
+        reading: "A flat line is a cost that does not grow; what a node sends, others must receive.",
+    },
+    Plan {
+        name: "sweep-wrong",
+        title: "What is believed wrongly",
+        axis: ("in a run, on average", Unit::Count),
+        lines: &[("false suspicions", "suspicions_false"), ("false evictions", "evictions_false")],
+        reading: "A suspicion costs little: callers prefer others for a while. An eviction of a live node is a fault.",
+    },
+    Plan {
+        name: "sweep-cost",
+        title: "What the simulation takes",
+        axis: ("wall time of a run", Unit::Seconds),
+        lines: &[("time it took", "wall_s")],
+        reading: "Not the product's speed: how long to wait for such a simulation.",
+    },
+];
+
 fn figures(parameter: &str, reports: &[(String, Report)]) -> Vec<Figure> {
-    let known: [(&str, Value); 5] = [
-        ("50 % know", |of| some(&of.known_ms, of.known_ms.p50)),
-        ("90 % know", |of| some(&of.known_ms, of.known_ms.p90)),
-        ("99 % know", |of| some(&of.known_ms, of.known_ms.p99)),
-        ("all know", |of| some(&of.known_ms, of.known_ms.p100)),
-        ("bound of push gossip", |of| {
-            Some(of.rounds.bound * of.rounds.interval_ms).filter(|bound| *bound > 0.0)
-        }),
-    ];
-    let crashes: [(&str, Value); 4] = [
-        ("suspected", |of| took(of, "suspect")),
-        ("no longer called", |of| took(of, "unused")),
-        ("forgotten", |of| took(of, "expired")),
-        ("new node known", |of| took(of, "joined")),
-    ];
-    let bytes: [(&str, Value); 2] = [
-        ("at rest", |of| Some(of.bytes_per_node_s)),
-        ("in change", |of| figure(of, "bytes_per_node_s_change")),
-    ];
-    let cost: [(&str, Value); 1] = [("time it took", |of| Some(of.wall_s))];
-    let plot = |name, title: String, (label, unit): (&str, Unit), values: &[(&str, Value)], reading: &str| {
-        let drawing = plotted(parameter, reports, &title, (label, unit), values)?;
-        Some(Figure { name, reading: reading.to_owned(), drawing })
-    };
-    let over = |what: &str| format!("{what} over {parameter}");
-    [
-        plot(
-            "sweep-known",
-            over("How fast a change becomes known"),
-            ("time since it was said", Unit::Millis),
-            &known,
-            "A line that rises no faster than the dashed one scales as well as theory allows.",
-        ),
-        plot(
-            "sweep-detection",
-            over("Crashes and new nodes"),
-            ("time until 99 % of cases", Unit::Millis),
-            &crashes,
-            "How long callers suffer from a crash, until it is forgotten, and until a newcomer is of use.",
-        ),
-        plot(
-            "sweep-bytes",
-            over("What each node sends"),
-            ("each node", Unit::ByteRate),
-            &bytes,
-            "A flat line is a cost that does not grow; what a node sends all others must also receive.",
-        ),
-        plot(
-            "sweep-cost",
-            over("What the simulation takes"),
-            ("wall time of a run", Unit::Seconds),
-            &cost,
-            "Not the product's speed: how long to wait for such a simulation.",
-        ),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
+    PLANS.iter().filter_map(|plan| plan.drawn(parameter, reports)).collect()
 }
 
-fn some(of: &Percentiles, value: f64) -> Option<f64> {
-    (of.count > 0).then_some(value)
-}
-
-fn took(report: &Report, name: &str) -> Option<f64> {
-    report.took_ms.get(name).and_then(|of| some(of, of.p99))
-}
-
-fn figure(report: &Report, name: &str) -> Option<f64> {
-    report.figures().get(name).copied()
-}
-
-fn plotted(
-    parameter: &str,
-    reports: &[(String, Report)],
-    title: &str,
-    (label, unit): (&str, Unit),
-    values: &[(&str, Value)],
-) -> Option<Drawing> {
-    let xs = places(reports);
-    let measured: Vec<_> = values
-        .iter()
-        .map(|(name, value)| {
-            let points = xs.iter().zip(reports).filter_map(|(x, (_, of))| Some((*x, value(of)?)));
-            let points: Vec<_> = points.filter(|(x, y)| x.is_finite() && y.is_finite()).collect();
-            Line { name: (*name).to_owned(), points, dashed: name.starts_with("bound") }
-        })
-        .filter(|line| !line.points.is_empty())
-        .collect();
-    let ys: Vec<_> = measured.iter().flat_map(|line| line.points.iter().map(|(_, y)| *y)).collect();
-    if ys.is_empty() {
-        return None;
+impl Plan {
+    /// None if nothing of it was measured.
+    fn drawn(&self, parameter: &str, reports: &[(String, Report)]) -> Option<Figure> {
+        let xs = places(reports);
+        let lines: Vec<_> = self
+            .lines
+            .iter()
+            .map(|(name, figure)| series(name, figure, &xs, reports))
+            .filter(|line| !line.points.is_empty())
+            .collect();
+        let points = lines.iter().flat_map(|line| line.points.iter().map(|(_, y)| *y));
+        let ends = lines.iter().flat_map(|line| line.ranges.iter().flat_map(|(_, low, high)| [*low, *high]));
+        let ys: Vec<_> = points.chain(ends).collect();
+        if ys.iter().all(|y| *y == 0.0) {
+            return None;
+        }
+        let (label, unit) = self.axis;
+        let title = format!("{}, over {parameter}", self.title);
+        let y = Axis::fitting(label, unit, DECADES, &ys);
+        let drawing = plot::lines(&title, axis(parameter, reports, &xs), y, &lines);
+        Some(Figure { name: self.name, reading: self.reading.to_owned(), drawing })
     }
-    Some(lines(title, axis(parameter, reports, &xs), Axis::fitting(label, unit, DECADES, &ys), &measured))
+}
+
+/// One figure over the parameter, with the spread of its seeds.
+fn series(name: &str, figure: &str, xs: &[f64], reports: &[(String, Report)]) -> Line {
+    let mut line =
+        Line { name: name.to_owned(), points: Vec::new(), ranges: Vec::new(), dashed: figure == BOUND };
+    for (x, (_, report)) in xs.iter().zip(reports) {
+        if figure == BOUND {
+            let bound = report.rounds.bound * report.rounds.interval_ms;
+            line.points.extend((bound > 0.0).then_some((*x, bound)));
+            continue;
+        }
+        let seeds: Vec<_> = report.runs.iter().filter_map(|run| run.figures().get(figure).copied()).collect();
+        // A report sums counts up; over a parameter, those of a run are what compares.
+        let value = match figure.ends_with("_false") {
+            true => Some(seeds.iter().sum::<f64>() / seeds.len().max(1) as f64),
+            false => report.figures().get(figure).copied(),
+        };
+        line.points.extend(value.map(|value| (*x, value)));
+        let (least, most) = seeds.iter().fold((f64::MAX, 0.0f64), |(l, m), of| (l.min(*of), m.max(*of)));
+        line.ranges.extend((seeds.len() > 1).then_some((*x, least, most)));
+    }
+    line
 }
 
 /// Where the values lie: as numbers if all are, else one beside the other.
 fn places(reports: &[(String, Report)]) -> Vec<f64> {
-    let numbers: Option<Vec<f64>> =
-        reports.iter().map(|(value, _)| value.parse().ok().filter(|value: &f64| value.is_finite())).collect();
+    let number = |value: &str| value.parse().ok().filter(|number: &f64| number.is_finite());
+    let numbers: Option<Vec<f64>> = reports.iter().map(|(value, _)| number(value)).collect();
     numbers.unwrap_or_else(|| (1..=reports.len()).map(|at| at as f64).collect())
 }
 
 fn axis(parameter: &str, reports: &[(String, Report)], xs: &[f64]) -> Axis {
+    if reports.iter().any(|(value, _)| value.parse::<f64>().is_err()) {
+        let names: Vec<_> = reports.iter().map(|(value, _)| value.as_str()).collect();
+        return Axis::named(parameter, &names);
+    }
     let unit = match parameter {
         name if name.ends_with("_ms") => Unit::Millis,
         name if name.ends_with("_s") => Unit::Seconds,
         name if name.contains("loss") || name.ends_with("_share") => Unit::Share,
         _ => Unit::Count,
     };
-    if reports.iter().any(|(value, _)| value.parse::<f64>().is_err()) {
-        let named: Vec<_> =
-            reports.iter().enumerate().map(|(at, (value, _))| format!("{} {value}", at + 1)).collect();
-        let label = format!("{parameter}: {}", named.join(", "));
-        return Axis::between(&label, Unit::Count, 1.0, reports.len() as f64);
-    }
     Axis::fitting(parameter, unit, DECADES, xs)
 }
 
@@ -193,22 +204,23 @@ fn table(parameter: &str, reports: &[(String, Report)]) -> String {
 }
 
 fn row(value: &str, report: &Report) -> String {
-    let time = |millis: Option<f64>| millis.map_or_else(|| "-".to_owned(), duration);
-    let known = |value: f64| time(some(&report.known_ms, value));
-    let rate =
-        |bytes: Option<f64>| bytes.map_or_else(|| "-".to_owned(), |bytes| format!("{}/s", size(bytes)));
+    let figures = report.figures();
+    let shown = |name: &str, words: &dyn Fn(f64) -> String| {
+        figures.get(name).map_or_else(|| "-".to_owned(), |figure| words(*figure))
+    };
+    let rate = |bytes: f64| format!("{}/s", size(bytes));
     let cells = [
-        known(report.known_ms.p50),
-        known(report.known_ms.p99),
-        known(report.known_ms.p100),
+        shown("known_ms_p50", &duration),
+        shown("known_ms_p99", &duration),
+        shown("known_ms_p100", &duration),
         format!("{} / {}", number(report.rounds.p100), number(report.rounds.bound)),
-        time(took(report, "unused")),
-        rate(Some(report.bytes_per_node_s)),
-        rate(figure(report, "bytes_per_node_s_change")),
-        share(report.stale_share),
-        number(report.evictions_false as f64),
+        shown("unused_ms_p99", &duration),
+        shown("bytes_per_node_s", &rate),
+        shown("bytes_per_node_s_change", &rate),
+        shown("stale_share", &share),
+        shown("evictions_false", &number),
     ];
     let cells: String = cells.iter().map(|cell| format!("<td>{cell}</td>")).collect();
-    let failed = if report.passed() { "" } else { " <span class=\"bad\">✗ failed</span>" };
+    let failed = if report.passed() { "" } else { "&nbsp;<span class=\"bad\">✗</span>" };
     format!("<tr><td>{}{failed}</td>{cells}</tr>\n", escape(value))
 }
