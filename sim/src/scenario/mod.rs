@@ -62,6 +62,9 @@ pub struct Mesh {
     pub start_within: Span,
     /// How many of the first nodes everybody is given as seeds.
     pub seeds: usize,
+    /// Seeds are a name that stands for so many nodes that are up, as a headless Service of Kubernetes; else
+    /// they are fixed addresses.
+    pub seeds_follow: bool,
     /// Whether nodes have a disk (`node.data_dir`) and remember what they knew.
     pub disks: bool,
     /// How often a node reconciles with three others (`gossip.interval`).
@@ -150,6 +153,7 @@ impl Default for Mesh {
             replicas: 2,
             start_within: Span::seconds(1),
             seeds: 3,
+            seeds_follow: false,
             disks: false,
             interval: Span::seconds(1),
             lease: Span::seconds(30),

@@ -325,6 +325,11 @@ impl World {
         let up: Vec<bool> = self.hosts.iter().map(Host::is_awake).collect();
         let components = self.network.with_partitions(|partitions| partitions.components(&up));
         self.truth.begin_epoch(Instant::now(), components);
+        if self.scenario.mesh.seeds_follow {
+            let addresses = self.awake().take(self.scenario.mesh.seeds);
+            let addresses = addresses.map(|number| address_of(number, self.hosts[number].moves)).collect();
+            self.seeds.send_replace(addresses);
+        }
     }
 
     /// Remembers what all disks hold now, for `restart` with an old image.
