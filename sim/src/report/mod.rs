@@ -180,7 +180,7 @@ pub struct Run {
 }
 
 /// Measures of how long something took, milliseconds, by name: `known`, `joined` (a new node known by
-/// another), `suspect`, `unused` (no route table prefers it), `expired` (after a crash), `left` (after
+/// another), `suspect`, `unused` (the routes of a node no longer prefer it; a caller with traffic stops within a second, on evidence of its own that is not simulated), `expired` (after a crash), `left` (after
 /// a graceful leave), `stale` (how old the news was that a node did not know when sampled).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]

@@ -5,7 +5,7 @@ pub(crate) const MEASURES: [(&str, &str); 7] = [
     ("known", "a change known by another node"),
     ("joined", "a new node known by another"),
     ("suspect", "a crash suspected"),
-    ("unused", "a crashed node no longer called"),
+    ("unused", "routes prefer others to a crashed node"),
     ("expired", "a crashed node forgotten"),
     ("left", "a leaving node gone"),
     ("stale", "age of news not yet known"),

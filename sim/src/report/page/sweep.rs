@@ -84,7 +84,7 @@ const PLANS: [Plan; 5] = [
         axis: ("time until 99 % of cases", Unit::Millis),
         lines: &[
             ("crash suspected", "suspect_ms_p99"),
-            ("no longer called", "unused_ms_p99"),
+            ("others preferred", "unused_ms_p99"),
             ("forgotten", "expired_ms_p99"),
             ("new node known", "joined_ms_p99"),
         ],
