@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+pub use crate::wire::{DIGEST_BYTES_MAX, entry_bytes};
+
 /// One sealed record on the wire. A node record with a chain of three P-256 certificates takes
 /// about 2.5 KiB; Vault and SPIRE chains stay under 6 KiB.
 pub const RECORD_BYTES_MAX: usize = 16 * 1024;

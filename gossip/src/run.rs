@@ -31,14 +31,14 @@ use crate::snapshot::{Member, Presence, Snapshot};
 use crate::svid::ChainError;
 
 /// Peers told at once when this node has something new to say. Three, as in a regular round.
-const TOLD_AT_ONCE: usize = 3;
+pub const TOLD_AT_ONCE: usize = 3;
 
 /// Changes taken in before other work gets a turn: each may cost a signature check (0.1 ms).
 const CHANGES_PER_TURN_MAX: usize = 16;
 
 /// How often a seed is asked again once the mesh is known, so that halves of a mesh that lost
 /// each other meet again.
-const SEED_PERIOD: Duration = Duration::from_secs(10);
+pub const SEED_PERIOD: Duration = Duration::from_secs(10);
 
 /// How often seeds are asked while nobody is known.
 const JOIN_PERIOD: Duration = Duration::from_millis(250);

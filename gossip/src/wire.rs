@@ -21,7 +21,7 @@ pub(crate) const COUNTER_MAX: u64 = 1 << 63;
 
 /// All maps of a digest together. chitchat subtracts it from 65,507 and packs news into the
 /// rest; with less than a block left its two packers disagree, and it panics. About 860 nodes.
-pub(crate) const DIGEST_BYTES_MAX: usize = 48 * 1024;
+pub const DIGEST_BYTES_MAX: usize = 48 * 1024;
 
 /// One unpacked block: chitchat's packer never makes a larger one.
 const BLOCK_BYTES_MAX: usize = 16 * 1024;
@@ -85,7 +85,7 @@ impl MapId<'_> {
 }
 
 /// Bytes of an entry in a digest: a text, a generation, an address, three counters.
-pub(crate) fn entry_bytes(name_bytes: usize, address: SocketAddr) -> usize {
+pub fn entry_bytes(name_bytes: usize, address: SocketAddr) -> usize {
     let ip_bytes = if address.is_ipv4() { 5 } else { 17 };
     2 + name_bytes + 8 + ip_bytes + 2 + 24
 }

@@ -14,9 +14,11 @@
 pub mod check;
 pub mod compare;
 pub mod disk;
+pub mod estimate;
 pub mod hostile;
 pub mod keys;
 pub mod measure;
+pub mod model;
 pub mod network;
 pub mod play;
 pub mod report;

@@ -2,6 +2,9 @@
 //! threshold failed, 2 wrong usage or a wrong scenario.
 
 mod compare;
+mod estimate;
+mod mesh;
+mod model;
 mod replay;
 mod run;
 mod runner;
@@ -34,6 +37,8 @@ enum Command {
     One(run::OneArgs),
     Compare(compare::Arguments),
     Replay(replay::ReplayArgs),
+    Estimate(estimate::Estimate),
+    Model(model::Model),
     List(ListArgs),
     Check(CheckArgs),
     /// Prints the JSON Schema of scenario files, for editors.
@@ -74,6 +79,8 @@ pub(crate) fn run() -> ExitCode {
         Command::One(arguments) => arguments.run(),
         Command::Compare(arguments) => compare::run(&arguments),
         Command::Replay(arguments) => arguments.run(),
+        Command::Estimate(asked) => estimate::run(&asked),
+        Command::Model(model) => model::run(&model),
         Command::List(arguments) => arguments.run(),
         Command::Check(arguments) => Ok(arguments.run()),
         Command::Schema => print_json(&scenario::schema()).map(|()| ExitCode::SUCCESS),

@@ -29,7 +29,7 @@ use partition::Partitions;
 const ON_THE_WAY_MAX: usize = 8192;
 
 /// A connection that nothing has passed over in both directions for so long is gone (quinn's idle timeout).
-const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Where addresses begin; a host that moves listens on the next port.
 const PORT: u16 = 7400;
