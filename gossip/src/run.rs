@@ -29,6 +29,7 @@ use crate::remembering::Remembering;
 use crate::replica::{AddressBook, Change, Replica, ReplicaError, ReplicaSettings, from_text, to_text};
 use crate::snapshot::{Member, Presence, Snapshot};
 use crate::svid::ChainError;
+use crate::told::tell_changes;
 
 /// Peers told at once when this node has something new to say. Three, as in a regular round.
 const TOLD_AT_ONCE: usize = 3;
@@ -135,6 +136,7 @@ impl GossipLoop {
             next_calendar_warning: now,
             clock,
         };
+        debug!(owner = %this.owner(), incarnation, "gossip begins");
         // Routes from what is remembered are there before anything else is.
         this.publish();
         Ok(this)
@@ -419,6 +421,7 @@ impl GossipLoop {
             gauge!("starling_catalogue_members").set(present as f64);
             gauge!("starling_catalogue_services").set(snapshot.services.len() as f64);
             self.remembering.choose_acquaintances(&snapshot, &mut self.rng, self.clock.now());
+            tell_changes(&self.snapshot_out.borrow(), &snapshot);
             self.snapshot_out.send_replace(Arc::new(snapshot));
         }
     }
