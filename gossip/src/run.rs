@@ -111,6 +111,7 @@ impl GossipLoop {
             interval,
             dead_after: description.lease * 2,
         };
+        debug!(incarnation, "gossip begins");
         let publisher = Publisher::new(svid, description, incarnation, rng.random(), now);
         let replica = Replica::start(replica_settings.clone(), link.clone(), book.clone()).await?;
         let mut this = Self {
@@ -136,7 +137,6 @@ impl GossipLoop {
             next_calendar_warning: now,
             clock,
         };
-        debug!(owner = %this.owner(), incarnation, "gossip begins");
         // Routes from what is remembered are there before anything else is.
         this.publish();
         Ok(this)
@@ -361,7 +361,10 @@ impl GossipLoop {
         let (mut news, mut any) = (false, false);
         while let Some(said) = self.publisher.poll_said() {
             any = true;
-            news |= !matches!(said, Said::Renewal(_));
+            match &said {
+                Said::Renewal(renewal) => debug!(counter = renewal.counter, "lease renewed"),
+                Said::Node(_) | Said::Instance(..) => news = true,
+            }
             let (key, bytes) = match &said {
                 Said::Node(record) => (NODE_KEY.to_owned(), record.to_bytes()),
                 Said::Instance(id, record) => (instance_key(id), record.to_bytes()),
