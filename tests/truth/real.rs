@@ -104,9 +104,11 @@ fn read(logs: &[Vec<Line>], killed: &[(usize, Moment)]) -> (Course, Delays) {
         Change { at: *at.expect("the node's own word"), node, weight }
     };
     let crash = |(node, at): &(usize, Moment)| {
-        let renewals = logs[*node].iter().filter(|line| line.is_renewal());
-        let last = renewals.last().expect("a node that renews its lease").at();
-        Crash { at: at.since(first), node: *node, since_renewal: at.since(last) }
+        let at = at.since(first);
+        let renewals = logs[*node].iter().filter(|line| line.is_renewal()).map(|line| line.at().since(first));
+        let last = renewals.filter(|renewal| *renewal <= at).max();
+        let since_renewal = at - last.expect("a node that renews its lease");
+        Crash { at, node: *node, since_renewal }
     };
     let course = Course {
         starts: logs.iter().map(|lines| begun(lines).since(first)).collect(),
