@@ -86,7 +86,17 @@ impl Copy {
         let copy = target.join("mutants");
         let _ = std::fs::remove_dir_all(&copy);
         std::fs::create_dir_all(&copy).expect("a directory");
-        for part in ["Cargo.toml", "Cargo.lock", "rust-toolchain.toml", "gossip", "transport", "node", "sim", "tests", "deploy"] {
+        for part in [
+            "Cargo.toml",
+            "Cargo.lock",
+            "rust-toolchain.toml",
+            "gossip",
+            "transport",
+            "node",
+            "sim",
+            "tests",
+            "deploy",
+        ] {
             let status = Command::new("cp").arg("-a").arg(root.join(part)).arg(&copy).status();
             assert!(status.expect("cp").success(), "{part}");
         }
@@ -137,7 +147,8 @@ fn every_mutant_is_caught_and_a_changed_constant_changes_the_run() {
     let own = PathBuf::from(env!("CARGO_BIN_EXE_starling-sim"));
     let hash = report(&run(&own, "converge", 1))["trace_hash"].clone();
     let (file, right, wrong) = ("gossip/src/handle.rs", "Self { told: 2,", "Self { told: 3,");
-    let changed = copy.with(file, right, wrong, |program| report(&run(program, "converge", 1))["trace_hash"].clone());
+    let changed =
+        copy.with(file, right, wrong, |program| report(&run(program, "converge", 1))["trace_hash"].clone());
     assert_ne!(hash, changed, "{wrong}");
     for mutant in MUTANTS {
         copy.with(mutant.file, mutant.right, mutant.wrong, |program| {

@@ -45,14 +45,18 @@ async fn relay(socket: Arc<UdpSocket>, places: Arc<[Place]>, index: usize) {
         // An error is of an earlier datagram, to a node that has ended.
         let Ok((length, peer)) = socket.recv_from(&mut buffer).await else { continue };
         let Some(other) = places.iter().position(|place| place.listens == peer) else { continue };
-        if !towards.contains_key(&other) {
-            // A socket for each peer, so that answers find back.
-            let own = UdpSocket::bind((node.ip(), 0)).await.expect("a port");
-            let own = Arc::new(own);
-            tokio::spawn(answer(own.clone(), way(socket.clone(), peer, apart(index, other))));
-            towards.insert(other, way(own, node, apart(index, other)));
-        }
-        let _ = towards[&other].try_send((Clock::System.now(), buffer[..length].to_vec()));
+        let there = match towards.get(&other).cloned() {
+            Some(there) => there,
+            None => {
+                // A socket for each peer, so that answers find back.
+                let own = Arc::new(UdpSocket::bind((node.ip(), 0)).await.expect("a port"));
+                tokio::spawn(answer(own.clone(), way(socket.clone(), peer, apart(index, other))));
+                let there = way(own, node, apart(index, other));
+                towards.insert(other, there.clone());
+                there
+            }
+        };
+        let _ = there.try_send((Clock::System.now(), buffer[..length].to_vec()));
     }
 }
 
