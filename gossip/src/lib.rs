@@ -31,6 +31,7 @@ pub mod run;
 pub mod signature;
 pub mod snapshot;
 pub mod svid;
+mod told;
 pub mod versions;
 mod waiting;
 mod wire;

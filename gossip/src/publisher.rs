@@ -147,7 +147,12 @@ impl Publisher {
         if now < self.next_renewal || self.left {
             return;
         }
-        self.next_renewal = now + self.description.renew;
+        // From when it was due, so that lateness does not add up; a loop that was held up for longer
+        // makes up for nothing.
+        self.next_renewal += self.description.renew;
+        if self.next_renewal <= now {
+            self.next_renewal = now + self.description.renew;
+        }
         match self.chain.renew(self.version.incarnation) {
             Some(renewal) => self.said.push_back(Said::Renewal(renewal)),
             None => {

@@ -29,6 +29,7 @@ use crate::remembering::Remembering;
 use crate::replica::{AddressBook, Change, Replica, ReplicaError, ReplicaSettings, from_text, to_text};
 use crate::snapshot::{Member, Presence, Snapshot};
 use crate::svid::ChainError;
+use crate::told::tell_changes;
 
 /// Peers told at once when this node has something new to say. Three, as in a regular round.
 pub const TOLD_AT_ONCE: usize = 3;
@@ -110,6 +111,7 @@ impl GossipLoop {
             interval,
             dead_after: description.lease * 2,
         };
+        debug!(incarnation, "gossip begins");
         let publisher = Publisher::new(svid, description, incarnation, rng.random(), now);
         let replica = Replica::start(replica_settings.clone(), link.clone(), book.clone()).await?;
         let mut this = Self {
@@ -359,7 +361,10 @@ impl GossipLoop {
         let (mut news, mut any) = (false, false);
         while let Some(said) = self.publisher.poll_said() {
             any = true;
-            news |= !matches!(said, Said::Renewal(_));
+            match &said {
+                Said::Renewal(renewal) => debug!(counter = renewal.counter, "lease renewed"),
+                Said::Node(_) | Said::Instance(..) => news = true,
+            }
             let (key, bytes) = match &said {
                 Said::Node(record) => (NODE_KEY.to_owned(), record.to_bytes()),
                 Said::Instance(id, record) => (instance_key(id), record.to_bytes()),
@@ -419,6 +424,7 @@ impl GossipLoop {
             gauge!("starling_catalogue_members").set(present as f64);
             gauge!("starling_catalogue_services").set(snapshot.services.len() as f64);
             self.remembering.choose_acquaintances(&snapshot, &mut self.rng, self.clock.now());
+            tell_changes(&self.snapshot_out.borrow(), &snapshot);
             self.snapshot_out.send_replace(Arc::new(snapshot));
         }
     }

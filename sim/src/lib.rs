@@ -23,6 +23,7 @@ pub mod network;
 pub mod play;
 pub mod report;
 pub mod scenario;
+pub mod statistics;
 pub mod trace;
 pub mod truth;
 pub mod world;

@@ -70,6 +70,23 @@ fn silence_makes_a_member_suspect_then_expired_and_never_earlier() {
 }
 
 #[test]
+fn renewals_that_are_late_do_not_make_the_next_ones_later() {
+    let mut web = stage().web;
+    let begin = web.poll_timeout();
+    let renews = |web: &mut Publisher, now| {
+        web.handle_timeout(now, || [8; 32]);
+        std::iter::from_fn(|| web.poll_said()).count()
+    };
+    for renewal in 1..=5 {
+        assert_eq!(renews(&mut web, begin + RENEW * (renewal - 1) + MOMENT), 1);
+        assert_eq!(web.poll_timeout(), begin + RENEW * renewal);
+    }
+    let late = begin + RENEW * 9;
+    assert_eq!(renews(&mut web, late), 1, "one makes up for all that were missed");
+    assert_eq!(web.poll_timeout(), late + RENEW);
+}
+
+#[test]
 fn renewals_keep_a_member_alive_for_as_long_as_they_come() {
     let mut stage = stage();
     for _ in 0..30 {

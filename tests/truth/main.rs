@@ -1,0 +1,161 @@
+//! Whether the simulator tells the truth: one course of events on real processes and in virtual
+//! time, and how far apart what others noticed of it is.
+//!
+//! Both sides run the node's own gossip, so what is on trial is what the simulator replaces: time,
+//! chance and the link. The real side has a link of known length ([`relay`]); on neither side is
+//! anything fitted to the other.
+//!
+//! What is left between the two: a real node's timers and messages wait for a processor (a millisecond or
+//! two, more while others work), and its store of news is looked at when its one thread gets round to it.
+//! So reality is a little later. On a busy machine it is much later, as every node of a mesh would be
+//! whose machines are all busy at once, and the check fails: it takes two and a half minutes of a
+//! machine with little else to do. `STARLING_TRUTH_JSON` names a file that gets all measures.
+
+use std::fmt;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde_json::json;
+use starling_gossip::clock::Clock;
+use starling_sim::report::Percentiles;
+use starling_sim::statistics::ks_distance;
+
+use course::{Course, Delays};
+
+mod course;
+mod log;
+mod real;
+mod relay;
+mod simulated;
+
+/// How far apart the two may be: the two-sample Kolmogorov-Smirnov distance.
+const DISTANCE_MAX: f64 = 0.15;
+
+/// Real processes that two processors bear without waiting for each other much.
+const NODES: usize = 20;
+
+/// Nodes that all others are told of.
+const SEEDS: usize = 3;
+
+/// So many that the luck of one hardly shows: 380 measures.
+const CHANGES: usize = 20;
+
+/// So many that a good half of the mesh lives to see them all.
+const CRASHES: usize = 8;
+
+/// A node's own default.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// As short as a renewal's way through the mesh permits with room to spare.
+const LEASE: Duration = Duration::from_secs(20);
+const RENEW: Duration = Duration::from_secs(2);
+
+/// How much later than the lease says everybody has noticed.
+const LATE: Duration = Duration::from_secs(3);
+
+/// How far apart nodes are, one way: milliseconds. Far enough that waiting for a processor is little
+/// beside it, and each pair otherwise, so that times do not come in steps.
+const APART_MIN: u64 = 30;
+const APART_MAX: u64 = 110;
+
+/// Simulated runs, taken together: their own luck is to be small beside the real run's.
+const SIMULATED_RUNS: u64 = 4;
+
+/// How often the machine is looked at.
+const LOOK_PERIOD: Duration = Duration::from_millis(100);
+
+#[tokio::test]
+async fn the_simulator_tells_what_real_processes_do() {
+    let machine = Arc::<Mutex<Vec<f64>>>::default();
+    let looking = tokio::spawn(look_at_machine(machine.clone()));
+    let (course, real) = real::run().await;
+    looking.abort();
+    let lateness = machine.lock().expect("nobody panicked").clone();
+    let simulated = simulate(&course);
+    let measures = compare(&real, &simulated);
+
+    println!(
+        "{NODES} nodes, {CHANGES} changes, {CRASHES} crashes, real and simulated {SIMULATED_RUNS} times"
+    );
+    println!("{APART_MIN} to {APART_MAX} ms apart from each other");
+    let columns = ["50 % ms", "90 % ms", "99 % ms", "100 % ms", "measures"].map(|it| format!("{it:>9}"));
+    println!("{:>8} {:>8} {:>5} {:>6} {:>10} {}", "", "distance", "most", "luck", "", columns.join(" "));
+    measures.iter().for_each(|measure| println!("{measure}"));
+    println!("{:>42} {}", "this machine's timers were late by", Percentiles::of(&lateness));
+    if let Some(file) = std::env::var_os("STARLING_TRUTH_JSON") {
+        let all = json!({ "course": course, "real": real, "simulated": simulated, "lateness_ms": lateness });
+        std::fs::write(file, all.to_string()).expect("a file that can be written");
+    }
+    for Measure { name, distance, .. } in measures {
+        assert!(
+            distance <= DISTANCE_MAX,
+            "{name}: {distance:.3} apart, at most {DISTANCE_MAX} is true. If this machine's timers were late by \
+             more than some milliseconds, it was busy: try again when it is not"
+        );
+    }
+}
+
+/// Notes by how many milliseconds timers are late: what everything real has to wait for besides.
+async fn look_at_machine(lateness: Arc<Mutex<Vec<f64>>>) {
+    loop {
+        let due = Clock::System.now() + LOOK_PERIOD;
+        tokio::time::sleep_until(due).await;
+        let late = (Clock::System.now() - due).as_secs_f64() * 1000.0;
+        lateness.lock().expect("nobody panicked").push(late);
+    }
+}
+
+/// How long a message takes between two nodes: any of the lengths for some pairs, for each always the
+/// same one.
+fn apart(one: usize, other: usize) -> Duration {
+    /// Has no divisor in common with the number of lengths, so that all occur.
+    const STEP: u64 = 37;
+    let (lesser, greater) = (one.min(other) as u64, one.max(other) as u64);
+    let pair = greater * greater.saturating_sub(1) / 2 + lesser;
+    Duration::from_millis(APART_MIN + pair * STEP % (APART_MAX - APART_MIN + 1))
+}
+
+fn simulate(course: &Course) -> Vec<Delays> {
+    std::thread::scope(|scope| {
+        let start = |seed| scope.spawn(move || simulated::run(course, seed));
+        let started: Vec<_> = (0..SIMULATED_RUNS).map(start).collect();
+        started.into_iter().map(|run| run.join().expect("a simulated run")).collect()
+    })
+}
+
+/// One measure on both sides.
+struct Measure {
+    name: &'static str,
+    distance: f64,
+    /// How far one simulated run is from the others, in the mean: what chance alone makes.
+    luck: f64,
+    real: Percentiles,
+    simulated: Percentiles,
+}
+
+fn compare(real: &Delays, simulated: &[Delays]) -> [Measure; 3] {
+    let measure = |name, of: fn(&Delays) -> &[f64]| {
+        let runs: Vec<&[f64]> = simulated.iter().map(of).collect();
+        let alone = |run: usize| ks_distance(runs[run], &[&runs[..run], &runs[run + 1..]].concat().concat());
+        Measure {
+            name,
+            distance: ks_distance(of(real), &runs.concat()),
+            luck: (0..runs.len()).map(alone).sum::<f64>() / runs.len() as f64,
+            real: Percentiles::of(of(real)),
+            simulated: Percentiles::of(&runs.concat()),
+        }
+    };
+    [
+        measure("known", |delays| &delays.known),
+        measure("suspect", |delays| &delays.suspect),
+        measure("expired", |delays| &delays.expired),
+    ]
+}
+
+impl fmt::Display for Measure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, distance, luck, real, simulated } = self;
+        writeln!(f, "{name:>8} {distance:>8.3} {DISTANCE_MAX:>5} {luck:>6.3} {:>10} {real}", "real")?;
+        write!(f, "{:>41} {simulated}", "simulated")
+    }
+}
