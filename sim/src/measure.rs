@@ -182,7 +182,7 @@ impl Measures {
             }
         }
         if let Some((at, knowing)) = self.joins.get_mut(&subject)
-            && truth.together(observer, observer, *at)
+            && truth.together(observer, subject, *at)
             && knowing.insert(observer)
         {
             self.samples.add("joined", millis(now - *at));

@@ -56,7 +56,8 @@ pub fn play(
     Ok(played)
 }
 
-/// Records refused, by reason. One that is merely old news is no refusal worth telling.
+/// Records refused, by reason. One that is merely old news is no refusal worth telling, nor is a renewal that
+/// comes before its owner's record.
 fn rejected(counters: &metrics_util::debugging::Snapshotter) -> BTreeMap<String, u64> {
     let mut rejected = BTreeMap::new();
     for (key, _, _, value) in counters.snapshot().into_vec() {
@@ -67,7 +68,7 @@ fn rejected(counters: &metrics_util::debugging::Snapshotter) -> BTreeMap<String,
             Some(reason),
             metrics_util::debugging::DebugValue::Counter(count),
         ) = (key.key().name(), reason, value)
-            && reason != "stale"
+            && !["stale", "unknown_owner"].contains(&reason.as_str())
         {
             *rejected.entry(reason).or_default() += count;
         }
@@ -192,7 +193,8 @@ impl<P: FnMut(f64)> Play<P> {
             self.step(step).await?;
         }
         self.run_to(begin + scenario.mesh.length.0, begin, end).await?;
-        self.faults_end = self.faults_end.max(begin);
+        // Whoever only looked on for longer has nothing to recover from.
+        self.faults_end = self.faults_end.max(begin + scenario.mesh.length.0);
         Ok(())
     }
 
