@@ -1,13 +1,13 @@
 //! `run` and `one`: a scenario over one or several seeds, and one of its processes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, ensure};
 use clap::Args;
 
 use starling_sim::play::{Request, play};
-use starling_sim::report::page::{page, sweep_page};
+use starling_sim::report::page::{page, plots, sweep_page, sweep_plots};
 use starling_sim::report::{Report, Run};
 use starling_sim::scenario::{Override, Scenario, load};
 
@@ -38,7 +38,7 @@ pub(super) struct RunArgs {
     /// Runs it for each of several values, as in nodes=50,100,200,500.
     #[arg(long, value_name = "NAME=VALUE,VALUE...")]
     sweep: Option<Sweep>,
-    /// Writes a page with pictures, index.html, into this directory.
+    /// Writes a page with pictures, index.html, and each picture as SVG into this directory.
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
     /// Puts every measure into the JSON, and not only percentiles.
@@ -136,16 +136,29 @@ impl RunArgs {
         Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
+    /// The page, and each of its pictures as a file of its own.
+    fn write_page(&self, directory: &Path, reports: &[(String, Report)]) -> anyhow::Result<()> {
+        let (page, plots) = match (&self.sweep, reports) {
+            (None, [(_, report)]) => (page(report), plots(report)),
+            (sweep, reports) => {
+                let parameter = sweep.as_ref().map_or("", |sweep| &sweep.name);
+                (sweep_page(parameter, reports), sweep_plots(parameter, reports))
+            }
+        };
+        std::fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
+        for (name, text) in
+            plots.iter().map(|(name, svg)| (name.as_str(), svg)).chain([("index.html", &page)])
+        {
+            let file = directory.join(name);
+            std::fs::write(&file, text).with_context(|| file.display().to_string())?;
+        }
+        eprintln!("the page is {}", directory.join("index.html").display());
+        Ok(())
+    }
+
     fn show(&self, reports: &[(String, Report)]) -> anyhow::Result<()> {
         if let Some(directory) = &self.report {
-            let page = match (&self.sweep, reports) {
-                (None, [(_, report)]) => page(report),
-                (sweep, reports) => sweep_page(sweep.as_ref().map_or("", |sweep| &sweep.name), reports),
-            };
-            std::fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
-            let file = directory.join("index.html");
-            std::fs::write(&file, page).with_context(|| file.display().to_string())?;
-            eprintln!("the page is {}", file.display());
+            self.write_page(directory, reports)?;
         }
         let printed =
             |report: &Report| if self.samples { report.clone() } else { report.clone().without_samples() };

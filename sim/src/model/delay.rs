@@ -41,7 +41,8 @@ impl Path {
         };
         let late_s = |losses: i32| self.penalty_micros() / 1e6 * f64::from((1 << losses) - 1);
         let left: f64 = (0..=LOSSES_MAX).map(|losses| chance(losses) * (-rate * late_s(losses)).exp()).sum();
-        self.rtt.as_secs_f64() / 2.0 - left.ln() / rate
+        // Of those that arrive at all: what is lost more often has been given up.
+        self.rtt.as_secs_f64() / 2.0 - (left / self.within(bytes, LOSSES_MAX)).ln() / rate
     }
 
     /// The chance that no packet of the message is lost more than `losses` times in a row.
