@@ -383,7 +383,8 @@ impl GossipLoop {
         }
         if any {
             // With every renewal, so that also what somebody removed without a trace comes back.
-            self.hold_own_map().await;
+            let held = self.replica.hold_anew(&self.spoken).await;
+            self.map_exhausted |= held.is_err();
         }
         if news {
             self.tell_some(TOLD_AT_ONCE);

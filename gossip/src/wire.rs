@@ -91,11 +91,11 @@ pub fn entry_bytes(name_bytes: usize, address: SocketAddr) -> usize {
 }
 
 /// The message, without those maps of its digest that have no name of ours or that `admits`
-/// refuses. It is asked once for each entry.
+/// refuses. It is asked once for each entry, with the heartbeat that stands there.
 pub(crate) fn inspect<'a>(
     message: &'a [u8],
     unpacker: &mut Unpacker,
-    admits: impl FnMut(&MapId<'_>) -> bool,
+    admits: impl FnMut(&MapId<'_>, u64) -> bool,
 ) -> Result<Cow<'a, [u8]>, WireError> {
     const SYN: u8 = 0;
     const SYN_ACK: u8 = 1;
@@ -132,17 +132,18 @@ pub(crate) fn inspect<'a>(
 fn check_digest(
     reader: &mut Reader<'_>,
     message_bytes: usize,
-    mut admits: impl FnMut(&MapId<'_>) -> bool,
+    mut admits: impl FnMut(&MapId<'_>, u64) -> bool,
 ) -> Result<Vec<Range<usize>>, WireError> {
     let count = u16::from_le_bytes(reader.array()?);
     let mut refused = Vec::new();
     for _ in 0..count {
         let start = message_bytes - reader.0.len();
         let map = reader.map_id()?;
-        for _ in 0..3 {
+        let heartbeat = reader.counter()?;
+        for _ in 0..2 {
             reader.counter()?;
         }
-        if !map.is_well_formed() || !admits(&map) {
+        if !map.is_well_formed() || !admits(&map, heartbeat) {
             refused.push(start..message_bytes - reader.0.len());
         }
     }
@@ -366,7 +367,7 @@ mod tests {
     }
 
     fn refused(message: &[u8]) -> WireError {
-        inspect(message, &mut Unpacker::default(), |_| true).expect_err("refused")
+        inspect(message, &mut Unpacker::default(), |_, _| true).expect_err("refused")
     }
 
     #[test]
@@ -376,7 +377,7 @@ mod tests {
         let messages = exchange().into_iter().map(<[u8]>::to_vec).chain(acks).chain([syn(&[MAP]), head(3)]);
         let mut unpacker = Unpacker::default();
         for message in messages {
-            let passed = inspect(&message, &mut unpacker, |_| true);
+            let passed = inspect(&message, &mut unpacker, |_, _| true);
             assert_eq!(passed.as_deref(), Ok(message.as_slice()));
             assert!(ChitchatMessage::deserialize(&mut message.as_slice()).is_ok());
         }
@@ -388,9 +389,9 @@ mod tests {
         let mut unpacker = Unpacker::default();
         for message in exchange() {
             for length in 0..message.len() {
-                assert!(inspect(&message[..length], &mut unpacker, |_| true).is_err(), "{length}");
+                assert!(inspect(&message[..length], &mut unpacker, |_, _| true).is_err(), "{length}");
             }
-            assert_eq!(inspect(message, &mut unpacker, |_| true).as_deref(), Ok(message));
+            assert_eq!(inspect(message, &mut unpacker, |_, _| true).as_deref(), Ok(message));
             assert_eq!(refused(&[message, &[0]].concat()), WireError::Trailing);
         }
     }
@@ -398,11 +399,12 @@ mod tests {
     #[test]
     fn maps_without_room_or_without_a_name_of_ours_are_taken_out() {
         let all = syn(&["liar", MAP, "00000000000000BB", "00000000000000cc"]);
-        let passed = inspect(&all, &mut Unpacker::default(), |map| map.name != "00000000000000cc")
+        let passed = inspect(&all, &mut Unpacker::default(), |map, _| map.name != "00000000000000cc")
             .expect("the rest is good");
         assert_eq!(passed.as_ref(), syn(&[MAP]));
         let mut bytes = 0;
-        let _ = inspect(&syn(&[MAP]), &mut Unpacker::default(), |map| {
+        let _ = inspect(&syn(&[MAP]), &mut Unpacker::default(), |map, heartbeat| {
+            assert_eq!(heartbeat, 3);
             bytes = map.digest_bytes();
             true
         });
