@@ -3,7 +3,7 @@
 //! chitchat 0.11 panics on messages that no honest peer sends, unpacks blocks without a bound, and
 //! remembers whatever a digest names. So a message's bytes are looked at before chitchat sees them:
 //! one that could do harm is refused whole, and digest entries that there is no room for are taken
-//! out. What a map's values say is not judged here; the catalogue does that.
+//! out, and nobody's copy of a map is emptied on a peer's word. What a map's values say is not judged here; the catalogue does that.
 //!
 //! The format, integers little endian, is chitchat's, which is pinned: a magic number, a version, a
 //! kind; then a digest (`Syn`, `SynAck`), a cluster's name (`Syn`), a delta (`SynAck`, `Ack`). A digest is a
@@ -40,6 +40,13 @@ const CLUSTER_BYTES_MAX: usize = 255;
 
 /// An owner's short name: 16 hexadecimal digits.
 const MAP_NAME_BYTES: usize = 16;
+
+const COUNTER_BYTES: usize = 8;
+
+/// What a block is, or that there are no more.
+const END: u8 = 0;
+const COMPRESSED: u8 = 1;
+const PLAIN: u8 = 2;
 
 const MAGIC: [u8; 2] = 45_139u16.to_le_bytes();
 const VERSION: u8 = 0;
@@ -91,7 +98,7 @@ pub fn entry_bytes(name_bytes: usize, address: SocketAddr) -> usize {
 }
 
 /// The message, without those maps of its digest that have no name of ours or that `admits`
-/// refuses. It is asked once for each entry, with the heartbeat that stands there.
+/// refuses, and with no map said to have been cleared. It is asked once for each entry, with the heartbeat that stands there.
 pub(crate) fn inspect<'a>(
     message: &'a [u8],
     unpacker: &mut Unpacker,
@@ -111,6 +118,8 @@ pub(crate) fn inspect<'a>(
     }
     let [kind] = reader.array()?;
     let mut refused = Vec::new();
+    let mut delta_at = message.len();
+    let mut delta = None;
     match kind {
         SYN => {
             refused = check_digest(&mut reader, message.len(), admits)?;
@@ -118,13 +127,21 @@ pub(crate) fn inspect<'a>(
         }
         SYN_ACK => {
             refused = check_digest(&mut reader, message.len(), admits)?;
-            check_delta(&mut reader, unpacker)?;
+            delta_at = message.len() - reader.0.len();
+            delta = check_delta(&mut reader, unpacker)?;
         }
-        ACK => check_delta(&mut reader, unpacker)?,
+        ACK => {
+            delta_at = message.len() - reader.0.len();
+            delta = check_delta(&mut reader, unpacker)?;
+        }
         BAD_CLUSTER => {}
         _ => return Err(WireError::Unknown("the kind")),
     }
-    if reader.0.is_empty() { Ok(without(message, &refused)) } else { Err(WireError::Trailing) }
+    match delta {
+        _ if !reader.0.is_empty() => Err(WireError::Trailing),
+        None => Ok(without(message, &refused)),
+        Some(delta) => Ok(Cow::Owned([without(&message[..delta_at], &refused).as_ref(), &delta].concat())),
+    }
 }
 
 /// Where in a message of `message_bytes`, of which `reader` has the rest, the entries stand that are
@@ -171,18 +188,46 @@ fn without<'a>(message: &'a [u8], refused: &[Range<usize>]) -> Cow<'a, [u8]> {
     Cow::Owned(out)
 }
 
-fn check_delta(reader: &mut Reader<'_>, unpacker: &mut Unpacker) -> Result<(), WireError> {
-    let unpacked = unpacker.unpack(reader)?;
+/// What is to stand in the delta's place, if it is not to stand as it is.
+fn check_delta(reader: &mut Reader<'_>, unpacker: &mut Unpacker) -> Result<Option<Vec<u8>>, WireError> {
+    let mut unpacked = unpacker.unpack(reader)?;
     let mut operations = Reader(&unpacked);
     // Of the map that is spoken of: its newest version so far, unless no more may follow.
     let mut newest = None;
+    // How many bytes from the end on a map is said to have been cleared up to some version.
+    let mut cleared = Vec::new();
     while !operations.0.is_empty() {
-        newest = check_operation(&mut operations, newest)?;
+        newest = check_operation(&mut operations, newest, &mut cleared)?;
     }
-    Ok(())
+    if cleared.is_empty() {
+        return Ok(None);
+    }
+    // Who believed it would empty its copy of the map, heartbeat and all, on anybody's word. Owners
+    // delete nothing that must stay deleted, so nobody needs to believe it.
+    for rest in cleared {
+        let at = unpacked.len() - rest;
+        unpacked[at..at + COUNTER_BYTES].fill(0);
+    }
+    Ok(Some(packed(&unpacked)))
 }
 
-fn check_operation(reader: &mut Reader<'_>, newest: Option<u64>) -> Result<Option<u64>, WireError> {
+/// A delta of these operations, not compressed: it is not to travel.
+fn packed(operations: &[u8]) -> Vec<u8> {
+    let mut delta = Vec::with_capacity(operations.len() + operations.len() / 1024 + 4);
+    for block in operations.chunks(BLOCK_BYTES_MAX) {
+        delta.push(PLAIN);
+        delta.extend_from_slice(&(block.len() as u16).to_le_bytes());
+        delta.extend_from_slice(block);
+    }
+    delta.push(END);
+    delta
+}
+
+fn check_operation(
+    reader: &mut Reader<'_>,
+    newest: Option<u64>,
+    cleared: &mut Vec<usize>,
+) -> Result<Option<u64>, WireError> {
     const MAP: u8 = 0;
     const VALUE: u8 = 1;
     const NEWEST: u8 = 2;
@@ -191,7 +236,10 @@ fn check_operation(reader: &mut Reader<'_>, newest: Option<u64>) -> Result<Optio
     match reader.array()? {
         [MAP] => {
             reader.map_id()?;
-            reader.counter()?;
+            let rest = reader.0.len();
+            if reader.counter()? > 0 {
+                cleared.push(rest);
+            }
             reader.counter()?;
             Ok(Some(0))
         }
@@ -235,10 +283,6 @@ impl Default for Unpacker {
 
 impl Unpacker {
     fn unpack(&mut self, reader: &mut Reader<'_>) -> Result<Vec<u8>, WireError> {
-        const END: u8 = 0;
-        const COMPRESSED: u8 = 1;
-        const PLAIN: u8 = 2;
-
         let mut unpacked = Vec::new();
         loop {
             let kind = match reader.array()? {
@@ -361,7 +405,11 @@ mod tests {
 
     /// An `Ack` whose delta has these operations on one map.
     fn ack(operations: &[Vec<u8>]) -> Vec<u8> {
-        let block = [vec![0], map(MAP), counters([0, 0]), operations.concat()].concat();
+        ack_of_cleared(0, operations)
+    }
+
+    fn ack_of_cleared(cleared: u64, operations: &[Vec<u8>]) -> Vec<u8> {
+        let block = [vec![0], map(MAP), counters([cleared, 0]), operations.concat()].concat();
         let length = u16::try_from(block.len()).expect("short").to_le_bytes().to_vec();
         [head(2), vec![2], length, block, vec![0]].concat()
     }
@@ -409,6 +457,18 @@ mod tests {
             true
         });
         assert_eq!(bytes, map(MAP).len() + 24);
+    }
+
+    #[test]
+    fn no_map_is_cleared_on_a_peers_word() {
+        let said = [value("n", 9), value("l", 12)];
+        let passed =
+            |message: Vec<u8>| inspect(&message, &mut Unpacker::default(), |_, _| true).map(Cow::into_owned);
+        assert_eq!(passed(ack_of_cleared(8, &said)), Ok(ack(&said)));
+        let syn = syn(&[MAP]);
+        let digest = &syn[4..][..2 + map(MAP).len() + 3 * COUNTER_BYTES];
+        let as_syn_ack = |ack: &[u8]| [&head(1), digest, &ack[4..]].concat();
+        assert_eq!(passed(as_syn_ack(&ack_of_cleared(8, &said))), Ok(as_syn_ack(&ack(&said))));
     }
 
     /// Each of them makes chitchat 0.11 panic, now or later.
