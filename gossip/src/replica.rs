@@ -137,8 +137,7 @@ impl Replica {
     }
 
     /// Like [`Self::hold`]; and if others have altered the map since this was last asked, all of
-    /// `spoken` is said anew. To be asked with every renewal, so that nobody can make this node talk
-    /// more than that.
+    /// `spoken` is said anew.
     pub(crate) async fn hold_anew(
         &mut self,
         spoken: &BTreeMap<String, String>,

@@ -3,7 +3,7 @@
 //! chitchat 0.11 panics on messages that no honest peer sends, unpacks blocks without a bound, and
 //! remembers whatever a digest names. So a message's bytes are looked at before chitchat sees them:
 //! one that could do harm is refused whole, and digest entries that there is no room for are taken
-//! out, and nobody's copy of a map is emptied on a peer's word. What a map's values say is not judged here; the catalogue does that.
+//! out, and a map's versions are believed only where a value shows them. What a map's values say is not judged here; the catalogue does that.
 //!
 //! The format, integers little endian, is chitchat's, which is pinned: a magic number, a version, a
 //! kind; then a digest (`Syn`, `SynAck`), a cluster's name (`Syn`), a delta (`SynAck`, `Ack`). A digest is a
@@ -98,7 +98,7 @@ pub fn entry_bytes(name_bytes: usize, address: SocketAddr) -> usize {
 }
 
 /// The message, without those maps of its digest that have no name of ours or that `admits`
-/// refuses, and with no map said to have been cleared. It is asked once for each entry, with the heartbeat that stands there.
+/// refuses, and without versions that no value shows. It is asked once for each entry, with the heartbeat that stands there.
 pub(crate) fn inspect<'a>(
     message: &'a [u8],
     unpacker: &mut Unpacker,
@@ -194,17 +194,18 @@ fn check_delta(reader: &mut Reader<'_>, unpacker: &mut Unpacker) -> Result<Optio
     let mut operations = Reader(&unpacked);
     // Of the map that is spoken of: its newest version so far, unless no more may follow.
     let mut newest = None;
-    // How many bytes from the end on a map is said to have been cleared up to some version.
-    let mut cleared = Vec::new();
+    // How many bytes from the end on there stand versions that no value shows.
+    let mut hearsay = Vec::new();
     while !operations.0.is_empty() {
-        newest = check_operation(&mut operations, newest, &mut cleared)?;
+        newest = check_operation(&mut operations, newest, &mut hearsay)?;
     }
-    if cleared.is_empty() {
+    if hearsay.is_empty() {
         return Ok(None);
     }
-    // Who believed it would empty its copy of the map, heartbeat and all, on anybody's word. Owners
-    // delete nothing that must stay deleted, so nobody needs to believe it.
-    for rest in cleared {
+    // Who believed that a map was cleared up to some version would empty its copy, heartbeat and all;
+    // who believed that it has nothing newer would ask for nothing. Owners delete nothing that must
+    // stay deleted, and renew what is newest, so nobody needs to believe either.
+    for rest in hearsay {
         let at = unpacked.len() - rest;
         unpacked[at..at + COUNTER_BYTES].fill(0);
     }
@@ -226,7 +227,7 @@ fn packed(operations: &[u8]) -> Vec<u8> {
 fn check_operation(
     reader: &mut Reader<'_>,
     newest: Option<u64>,
-    cleared: &mut Vec<usize>,
+    hearsay: &mut Vec<usize>,
 ) -> Result<Option<u64>, WireError> {
     const MAP: u8 = 0;
     const VALUE: u8 = 1;
@@ -238,7 +239,7 @@ fn check_operation(
             reader.map_id()?;
             let rest = reader.0.len();
             if reader.counter()? > 0 {
-                cleared.push(rest);
+                hearsay.push(rest);
             }
             reader.counter()?;
             Ok(Some(0))
@@ -261,7 +262,10 @@ fn check_operation(
             Ok(Some(version))
         }
         [NEWEST] => {
-            reader.counter()?;
+            let rest = reader.0.len();
+            if reader.counter()? > 0 {
+                hearsay.push(rest);
+            }
             // It stands for values, never beside them; chitchat would go back behind what they said.
             if newest == Some(0) { Ok(None) } else { Err(WireError::Disordered) }
         }
@@ -420,7 +424,7 @@ mod tests {
 
     #[test]
     fn what_honest_peers_say_passes_unchanged() {
-        let said = [vec![value("n", 1), value("i/main", 2), value("l", 9)], vec![newest(9)], vec![]];
+        let said = [vec![value("n", 1), value("i/main", 2), value("l", 9)], vec![]];
         let acks = said.iter().map(|operations| ack(operations));
         let messages = exchange().into_iter().map(<[u8]>::to_vec).chain(acks).chain([syn(&[MAP]), head(3)]);
         let mut unpacker = Unpacker::default();
@@ -460,11 +464,12 @@ mod tests {
     }
 
     #[test]
-    fn no_map_is_cleared_on_a_peers_word() {
+    fn versions_without_a_value_are_not_believed() {
         let said = [value("n", 9), value("l", 12)];
         let passed =
             |message: Vec<u8>| inspect(&message, &mut Unpacker::default(), |_, _| true).map(Cow::into_owned);
         assert_eq!(passed(ack_of_cleared(8, &said)), Ok(ack(&said)));
+        assert_eq!(passed(ack(&[newest(9)])), Ok(ack(&[newest(0)])));
         let syn = syn(&[MAP]);
         let digest = &syn[4..][..2 + map(MAP).len() + 3 * COUNTER_BYTES];
         let as_syn_ack = |ack: &[u8]| [&head(1), digest, &ack[4..]].concat();
