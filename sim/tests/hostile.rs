@@ -7,10 +7,8 @@ use serde_json::Value;
 
 fn report(arguments: &str) -> Value {
     let mut program = Command::new(env!("CARGO_BIN_EXE_starling-sim"));
-    let output = program
-        .args(format!("run {arguments} -o json").split_whitespace())
-        .output()
-        .expect("it runs");
+    let output =
+        program.args(format!("run {arguments} -o json").split_whitespace()).output().expect("it runs");
     serde_json::from_slice(&output.stdout).expect("JSON")
 }
 

@@ -47,6 +47,7 @@ library![
     "hostile-withhold",
     "hostile-equivocate",
     "hostile-flood",
+    "hostile-flood-join",
     "hostile-accuse",
     "hostile-resurrect",
     "hostile-outrun",
