@@ -297,7 +297,7 @@ mod tests {
         let of_other = [Operation::Map { map: map(2), collected: 0 }, Operation::Newest(9)];
         let both = [of_other.clone(), [of_one[0].clone(), of_one[1].clone()]].concat();
         let kept = own_news_only(&syn_ack(std::slice::from_ref(&entry), &both), map(1).address);
-        assert_eq!(kept.expect("well-formed"), syn_ack(&[entry.clone()], &of_one[..2]));
+        assert_eq!(kept.expect("well-formed"), syn_ack(std::slice::from_ref(&entry), &of_one[..2]));
         let kept = own_news_only(&ack(&of_one), map(2).address).expect("well-formed");
         assert_eq!(kept, ack(&[]));
         let syn = syn(&[entry], "sim");
