@@ -16,7 +16,7 @@ use crate::wire;
 
 /// Whether a message passes the guard when there is room for all it names.
 pub fn passes(message: &[u8]) -> bool {
-    wire::inspect(message, &mut wire::Unpacker::default(), |_| true).is_ok()
+    wire::inspect(message, &mut wire::Unpacker::default(), |_, _| true).is_ok()
 }
 
 /// One chitchat that hears whatever a fuzzer says.
@@ -67,7 +67,7 @@ impl Listener {
         let book = AddressBook { snapshots, seeds, acquaintances: watch::Sender::default().subscribe() };
         let spoken = [("n".to_owned(), "AAAA".to_owned()), ("l".to_owned(), "BBBB".to_owned())].into();
         let replica = runtime.block_on(async {
-            let replica = Replica::start(settings, link, book).await.expect("it starts");
+            let mut replica = Replica::start(settings, link, book).await.expect("it starts");
             replica.hold(&spoken).await.expect("a fresh map");
             replica
         });

@@ -35,3 +35,5 @@ mod told;
 pub mod versions;
 mod waiting;
 mod wire;
+
+pub use replica::to_text;

@@ -73,9 +73,15 @@ pub struct Remembered {
 pub const LIFE_KEY: &str = "life";
 
 pub(crate) const PEERS_KEY: &str = "peers";
-pub(crate) const NODE_KEY: &str = "n";
-pub(crate) const LEASE_KEY: &str = "l";
-pub(crate) const INSTANCE_PREFIX: &str = "i/";
+
+/// Where an owner's node record is filed, in its map and on disk.
+pub const NODE_KEY: &str = "n";
+
+/// Where its newest renewal is filed.
+pub const LEASE_KEY: &str = "l";
+
+/// Before an instance's id: where its record is filed.
+pub const INSTANCE_PREFIX: &str = "i/";
 
 /// What is remembered of one owner.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -94,7 +100,7 @@ pub struct RememberedOwner {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RememberedLease {
     /// The newest renewal seen; counter 0 is none.
-    pub(crate) renewal: Renewal,
+    pub renewal: Renewal,
     /// When the owner was heard, by this node's calendar of then.
     pub(crate) heard: WallTime,
     /// Whether its lease had run out.

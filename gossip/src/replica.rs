@@ -6,6 +6,8 @@
 //! *candidate* for the catalogue, and an address it names is dialled only if a verified node record,
 //! now or when this node was last not alone, or the configuration names it too.
 
+mod own_map;
+
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, btree_map};
 use std::iter::Peekable;
@@ -22,7 +24,7 @@ use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
 use chitchat::transport::{Socket, Transport};
 use chitchat::{
     Chitchat, ChitchatConfig, ChitchatHandle, ChitchatId, ChitchatMessage, Deserializable as _,
-    FailureDetectorConfig, ListenerHandle, NodeState, Serializable as _,
+    FailureDetectorConfig, Heartbeat, ListenerHandle, NodeState, Serializable as _,
 };
 use tokio::sync::{Notify, watch};
 use tracing::debug;
@@ -32,6 +34,7 @@ use crate::link::{Destination, Link};
 use crate::memory::Acquaintances;
 use crate::snapshot::Snapshot;
 use crate::wire::{self, MapId, Unpacker, WireError};
+use own_map::{MapExhausted, OwnMap};
 
 /// chitchat's own failure detector chooses whom to gossip with, and whose map is dropped when nothing
 /// was heard of it for long. Below 6 it errs often, and it adds a second per unit at the default
@@ -40,10 +43,6 @@ const PHI_THRESHOLD: f64 = 8.0;
 
 /// Heartbeats its failure detector remembers per node; the mean settles long before.
 const SAMPLING_WINDOW: usize = 200;
-
-/// chitchat counts a map's changes in 64 bits and panics beyond them. Any member's message can
-/// bring our map there in one leap; honest counting never comes near.
-const MAP_VERSION_MAX: u64 = 1 << 62;
 
 /// What a replica needs to start.
 #[derive(Clone)]
@@ -97,6 +96,7 @@ struct Changes {
 /// A running chitchat.
 pub(crate) struct Replica {
     handle: ChitchatHandle,
+    own: OwnMap,
     changes: Arc<Changes>,
     terminated: Pin<Box<dyn Future<Output = ()> + Send + Sync>>,
     _listener: ListenerHandle,
@@ -126,13 +126,24 @@ impl Replica {
         let terminated = Box::pin(async move {
             let _ = ended.await;
         });
-        Ok(Self { handle, changes, terminated, _listener: listener })
+        Ok(Self { handle, own: OwnMap::default(), changes, terminated, _listener: listener })
     }
 
     /// Makes `spoken` all that this node's own map holds, whatever others made of it. Returns how
     /// many values that changed.
-    pub(crate) async fn hold(&self, spoken: &BTreeMap<String, String>) -> Result<usize, MapExhausted> {
-        self.handle.with_chitchat(|state| hold(state.self_node_state(), spoken)).await
+    pub(crate) async fn hold(&mut self, spoken: &BTreeMap<String, String>) -> Result<usize, MapExhausted> {
+        let own = &mut self.own;
+        self.handle.with_chitchat(|state| own.hold(state.self_node_state(), spoken)).await
+    }
+
+    /// Like [`Self::hold`]; and if others have altered the map since this was last asked, all of
+    /// `spoken` is said anew.
+    pub(crate) async fn hold_anew(
+        &mut self,
+        spoken: &BTreeMap<String, String>,
+    ) -> Result<usize, MapExhausted> {
+        let own = &mut self.own;
+        self.handle.with_chitchat(|state| own.hold_anew(state.self_node_state(), spoken)).await
     }
 
     /// Reconciles with `address` now.
@@ -202,22 +213,6 @@ fn configuration(settings: ReplicaSettings) -> ChitchatConfig {
     }
 }
 
-fn hold(own: &mut NodeState, spoken: &BTreeMap<String, String>) -> Result<usize, MapExhausted> {
-    if own.max_version() >= MAP_VERSION_MAX {
-        return Err(MapExhausted);
-    }
-    let before = own.max_version();
-    let foreign = own.key_values().map(|(key, _)| key).filter(|key| !spoken.contains_key(*key));
-    for key in foreign.map(str::to_owned).collect::<Vec<_>>() {
-        own.delete(&key);
-    }
-    for (key, value) in spoken {
-        // A value that is there already is not set again.
-        own.set(key, value);
-    }
-    Ok((own.max_version() - before) as usize)
-}
-
 fn all_values(state: &Chitchat) -> Vec<Change> {
     let of_node = |node: &chitchat::NodeState| {
         node.key_values().map(|(key, value)| Change::new(node.chitchat_id(), key, value)).collect::<Vec<_>>()
@@ -264,17 +259,13 @@ impl Changes {
     }
 }
 
-/// This node's map can take no more changes in this life.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct MapExhausted;
-
 /// chitchat did not start.
 #[derive(Debug, thiserror::Error)]
 #[error("the repair path cannot start: {0}")]
 pub struct ReplicaError(String);
 
-/// Bytes as chitchat's text values.
-pub(crate) fn to_text(bytes: &[u8]) -> String {
+/// Bytes as maps hold them: chitchat's values are text.
+pub fn to_text(bytes: &[u8]) -> String {
     BASE64.encode(bytes)
 }
 
@@ -294,12 +285,17 @@ impl Guard {
     /// The message as chitchat may have it.
     async fn admit(&self, message: &[u8], unpacker: &mut Unpacker) -> Result<ChitchatMessage, GuardError> {
         let state = self.state.get().and_then(Weak::upgrade).ok_or(GuardError::NotReady)?;
-        let state = state.lock().await;
+        let mut state = state.lock().await;
         let mut held = Held::of(&state);
+        let own = state.self_chitchat_id();
+        let mut own_heartbeat = 0;
         // Of what chitchat holds and what is let in; nearly every digest names nothing new.
         let mut digest_bytes = None;
         let mut left_out = 0;
-        let admits = |map: &MapId<'_>| {
+        let admits = |map: &MapId<'_>, heartbeat: u64| {
+            if order(own, map) == Ordering::Equal {
+                own_heartbeat = heartbeat.max(own_heartbeat);
+            }
             if held.has(map) {
                 return true;
             }
@@ -310,8 +306,19 @@ impl Guard {
             has_room
         };
         let admitted = wire::inspect(message, unpacker, admits)?;
+        outrun(&mut state, own_heartbeat);
         metrics::counter!("starling_gossip_maps_left_out_total").increment(left_out);
         ChitchatMessage::deserialize(&mut admitted.as_ref()).map_err(GuardError::Malformed)
+    }
+}
+
+/// Any member may have raised this node's heartbeat in others' eyes, or made it begin anew here: lower
+/// ones would count no more, so this node goes on from the highest that is told of it.
+fn outrun(state: &mut Chitchat, heard: u64) {
+    if heard > state.self_node_state().heartbeat().into()
+        && let Ok(heartbeat) = Heartbeat::deserialize(&mut heard.to_le_bytes().as_slice())
+    {
+        state.self_node_state().try_set_heartbeat(heartbeat);
     }
 }
 

@@ -51,6 +51,10 @@ const LEAVE_PERIOD: Duration = Duration::from_millis(150);
 /// Two nodes that share an identity and a name would outlive each other forever; this often.
 const OUTLIVE_PERIOD: Duration = Duration::from_secs(10);
 
+/// Others' false versions of this node's map are outdone with each renewal, and when they are noticed;
+/// then at most this often, for the whole map is said again.
+const ANEW_PERIOD: Duration = Duration::from_secs(1);
+
 /// How often records that could not be used, but may be later, are tried again.
 const RETRY_PERIOD: Duration = Duration::from_secs(30);
 
@@ -83,6 +87,7 @@ pub struct GossipLoop {
     next_retry: Instant,
     /// Somebody used up the versions of this node's map.
     map_exhausted: bool,
+    next_anew: Instant,
     next_calendar_warning: Instant,
 }
 
@@ -134,6 +139,7 @@ impl GossipLoop {
             missed: false,
             next_retry: now + RETRY_PERIOD,
             map_exhausted: false,
+            next_anew: now,
             next_calendar_warning: now,
             clock,
         };
@@ -306,7 +312,14 @@ impl GossipLoop {
         if self.spoken.get(&change.key) == Some(&change.value) {
             return;
         }
-        if self.hold_own_map().await > 0 {
+        let now = self.clock.now();
+        let repaired = if now >= self.next_anew {
+            self.next_anew = now + ANEW_PERIOD;
+            self.say_own_map_anew().await
+        } else {
+            self.hold_own_map().await
+        };
+        if repaired > 0 {
             counter!("starling_gossip_overwritten_total").increment(1);
         }
     }
@@ -314,6 +327,13 @@ impl GossipLoop {
     /// Returns how many values were not as they should be.
     async fn hold_own_map(&mut self) -> usize {
         let held = self.replica.hold(&self.spoken).await;
+        self.map_exhausted |= held.is_err();
+        held.unwrap_or_default()
+    }
+
+    /// Returns how many values were not as they should be.
+    async fn say_own_map_anew(&mut self) -> usize {
+        let held = self.replica.hold_anew(&self.spoken).await;
         self.map_exhausted |= held.is_err();
         held.unwrap_or_default()
     }
@@ -383,7 +403,7 @@ impl GossipLoop {
         }
         if any {
             // With every renewal, so that also what somebody removed without a trace comes back.
-            self.hold_own_map().await;
+            self.say_own_map_anew().await;
         }
         if news {
             self.tell_some(TOLD_AT_ONCE);

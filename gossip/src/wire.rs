@@ -3,7 +3,7 @@
 //! chitchat 0.11 panics on messages that no honest peer sends, unpacks blocks without a bound, and
 //! remembers whatever a digest names. So a message's bytes are looked at before chitchat sees them:
 //! one that could do harm is refused whole, and digest entries that there is no room for are taken
-//! out. What a map's values say is not judged here; the catalogue does that.
+//! out, and a map's versions are believed only where a value shows them. What a map's values say is not judged here; the catalogue does that.
 //!
 //! The format, integers little endian, is chitchat's, which is pinned: a magic number, a version, a
 //! kind; then a digest (`Syn`, `SynAck`), a cluster's name (`Syn`), a delta (`SynAck`, `Ack`). A digest is a
@@ -40,6 +40,13 @@ const CLUSTER_BYTES_MAX: usize = 255;
 
 /// An owner's short name: 16 hexadecimal digits.
 const MAP_NAME_BYTES: usize = 16;
+
+const COUNTER_BYTES: usize = 8;
+
+/// What a block is, or that there are no more.
+const END: u8 = 0;
+const COMPRESSED: u8 = 1;
+const PLAIN: u8 = 2;
 
 const MAGIC: [u8; 2] = 45_139u16.to_le_bytes();
 const VERSION: u8 = 0;
@@ -91,11 +98,11 @@ pub fn entry_bytes(name_bytes: usize, address: SocketAddr) -> usize {
 }
 
 /// The message, without those maps of its digest that have no name of ours or that `admits`
-/// refuses. It is asked once for each entry.
+/// refuses, and without versions that no value shows. It is asked once for each entry, with the heartbeat that stands there.
 pub(crate) fn inspect<'a>(
     message: &'a [u8],
     unpacker: &mut Unpacker,
-    admits: impl FnMut(&MapId<'_>) -> bool,
+    admits: impl FnMut(&MapId<'_>, u64) -> bool,
 ) -> Result<Cow<'a, [u8]>, WireError> {
     const SYN: u8 = 0;
     const SYN_ACK: u8 = 1;
@@ -111,6 +118,8 @@ pub(crate) fn inspect<'a>(
     }
     let [kind] = reader.array()?;
     let mut refused = Vec::new();
+    let mut delta_at = message.len();
+    let mut delta = None;
     match kind {
         SYN => {
             refused = check_digest(&mut reader, message.len(), admits)?;
@@ -118,13 +127,21 @@ pub(crate) fn inspect<'a>(
         }
         SYN_ACK => {
             refused = check_digest(&mut reader, message.len(), admits)?;
-            check_delta(&mut reader, unpacker)?;
+            delta_at = message.len() - reader.0.len();
+            delta = check_delta(&mut reader, unpacker)?;
         }
-        ACK => check_delta(&mut reader, unpacker)?,
+        ACK => {
+            delta_at = message.len() - reader.0.len();
+            delta = check_delta(&mut reader, unpacker)?;
+        }
         BAD_CLUSTER => {}
         _ => return Err(WireError::Unknown("the kind")),
     }
-    if reader.0.is_empty() { Ok(without(message, &refused)) } else { Err(WireError::Trailing) }
+    match delta {
+        _ if !reader.0.is_empty() => Err(WireError::Trailing),
+        None => Ok(without(message, &refused)),
+        Some(delta) => Ok(Cow::Owned([without(&message[..delta_at], &refused).as_ref(), &delta].concat())),
+    }
 }
 
 /// Where in a message of `message_bytes`, of which `reader` has the rest, the entries stand that are
@@ -132,17 +149,18 @@ pub(crate) fn inspect<'a>(
 fn check_digest(
     reader: &mut Reader<'_>,
     message_bytes: usize,
-    mut admits: impl FnMut(&MapId<'_>) -> bool,
+    mut admits: impl FnMut(&MapId<'_>, u64) -> bool,
 ) -> Result<Vec<Range<usize>>, WireError> {
     let count = u16::from_le_bytes(reader.array()?);
     let mut refused = Vec::new();
     for _ in 0..count {
         let start = message_bytes - reader.0.len();
         let map = reader.map_id()?;
-        for _ in 0..3 {
+        let heartbeat = reader.counter()?;
+        for _ in 0..2 {
             reader.counter()?;
         }
-        if !map.is_well_formed() || !admits(&map) {
+        if !map.is_well_formed() || !admits(&map, heartbeat) {
             refused.push(start..message_bytes - reader.0.len());
         }
     }
@@ -170,18 +188,47 @@ fn without<'a>(message: &'a [u8], refused: &[Range<usize>]) -> Cow<'a, [u8]> {
     Cow::Owned(out)
 }
 
-fn check_delta(reader: &mut Reader<'_>, unpacker: &mut Unpacker) -> Result<(), WireError> {
-    let unpacked = unpacker.unpack(reader)?;
+/// What is to stand in the delta's place, if it is not to stand as it is.
+fn check_delta(reader: &mut Reader<'_>, unpacker: &mut Unpacker) -> Result<Option<Vec<u8>>, WireError> {
+    let mut unpacked = unpacker.unpack(reader)?;
     let mut operations = Reader(&unpacked);
     // Of the map that is spoken of: its newest version so far, unless no more may follow.
     let mut newest = None;
+    // How many bytes from the end on there stand versions that no value shows.
+    let mut hearsay = Vec::new();
     while !operations.0.is_empty() {
-        newest = check_operation(&mut operations, newest)?;
+        newest = check_operation(&mut operations, newest, &mut hearsay)?;
     }
-    Ok(())
+    if hearsay.is_empty() {
+        return Ok(None);
+    }
+    // Who believed that a map was cleared up to some version would empty its copy, heartbeat and all;
+    // who believed that it has nothing newer would ask for nothing. Owners delete nothing that must
+    // stay deleted, and renew what is newest, so nobody needs to believe either.
+    for rest in hearsay {
+        let at = unpacked.len() - rest;
+        unpacked[at..at + COUNTER_BYTES].fill(0);
+    }
+    Ok(Some(packed(&unpacked)))
 }
 
-fn check_operation(reader: &mut Reader<'_>, newest: Option<u64>) -> Result<Option<u64>, WireError> {
+/// A delta of these operations, not compressed: it is not to travel.
+fn packed(operations: &[u8]) -> Vec<u8> {
+    let mut delta = Vec::with_capacity(operations.len() + operations.len() / 1024 + 4);
+    for block in operations.chunks(BLOCK_BYTES_MAX) {
+        delta.push(PLAIN);
+        delta.extend_from_slice(&(block.len() as u16).to_le_bytes());
+        delta.extend_from_slice(block);
+    }
+    delta.push(END);
+    delta
+}
+
+fn check_operation(
+    reader: &mut Reader<'_>,
+    newest: Option<u64>,
+    hearsay: &mut Vec<usize>,
+) -> Result<Option<u64>, WireError> {
     const MAP: u8 = 0;
     const VALUE: u8 = 1;
     const NEWEST: u8 = 2;
@@ -190,7 +237,10 @@ fn check_operation(reader: &mut Reader<'_>, newest: Option<u64>) -> Result<Optio
     match reader.array()? {
         [MAP] => {
             reader.map_id()?;
-            reader.counter()?;
+            let rest = reader.0.len();
+            if reader.counter()? > 0 {
+                hearsay.push(rest);
+            }
             reader.counter()?;
             Ok(Some(0))
         }
@@ -212,7 +262,10 @@ fn check_operation(reader: &mut Reader<'_>, newest: Option<u64>) -> Result<Optio
             Ok(Some(version))
         }
         [NEWEST] => {
-            reader.counter()?;
+            let rest = reader.0.len();
+            if reader.counter()? > 0 {
+                hearsay.push(rest);
+            }
             // It stands for values, never beside them; chitchat would go back behind what they said.
             if newest == Some(0) { Ok(None) } else { Err(WireError::Disordered) }
         }
@@ -234,10 +287,6 @@ impl Default for Unpacker {
 
 impl Unpacker {
     fn unpack(&mut self, reader: &mut Reader<'_>) -> Result<Vec<u8>, WireError> {
-        const END: u8 = 0;
-        const COMPRESSED: u8 = 1;
-        const PLAIN: u8 = 2;
-
         let mut unpacked = Vec::new();
         loop {
             let kind = match reader.array()? {
@@ -360,23 +409,27 @@ mod tests {
 
     /// An `Ack` whose delta has these operations on one map.
     fn ack(operations: &[Vec<u8>]) -> Vec<u8> {
-        let block = [vec![0], map(MAP), counters([0, 0]), operations.concat()].concat();
+        ack_of_cleared(0, operations)
+    }
+
+    fn ack_of_cleared(cleared: u64, operations: &[Vec<u8>]) -> Vec<u8> {
+        let block = [vec![0], map(MAP), counters([cleared, 0]), operations.concat()].concat();
         let length = u16::try_from(block.len()).expect("short").to_le_bytes().to_vec();
         [head(2), vec![2], length, block, vec![0]].concat()
     }
 
     fn refused(message: &[u8]) -> WireError {
-        inspect(message, &mut Unpacker::default(), |_| true).expect_err("refused")
+        inspect(message, &mut Unpacker::default(), |_, _| true).expect_err("refused")
     }
 
     #[test]
     fn what_honest_peers_say_passes_unchanged() {
-        let said = [vec![value("n", 1), value("i/main", 2), value("l", 9)], vec![newest(9)], vec![]];
+        let said = [vec![value("n", 1), value("i/main", 2), value("l", 9)], vec![]];
         let acks = said.iter().map(|operations| ack(operations));
         let messages = exchange().into_iter().map(<[u8]>::to_vec).chain(acks).chain([syn(&[MAP]), head(3)]);
         let mut unpacker = Unpacker::default();
         for message in messages {
-            let passed = inspect(&message, &mut unpacker, |_| true);
+            let passed = inspect(&message, &mut unpacker, |_, _| true);
             assert_eq!(passed.as_deref(), Ok(message.as_slice()));
             assert!(ChitchatMessage::deserialize(&mut message.as_slice()).is_ok());
         }
@@ -388,9 +441,9 @@ mod tests {
         let mut unpacker = Unpacker::default();
         for message in exchange() {
             for length in 0..message.len() {
-                assert!(inspect(&message[..length], &mut unpacker, |_| true).is_err(), "{length}");
+                assert!(inspect(&message[..length], &mut unpacker, |_, _| true).is_err(), "{length}");
             }
-            assert_eq!(inspect(message, &mut unpacker, |_| true).as_deref(), Ok(message));
+            assert_eq!(inspect(message, &mut unpacker, |_, _| true).as_deref(), Ok(message));
             assert_eq!(refused(&[message, &[0]].concat()), WireError::Trailing);
         }
     }
@@ -398,15 +451,29 @@ mod tests {
     #[test]
     fn maps_without_room_or_without_a_name_of_ours_are_taken_out() {
         let all = syn(&["liar", MAP, "00000000000000BB", "00000000000000cc"]);
-        let passed = inspect(&all, &mut Unpacker::default(), |map| map.name != "00000000000000cc")
+        let passed = inspect(&all, &mut Unpacker::default(), |map, _| map.name != "00000000000000cc")
             .expect("the rest is good");
         assert_eq!(passed.as_ref(), syn(&[MAP]));
         let mut bytes = 0;
-        let _ = inspect(&syn(&[MAP]), &mut Unpacker::default(), |map| {
+        let _ = inspect(&syn(&[MAP]), &mut Unpacker::default(), |map, heartbeat| {
+            assert_eq!(heartbeat, 3);
             bytes = map.digest_bytes();
             true
         });
         assert_eq!(bytes, map(MAP).len() + 24);
+    }
+
+    #[test]
+    fn versions_without_a_value_are_not_believed() {
+        let said = [value("n", 9), value("l", 12)];
+        let passed =
+            |message: Vec<u8>| inspect(&message, &mut Unpacker::default(), |_, _| true).map(Cow::into_owned);
+        assert_eq!(passed(ack_of_cleared(8, &said)), Ok(ack(&said)));
+        assert_eq!(passed(ack(&[newest(9)])), Ok(ack(&[newest(0)])));
+        let syn = syn(&[MAP]);
+        let digest = &syn[4..][..2 + map(MAP).len() + 3 * COUNTER_BYTES];
+        let as_syn_ack = |ack: &[u8]| [&head(1), digest, &ack[4..]].concat();
+        assert_eq!(passed(as_syn_ack(&ack_of_cleared(8, &said))), Ok(as_syn_ack(&ack(&said))));
     }
 
     /// Each of them makes chitchat 0.11 panic, now or later.

@@ -306,7 +306,10 @@ fn judge_members(
         one.presence == other.presence && Arc::ptr_eq(&one.record, &other.record)
     };
     differences(&before.members, &after.members, is_same, |owner, member| {
-        let subject = truth.host_of(owner).ok_or(("holds a record that nobody signed, of", owner.clone()))?;
+        let Some(subject) = truth.host_of(owner) else {
+            let wrong = ("holds a record that nobody signed, of", owner.clone());
+            return if truth.may_be_invented(owner) { Ok(()) } else { Err(wrong) };
+        };
         let now = changed.entry(subject).or_insert(seen[subject]);
         let Some(member) = member else {
             now.presence = None;

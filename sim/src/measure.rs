@@ -152,7 +152,8 @@ impl Measures {
             let number = if was_withdrawn { truth.host(subject).newest() } else { after.shown };
             self.handle_known(truth, observer, subject, number, now);
         }
-        if after.presence == before.presence {
+        // Nobody is wrong to doubt a liar.
+        if after.presence == before.presence || truth.host(subject).is_hostile {
             return;
         }
         match after.presence {

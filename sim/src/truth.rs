@@ -82,6 +82,11 @@ impl Truth {
         self.by_owner.get(owner).copied()
     }
 
+    /// Whether an attacker holds a key of `owner`'s identity, and so may truly say that it is there.
+    pub fn may_be_invented(&self, owner: &Owner) -> bool {
+        self.hosts.iter().any(|host| host.is_hostile && host.owner.identity == owner.identity)
+    }
+
     /// From `now` on hosts reach each other so.
     pub fn begin_epoch(&mut self, now: Instant, components: Vec<u16>) {
         self.epochs.push((now, components));

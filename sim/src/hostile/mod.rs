@@ -1,17 +1,40 @@
 //! Hostile members: what a node with a good certificate does that means ill.
+//!
+//! Beside an honest gossip loop, which makes it a member that hears everything, an [`Attacker`] sends
+//! messages of its own making. Each way to attack is a [`sight::Scheme`] in a file of its own: it
+//! decides what is said to whom; this file gives it time and eyes and sends. What a message must look
+//! like is in [`wire`]. Nothing here is ever run by an honest node.
 
+mod accuse;
+mod equivocate;
+mod flood;
+mod forge;
+mod outrun;
+mod replay;
+mod resurrect;
+mod sight;
+mod wire;
+
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rand::rngs::StdRng;
 use starling_gossip::identity::ServiceName;
+use starling_gossip::link::Link as _;
 use starling_gossip::record::Owner;
 use starling_gossip::snapshot::Snapshot;
 use starling_gossip::svid::Svid;
 use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::disk::Disk;
 use crate::network::HostLink;
 use crate::scenario::Attack;
+use sight::{Scheme, Sight};
+
+/// How often an attacker looks at what its node has heard.
+const LOOK_PERIOD: Duration = Duration::from_millis(200);
 
 /// A hostile member at work, beside the honest node that hears for it.
 pub struct Attacker {
@@ -33,10 +56,43 @@ pub struct Attacker {
 
 impl Attacker {
     /// Attacks until it is stopped, so many messages a second.
-    pub async fn run(self, _attack: Attack, _rate: u32) {}
+    pub async fn run(mut self, attack: Attack, rate: u32) {
+        // What withholds says nothing; the network asks `withheld`.
+        let Some(mut scheme) = scheme(attack) else { return };
+        let mut sight = Sight::new(self.svid.clone(), self.owner.clone(), self.service.clone());
+        let mut ticks = interval(Duration::from_secs(1) / rate.max(1));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let mut next_look = Instant::now();
+        loop {
+            ticks.tick().await;
+            if Instant::now() >= next_look {
+                next_look = Instant::now() + LOOK_PERIOD;
+                let snapshot = self.snapshots.borrow_and_update().clone();
+                sight.look(&snapshot, &self.disk);
+            }
+            if let Some((to, message)) = scheme.next(&mut sight, &mut self.rng) {
+                self.link.send(to, message);
+            }
+        }
+    }
 }
 
-/// A message without the news in it: what somebody sends who passes nothing on.
-pub fn withheld(message: Vec<u8>) -> Vec<u8> {
-    message
+fn scheme(attack: Attack) -> Option<Box<dyn Scheme>> {
+    Some(match attack {
+        Attack::Forge => Box::<forge::Forge>::default(),
+        Attack::Replay => Box::<replay::Replay>::default(),
+        Attack::Withhold => return None,
+        Attack::Equivocate => Box::<equivocate::Equivocate>::default(),
+        Attack::Flood => Box::<flood::Flood>::default(),
+        Attack::Accuse => Box::<accuse::Accuse>::default(),
+        Attack::Resurrect => Box::<resurrect::Resurrect>::default(),
+        Attack::Outrun => Box::<outrun::Outrun>::default(),
+        Attack::Reset => Box::<outrun::Reset>::default(),
+    })
+}
+
+/// A message of the node at `own` without the news of others in it: what somebody sends who passes
+/// nothing on. Its own word still goes out, so that nobody doubts it.
+pub fn withheld(message: Vec<u8>, own: SocketAddr) -> Vec<u8> {
+    wire::own_news_only(&message, own).unwrap_or(message)
 }

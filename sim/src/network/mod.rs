@@ -192,7 +192,8 @@ impl Network {
         if sender.is_paused || !state.may_go(from.host, target, to) {
             return;
         }
-        let message = if sender.withholds { crate::hostile::withheld(message) } else { message };
+        let message =
+            if sender.withholds { crate::hostile::withheld(message, sender.address) } else { message };
         let traffic = state.traffic.entry(MessageKind::of(&message)).or_default();
         traffic.0 += 1;
         traffic.1 += message.len() as u64;

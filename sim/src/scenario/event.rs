@@ -133,6 +133,10 @@ pub enum Attack {
     Accuse,
     /// Keeps dead nodes alive by renewing their leases.
     Resurrect,
+    /// Raises others' heartbeats, so that their true ones count no more.
+    Outrun,
+    /// Makes others' maps begin anew, with nothing in them, behind later versions.
+    Reset,
 }
 
 /// Which nodes an event is about.

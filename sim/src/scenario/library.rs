@@ -42,6 +42,16 @@ library![
     "slow-node",
     "calendars",
     "churn",
+    "hostile-forge",
+    "hostile-replay",
+    "hostile-withhold",
+    "hostile-equivocate",
+    "hostile-flood",
+    "hostile-flood-join",
+    "hostile-accuse",
+    "hostile-resurrect",
+    "hostile-outrun",
+    "hostile-reset",
 ];
 
 /// A scenario as `list` shows it.
