@@ -177,9 +177,7 @@ fn judge(scenario: &Scenario, mistakes: &mut Vec<Mistake>) {
     if mesh.lease < Span::seconds(1) || mesh.lease > Span::seconds(3600) || mesh.lease.0 < mesh.renew.0 * 2 {
         wrong("mesh.lease", "must be at least twice `renew`, at least 1s and at most 1h".to_owned());
     }
-    for (place, conditions) in [("network", &scenario.network)] {
-        judge_shares(place, conditions, &mut wrong);
-    }
+    judge_shares("network", &scenario.network, &mut wrong);
     for name in scenario.expect.keys().filter(|name| !thresholds::is_known(name)) {
         wrong("expect", format!("no measure is called {name:?}; there are {}", thresholds::NAMES.join(", ")));
     }
@@ -309,10 +307,9 @@ impl Scenario {
         if !(0.0..=100.0).contains(&factor) {
             return Err(format!("distance={factor} is out of range: 0 to 100"));
         }
-        let stretched = |span: Span| Span(span.0.mul_f64(factor));
-        self.network.latency = stretched(self.network.latency);
-        for path in &mut self.path {
-            path.latency = path.latency.map(stretched);
+        let ways = self.path.iter_mut().filter_map(|path| path.latency.as_mut());
+        for latency in ways.chain([&mut self.network.latency]) {
+            *latency = Span(latency.0.mul_f64(factor));
         }
         Ok(())
     }

@@ -60,11 +60,12 @@ impl Axis {
         Self { logarithmic: true, ..Self::between(label, unit, low, high) }
     }
 
-    /// Logarithmic if the values span more than `decades`, else from zero.
+    /// Logarithmic if the values span more than `decades` and none is zero, else from zero.
     pub fn fitting(label: &str, unit: Unit, decades: f64, values: &[f64]) -> Self {
         let positive = || values.iter().copied().filter(|value| *value > 0.0);
         let (least, most) = (positive().fold(f64::MAX, f64::min), positive().fold(0.0, f64::max));
-        if most > least && (most / least).log10() > decades {
+        let has_zero = values.contains(&0.0);
+        if !has_zero && most > least && (most / least).log10() > decades {
             Self::logarithmic(label, unit, values.iter().copied())
         } else {
             Self::from_zero(label, unit, values.iter().copied())

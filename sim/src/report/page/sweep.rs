@@ -88,7 +88,7 @@ const PLANS: [Plan; 5] = [
             ("forgotten", "expired_ms_p99"),
             ("new node known", "joined_ms_p99"),
         ],
-        reading: "How long callers suffer from a crash, until it is forgotten, and until a newcomer is of use.",
+        reading: "How long until routes prefer others to a crashed node, until it is forgotten, and until a newcomer is of use.",
     },
     Plan {
         name: "sweep-bytes",
@@ -191,7 +191,7 @@ fn table(parameter: &str, reports: &[(String, Report)]) -> String {
         "99 % know",
         "all know",
         "rounds / bound",
-        "crash unused, 99 %",
+        "others preferred, 99 %",
         "sent at rest",
         "in change",
         "stale",
