@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use rand::Rng as _;
@@ -35,6 +36,8 @@ pub struct Request {
     pub window: Option<Window>,
     /// Whether pictures are wanted.
     pub pictures: bool,
+    /// Counts up as long as virtual time passes.
+    pub pulse: Arc<AtomicU64>,
 }
 
 /// Plays `scenario` on a paused clock of its own; `progress` hears how much of it is over, 0 to 1.
@@ -81,7 +84,7 @@ async fn run(
     request: &Request,
     progress: impl FnMut(f64),
 ) -> anyhow::Result<(Run, Vec<String>)> {
-    let world = match World::new(scenario.clone(), request.seed, request.window.clone()) {
+    let world = match World::new(scenario.clone(), request) {
         Ok(world) => world,
         Err(failure) => return Err(failure.into()),
     };

@@ -27,8 +27,8 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         what: "leases never end",
         file: "gossip/src/known.rs",
-        right: "} else if silent >= self.lease_length() {",
-        wrong: "} else if silent >= self.lease_length() * 1000 {",
+        right: "Duration::from_millis(self.node.lease.length_millis.into())",
+        wrong: "Duration::from_millis(self.node.lease.length_millis.into()) * 1000",
         scenario: "converge",
         caught: "still believes in",
     },
@@ -70,7 +70,8 @@ const MUTANTS: &[Mutant] = &[
         right: "(hash_times(renewal.link, ahead) == self.link)",
         wrong: "(ahead > 0)",
         scenario: "hostile-resurrect",
-        caught: "still believes in",
+        // Forged renewals are believed: of the dead, and ahead of the living's true ones.
+        caught: "equal catalogues and routes after the last event",
     },
 ];
 
@@ -100,7 +101,29 @@ impl Copy {
             let status = Command::new("cp").arg("-a").arg(root.join(part)).arg(&copy).status();
             assert!(status.expect("cp").success(), "{part}");
         }
+        Self::borrow_dependencies(&target.join("debug"), &copy.join("target/debug"));
         Self(copy)
+    }
+
+    /// What the tests' build made of the dependencies, copied: built in the same directory, a mutant would take
+    /// the product's place there, for cargo tells packages apart by their path within the workspace.
+    fn borrow_dependencies(from: &Path, to: &Path) {
+        std::fs::create_dir_all(to.join("deps")).expect("a directory");
+        for part in [".fingerprint", "build"] {
+            let status = Command::new("cp").arg("-a").arg(from.join(part)).arg(to).status();
+            assert!(status.expect("cp").success(), "{part}");
+        }
+        let is_library = |path: &Path| {
+            let extension = path.extension().and_then(|extension| extension.to_str());
+            matches!(extension, Some("rlib" | "rmeta" | "so" | "d"))
+        };
+        let files = std::fs::read_dir(from.join("deps")).expect("libraries");
+        let files: Vec<PathBuf> =
+            files.flatten().map(|file| file.path()).filter(|it| is_library(it)).collect();
+        for some in files.chunks(500) {
+            let status = Command::new("cp").arg("-a").args(some).arg(to.join("deps")).status();
+            assert!(status.expect("cp").success());
+        }
     }
 
     fn file(&self, file: &str) -> PathBuf {
@@ -120,9 +143,9 @@ impl Copy {
 
     /// The same packages and features as the tests', so that no dependency is built anew.
     fn build(&self) -> PathBuf {
-        let target = self.0.parent().expect("the build directory").to_owned();
         let mut cargo = Command::new(env!("CARGO"));
         cargo.current_dir(&self.0).args(["test", "--workspace", "--no-run", "-q", "--test", "replay"]);
+        let target = self.0.join("target");
         let built = cargo.env("CARGO_TARGET_DIR", &target).stdin(Stdio::null()).output().expect("cargo");
         assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
         target.join("debug/starling-sim")

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use starling_gossip::clock::Instant;
 use starling_gossip::record::Health;
+use starling_sim::play::Request;
 use starling_sim::scenario::{Scenario, parse};
 use starling_sim::world::{Failure, World};
 
@@ -27,7 +28,8 @@ enum Step {
 }
 
 async fn follow(course: &Course, seed: u64) -> Result<Delays, Failure> {
-    let mut world = World::new(Arc::new(scenario(course.starts.len())), seed, None)?;
+    let mut world =
+        World::new(Arc::new(scenario(course.starts.len())), &Request { seed, ..Request::default() })?;
     let joins = course.starts.iter().map(|at| (*at, Step::Join));
     let changes = course.changes.iter().map(|change| (change.at, Step::Change(change.node)));
     let crashes = course.crashes.iter().map(|it| (course.crash_in_time(it, RENEW), Step::Crash(it.node)));

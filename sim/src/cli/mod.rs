@@ -10,6 +10,9 @@ mod run;
 mod runner;
 
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -18,6 +21,10 @@ use serde::Serialize;
 use starling_sim::play::Request;
 use starling_sim::report::Run;
 use starling_sim::scenario::{self, Scenario};
+
+/// A run in which nothing comes to pass for so long is stuck: the slowest steps of a thousand nodes take
+/// seconds.
+const STALLED_AFTER: Duration = Duration::from_secs(120);
 
 /// Wrong usage, or a scenario with mistakes.
 const WRONG_USAGE: u8 = 2;
@@ -152,8 +159,26 @@ fn measured(
     progress: impl FnMut(f64) + Send,
 ) -> anyhow::Result<(Run, Vec<String>)> {
     let start = std::time::Instant::now();
+    watch(&request.pulse);
     let (run, lines) = run::play_seeded(scenario, request, progress)?;
     Ok((Run { wall_s: start.elapsed().as_secs_f64(), memory_mib: memory_mib(), ..run }, lines))
+}
+
+/// Ends the process when virtual time stands still: something asks to be woken at a moment that has passed,
+/// again and again. No check could notice it, because none is ever asked.
+fn watch(pulse: &Arc<AtomicU64>) {
+    let pulse = Arc::downgrade(pulse);
+    std::thread::spawn(move || {
+        let mut seen = None;
+        while let Some(count) = pulse.upgrade().map(|pulse| pulse.load(Ordering::Relaxed)) {
+            if seen == Some(count) {
+                eprintln!("virtual time stands still: nothing has come to pass for {STALLED_AFTER:?}");
+                std::process::exit(1);
+            }
+            seen = Some(count);
+            std::thread::sleep(STALLED_AFTER);
+        }
+    });
 }
 
 /// The most memory this process ever held; 0 where the system does not say.

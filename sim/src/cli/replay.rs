@@ -65,7 +65,7 @@ impl ReplayArgs {
             seed: self.seed,
             again: String::new(),
             window: Some(window),
-            pictures: false,
+            ..Request::default()
         };
         let (run, mut lines) = super::measured(scenario, &request, |_| {})?;
         if self.at.is_none() {

@@ -186,8 +186,14 @@ impl OneArgs {
         };
         let _ = name;
         let again = self.overrides.iter().map(|it| format!("--set {it}")).collect::<Vec<_>>().join(" ");
-        let request =
-            Request { name: self.scenario, seed: self.seed, again, window: None, pictures: self.pictures };
+        let request = Request {
+            name: self.scenario,
+            seed: self.seed,
+            again,
+            window: None,
+            pictures: self.pictures,
+            ..Request::default()
+        };
         let (run, _) = super::measured(scenario, &request, |part| {
             // Whoever reads may have gone; the run is then nobody's.
             let _ = print_json(&Line::Progress(part));

@@ -7,6 +7,7 @@ mod host;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -26,8 +27,9 @@ use crate::hostile::Attacker;
 use crate::keys::{Authority, WALL_AT_START};
 use crate::measure::Measures;
 use crate::network::{Handicap, Network, address_of};
+use crate::play::Request;
 use crate::scenario::{Attack, Conditions, Do, Memory, Scenario};
-use crate::trace::{Event, Trace, Turn, Window};
+use crate::trace::{Event, Trace, Turn};
 use crate::truth::{Saying, Truth};
 use host::{Brake, Host, Process};
 
@@ -56,6 +58,7 @@ pub struct World {
     seeds: watch::Sender<Vec<SocketAddr>>,
     observed: mpsc::Receiver<Observation>,
     observations: mpsc::Sender<Observation>,
+    pulse: Arc<AtomicU64>,
 }
 
 struct Observation {
@@ -89,9 +92,9 @@ pub enum Failure {
 
 impl World {
     /// A world without nodes. Call it in a paused runtime.
-    pub fn new(scenario: Arc<Scenario>, seed: u64, window: Option<Window>) -> Result<Self, Failure> {
-        let mut rng = StdRng::seed_from_u64(seed);
-        let trace = Arc::new(Trace::new(window));
+    pub fn new(scenario: Arc<Scenario>, request: &Request) -> Result<Self, Failure> {
+        let mut rng = StdRng::seed_from_u64(request.seed);
+        let trace = Arc::new(Trace::new(request.window.clone()));
         let network = Network::new(scenario.paths(), rng.random(), trace.clone());
         let (observations, observed) = mpsc::channel(OBSERVATIONS_QUEUED_MAX);
         let mesh = &scenario.mesh;
@@ -112,6 +115,7 @@ impl World {
             ),
             observed,
             observations,
+            pulse: request.pulse.clone(),
             scenario,
         })
     }
@@ -342,6 +346,7 @@ impl World {
     /// Lets time pass until `deadline`. Every snapshot is judged.
     pub async fn run_until(&mut self, deadline: Instant) -> Result<(), Failure> {
         loop {
+            self.pulse.fetch_add(1, Ordering::Relaxed);
             let until = deadline.min(self.next_second);
             match timeout_at(until, self.observed.recv()).await {
                 Ok(Some(observation)) => self.observe(&observation)?,
