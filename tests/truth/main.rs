@@ -32,16 +32,16 @@ mod simulated;
 const DISTANCE_MAX: f64 = 0.15;
 
 /// Real processes that two processors bear without waiting for each other much.
-const NODES: usize = 20;
+const NODES: usize = 23;
 
 /// Nodes that all others are told of.
 const SEEDS: usize = 3;
 
-/// So many that the luck of one hardly shows: 380 measures.
+/// So many that the luck of one hardly shows: 440 measures.
 const CHANGES: usize = 20;
 
-/// So many that a good half of the mesh lives to see them all.
-const CRASHES: usize = 8;
+/// So many that half of the mesh lives to see them all.
+const CRASHES: usize = 12;
 
 /// A node's own default.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -59,7 +59,7 @@ const APART_MIN: u64 = 30;
 const APART_MAX: u64 = 110;
 
 /// Simulated runs, taken together: their own luck is to be small beside the real run's.
-const SIMULATED_RUNS: u64 = 4;
+const SIMULATED_RUNS: u64 = 8;
 
 /// How often the machine is looked at.
 const LOOK_PERIOD: Duration = Duration::from_millis(100);

@@ -46,6 +46,7 @@ pub async fn run() -> (Course, Delays) {
         tokio::time::sleep(CHANGE_PERIOD).await;
     }
     let mut killed = Vec::new();
+    // Each is another: three and the number of nodes have no divisor in common.
     for crash in 0..CRASHES {
         let node = (SEEDS + crash * 3) % NODES;
         killed.push((node, Moment::of_unix_millis(Clock::System.wall().unix_millis)));
