@@ -1,6 +1,6 @@
 //! The calculator: how fast, at which cost, without running anything.
 //!
-//! Two answers. [`formula`] solves the equations of the epidemic and needs nothing. The table,
+//! Two answers. `formula` solves the equations of the epidemic and needs nothing. The table,
 //! `measured.json`, holds what was measured: full simulations of small meshes, the event model for
 //! large ones. Where it reaches, the formula's answer is corrected by how far it was off nearby.
 //! Both state their error, which is found by leaving out each row in turn and asking for it. Beyond the

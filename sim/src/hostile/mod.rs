@@ -1,9 +1,9 @@
 //! Hostile members: what a node with a good certificate does that means ill.
 //!
 //! Beside an honest gossip loop, which makes it a member that hears everything, an [`Attacker`] sends
-//! messages of its own making. Each way to attack is a [`sight::Scheme`] in a file of its own: it
+//! messages of its own making. Each way to attack is a `sight::Scheme` in a file of its own: it
 //! decides what is said to whom; this file gives it time and eyes and sends. What a message must look
-//! like is in [`wire`]. Nothing here is ever run by an honest node.
+//! like is in `wire`. Nothing here is ever run by an honest node.
 
 mod accuse;
 mod equivocate;
