@@ -25,6 +25,10 @@ const CRITICAL_PERCENT: u64 = 90;
 /// never learn that the trouble is over.
 const CEILING_MIN: usize = 16;
 
+/// Memory is judged by where it will be after so many more samples, if it goes on growing as it did since the
+/// last one: work that was let in goes on filling its windows, at 100 MB/s and more, and a busy node looks late.
+const SAMPLES_AHEAD: u64 = 3;
+
 /// What was cut off needs a moment to be gone before more is.
 const CUT_PERIOD: Duration = Duration::from_millis(500);
 
@@ -48,6 +52,8 @@ pub struct Order {
 #[derive(Debug)]
 pub struct Pressure {
     bytes_max: u64,
+    /// The last sample.
+    last: Option<u64>,
     short: Option<Short>,
 }
 
@@ -63,7 +69,7 @@ struct Short {
 impl Pressure {
     /// For a node that may use `bytes_max`.
     pub fn new(bytes_max: u64) -> Self {
-        Self { bytes_max, short: None }
+        Self { bytes_max, last: None, short: None }
     }
 
     /// Whether memory is short.
@@ -73,7 +79,9 @@ impl Pressure {
 
     /// `bytes` are used while `under_way` pieces of work are.
     pub fn handle_sample(&mut self, bytes: u64, under_way: usize, now: Instant) -> Order {
-        let above = |percent: u64| bytes >= self.bytes_max / 100 * percent;
+        let grown = bytes.saturating_sub(self.last.replace(bytes).unwrap_or(bytes));
+        let expected = bytes.saturating_add(grown.saturating_mul(SAMPLES_AHEAD));
+        let above = |percent: u64| expected >= self.bytes_max / 100 * percent;
         let halved = (under_way / 2).max(CEILING_MIN);
         match &mut self.short {
             None if above(SHORT_PERCENT) => {
@@ -132,6 +140,15 @@ mod tests {
         let orders = feed(&mut pressure, &samples, Instant::now());
         assert_eq!(ceilings(&orders), [None, Some(50), Some(50), Some(50), None]);
         assert!(orders.iter().all(|order| !order.cut));
+    }
+
+    #[test]
+    fn fast_growth_is_met_before_it_arrives() {
+        let grows = [(400_000, 100), (450_000, 200), (550_000, 300), (570_000, 300)];
+        let orders = feed(&mut Pressure::new(MAX), &grows, Instant::now());
+        assert_eq!(ceilings(&orders), [None, None, Some(150), Some(150)], "850,000 is where 550,000 leads");
+        let slow = [(400_000, 100), (420_000, 200), (440_000, 300), (460_000, 300)];
+        assert_eq!(ceilings(&feed(&mut Pressure::new(MAX), &slow, Instant::now())), [None; 4]);
     }
 
     #[test]

@@ -19,6 +19,7 @@ use starling_transport::header::{RefusalReason, StreamKind};
 use starling_transport::incoming::{IncomingStream, UnansweredStream};
 use tracing::{debug, warn};
 
+use super::listener::BUFFER_BYTES_MAX;
 use crate::authz::Reason;
 use crate::proxy::access::Admission;
 use crate::proxy::body::{AnswerBody, AnswerGuard, RequestBody};
@@ -189,7 +190,8 @@ impl Caller {
         let io = TokioIo::new(stream);
         let ended = match version {
             HttpVersion::Http1 => {
-                let builder = hyper::server::conn::http1::Builder::new();
+                let mut builder = hyper::server::conn::http1::Builder::new();
+                builder.max_buf_size(BUFFER_BYTES_MAX);
                 builder.serve_connection(io, service).with_upgrades().await
             }
             HttpVersion::Http2 => {

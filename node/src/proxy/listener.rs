@@ -38,7 +38,7 @@ const FIRST_BYTES: Duration = Duration::from_secs(1);
 
 /// Bytes kept for one HTTP/1.1 connection in each direction: a head at most, or what a slow client
 /// has not taken yet.
-const BUFFER_BYTES_MAX: usize = 64 * 1024;
+pub(super) const BUFFER_BYTES_MAX: usize = 64 * 1024;
 
 /// Heads of one HTTP/2 request: as much as of HTTP/1.1.
 const HEADER_LIST_BYTES_MAX: u32 = 64 * 1024;
