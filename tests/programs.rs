@@ -412,9 +412,11 @@ async fn mariadb_keeps_a_table_for_a_client_at_another_node() {
 #[tokio::test]
 async fn a_passed_socket_that_nothing_is_configured_for_is_refused() {
     let mesh = Mesh::new();
-    let node = mesh.node("node").calls("web").is_activated().start().await;
+    let mut node = mesh.node("node").calls("web").is_activated().start().await;
     let toml = node.directory().join("starling.toml");
     let text = std::fs::read_to_string(&toml).expect("its configuration");
+    // Its ports are to be free: of the process, and of the test that held them for it.
+    node.kill().await;
     drop(node);
     let other = mesh.free_address();
     std::fs::write(&toml, &text).expect("a file");
