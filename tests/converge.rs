@@ -18,6 +18,17 @@ async fn ask(caller: &Node, count: usize) -> Vec<String> {
     answers
 }
 
+/// The simulator may not import the transport, so it says again what of it shows.
+#[test]
+fn the_simulated_network_is_as_patient_as_the_real_one() {
+    use starling_sim::network::{connection, fate};
+    use starling_transport::limits;
+    assert_eq!(connection::IDLE_TIMEOUT, limits::IDLE_TIMEOUT);
+    assert_eq!(connection::UNUSED_CLOSE, limits::UNUSED_CLOSE);
+    assert_eq!(fate::GIVEN_UP, limits::MESSAGE_TIMEOUT);
+    assert!(limits::KEEP_ALIVE < limits::IDLE_TIMEOUT, "keep-alives hold connections open");
+}
+
 #[tokio::test]
 async fn nodes_that_join_in_any_order_find_each_other_the_seed_last() {
     let mesh = Mesh::new();

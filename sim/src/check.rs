@@ -386,8 +386,7 @@ fn judge_instance(truth: &Truth, service: &ServiceName, offered: &ServiceInstanc
 /// An instance is gone: its owner withdrew it, or began another life, or is not present itself.
 fn judge_vanished(truth: &Truth, subject: usize, before: Seen, now: &Seen) -> Result<(), Wrong> {
     let host = truth.host(subject);
-    let later = host.words.iter().skip(before.shown as usize);
-    let was_withdrawn = later.into_iter().any(|word| word.instance.is_none());
+    let was_withdrawn = host.withdrawn_after(before.shown).is_some();
     let is_another_life =
         now.version.map(|version| version.incarnation) != before.version.map(|version| version.incarnation);
     let is_present = now.presence.is_some_and(Presence::is_present);

@@ -147,9 +147,13 @@ impl Measures {
         if observer == subject {
             return;
         }
-        let was_withdrawn = after.shown == 0 && before.shown > 0;
-        if after.shown > before.shown || (was_withdrawn && after.presence.is_some_and(Presence::is_present)) {
-            let number = if was_withdrawn { truth.host(subject).newest() } else { after.shown };
+        let is_present = after.presence.is_some_and(Presence::is_present);
+        let known = match after.shown {
+            0 if is_present => truth.host(subject).withdrawn_after(before.shown),
+            0 => None,
+            shown => (shown > before.shown).then_some(shown),
+        };
+        if let Some(number) = known {
             self.handle_known(truth, observer, subject, number, now);
         }
         // Nobody is wrong to doubt a liar.

@@ -12,7 +12,7 @@ use starling_gossip::record::Health;
 
 use crate::network::Handicap;
 use crate::network::partition::Partition;
-use crate::report::{Checks, Failed, Percentiles, Run, millis, seconds};
+use crate::report::{Checks, Failed, Percentiles, Run, seconds};
 use crate::scenario::{Do, Event, Pick, Scenario};
 use crate::trace::{Turn, Window};
 use crate::world::{Failure, World};
@@ -255,7 +255,7 @@ impl<P: FnMut(f64)> Play<P> {
             }
             Step::Pause(host, is_paused) => self.world.set_paused(host, is_paused),
             Step::Heal(number) => {
-                self.world.network().with_partitions(|partitions| partitions.end(number));
+                self.world.network().heal(number);
                 self.world.trace().turn(Turn::Healed);
                 self.world.begin_epoch();
             }
@@ -384,7 +384,7 @@ impl<P: FnMut(f64)> Play<P> {
         };
         let parts = part.iter().max().map_or(1, |last| usize::from(*last) + 1);
         let partition = Partition { part, one_way: event.one_way };
-        let number = self.world.network().with_partitions(|partitions| partitions.begin(partition));
+        let number = self.world.network().split(partition);
         self.world.trace().turn(Turn::Split(parts));
         self.world.begin_epoch();
         self.put(now + event.lasts.0, Step::Heal(number));
@@ -437,7 +437,7 @@ impl<P: FnMut(f64)> Play<P> {
             stale_share: figures.stale_share,
             queue_max: world.network().queue_max() as u64,
             converged_s: seconds(self.converged),
-            recovered_s: millis(self.recovered) / 1000.0,
+            recovered_s: seconds(self.recovered),
             virtual_s: seconds(world.trace().elapsed()),
             samples: world.measures.samples().clone(),
             pictures: request

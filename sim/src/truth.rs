@@ -124,6 +124,13 @@ impl HostTruth {
         self.words.get(usize::try_from(number.checked_sub(1)?).ok()?)
     }
 
+    /// The first word after word `number` that withdrew the instance: who offered that one and offers
+    /// nothing any more knows it.
+    pub fn withdrawn_after(&self, number: u64) -> Option<u64> {
+        let mut later = (number + 1)..=self.newest();
+        later.find(|later| number > 0 && self.word(*later).is_some_and(|word| word.instance.is_none()))
+    }
+
     /// What others should offer of it, if it is up: a word's number, or 0 for nothing.
     pub fn should_be_shown(&self) -> u64 {
         self.words.last().map_or(0, |word| word.instance.as_ref().map_or(0, |_| self.newest()))

@@ -85,7 +85,7 @@ fn a_failed_check_comes_first_with_its_history_and_its_replay() {
     runs[1].violation = Some(synthetic::failed(2));
     runs[1].checks.failed = 1;
     let expect = [("left_ms_p99".to_owned(), 100.0)].into();
-    let report = Report::with_samples("<&>", "\"Why?\" </title>", 50, synthetic::INTERVAL, runs, &expect);
+    let report = Report::of("<&>", "\"Why?\" </title>", 50, synthetic::INTERVAL, runs, &expect);
     let html = page(&report);
     check("page-failed.html", &html);
     let at = |text: &str| html.find(text).unwrap_or_else(|| panic!("no {text}"));

@@ -89,7 +89,8 @@ fn all_mistakes_of_a_scenario_are_told_at_once_with_their_lines() {
     std::fs::remove_file(&file).expect("removed");
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(2));
-    for part in [":2: colour", ":4: mesh", ":7: event 1", "needs `for`", "known_ms_p98"] {
+    for part in [":2: colour", ":4: mesh", ":7: event 1", ":8: event 2: `pause` needs `for`", "known_ms_p98"]
+    {
         assert!(told.contains(part), "{part}: {told}");
     }
 }

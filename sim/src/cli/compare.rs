@@ -16,7 +16,7 @@ const FILE_BYTES_MAX: u64 = 256 << 20;
 /// To say how many seeds are enough, up to this many are tried.
 const SEEDS_MAX: usize = 100;
 
-/// What to compare.
+/// Says what changed between two reports, and whether it is more than noise.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// Before: what `run -o json` printed.

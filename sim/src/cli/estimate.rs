@@ -11,7 +11,7 @@ use starling_sim::scenario::Span;
 use super::mesh::Mesh;
 use super::{Output, WRONG_USAGE, print_json};
 
-/// Say at once how fast news spread, when a crash is noticed and what gossip costs.
+/// Says at once how fast news spread, when a crash is noticed and what gossip costs.
 #[derive(Args, Debug)]
 pub(super) struct Estimate {
     #[command(flatten)]

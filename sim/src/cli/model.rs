@@ -11,7 +11,7 @@ use starling_sim::scenario::Span;
 use super::mesh::Mesh;
 use super::{Output, WRONG_USAGE, print_json};
 
-/// Play a simplified gossip of up to 100,000 nodes; measure when everybody knows a change or misses a
+/// Plays a simplified gossip of up to 100,000 nodes; measures when everybody knows a change or misses a
 /// crashed node.
 #[derive(Args, Debug)]
 pub(super) struct Model {

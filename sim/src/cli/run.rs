@@ -121,14 +121,8 @@ impl RunArgs {
             let runs: Vec<Run> = runs.by_ref().take(self.seeds as usize).collect();
             ensure!(runs.len() == self.seeds as usize, "a run is missing");
             let interval = scenario.mesh.interval.0;
-            let report = Report::with_samples(
-                &name,
-                &scenario.question,
-                scenario.mesh.nodes,
-                interval,
-                runs,
-                &scenario.expect,
-            );
+            let report =
+                Report::of(&name, &scenario.question, scenario.mesh.nodes, interval, runs, &scenario.expect);
             reports.push((point.map(|point| point.value).unwrap_or_default(), report));
         }
         self.show(&reports)?;
@@ -180,11 +174,10 @@ impl RunArgs {
 
 impl OneArgs {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        let (name, scenario) = match read(&self.scenario, &self.overrides) {
-            Ok(read) => read,
+        let scenario = match read(&self.scenario, &self.overrides) {
+            Ok((_, scenario)) => scenario,
             Err(code) => return Ok(code),
         };
-        let _ = name;
         let again = self.overrides.iter().map(|it| format!("--set {it}")).collect::<Vec<_>>().join(" ");
         let request = Request {
             name: self.scenario,

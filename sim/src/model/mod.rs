@@ -22,7 +22,7 @@ mod percentiles;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use crate::network::IDLE_TIMEOUT;
+use crate::network::connection::UNUSED_CLOSE;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use serde::Serialize;
@@ -107,7 +107,7 @@ impl Settings {
     /// The share of pairs that have not talked for so long that their connection is gone: nobody's
     /// rounds led to the other. Seeds and news, which connect a few more, are left out.
     pub fn cold_share(&self) -> f64 {
-        let rounds = 2.0 * IDLE_TIMEOUT.as_secs_f64() / self.interval.as_secs_f64();
+        let rounds = 2.0 * UNUSED_CLOSE.as_secs_f64() / self.interval.as_secs_f64();
         (1.0 - PEERS_PER_ROUND as f64 / (self.nodes - 1) as f64).max(0.0).powf(rounds)
     }
 

@@ -34,6 +34,7 @@ pub fn packets(bytes: usize) -> usize {
 pub fn travel(conditions: &Conditions, loss: f64, bytes: usize, rng: &mut impl Rng) -> Option<Duration> {
     // Always the same number of draws, so that one message's luck does not change all others'.
     let (luck, late, held): (f64, f64, f64) = (rng.random(), rng.random(), rng.random());
+    let is_held = rng.random_bool(conditions.reorder);
     let latency = conditions.latency.0;
     let mut delay = latency + conditions.jitter.0.mul_f64(late);
     let sent_again = latency * 3;
@@ -44,7 +45,7 @@ pub fn travel(conditions: &Conditions, loss: f64, bytes: usize, rng: &mut impl R
         timeout *= 2;
         rounds -= 1;
     }
-    if rng.random_bool(conditions.reorder) {
+    if is_held {
         delay += HELD_BACK.mul_f64(held);
     }
     (delay < GIVEN_UP).then_some(delay)

@@ -2,8 +2,10 @@
 //!
 //! It keeps what [`Link`] demands of identity: a message for a member reaches nobody else, one for
 //! a connection needs a connection, and who has none pays for a handshake. It carries messages, not
-//! packets; what loss does to a message is decided in [`fate`], who reaches whom in [`partition`].
+//! packets; what loss does to a message is decided in [`fate`], who reaches whom in [`partition`], who is connected in
+//! [`connection`].
 
+pub mod connection;
 pub mod fate;
 pub mod partition;
 
@@ -23,13 +25,11 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::scenario::Conditions;
 use crate::trace::{Event, Trace};
-use partition::Partitions;
+use connection::{Connections, IDLE_TIMEOUT};
+use partition::{Partition, Partitions};
 
 /// Messages on their way to one host; more are dropped, the newest first.
 const ON_THE_WAY_MAX: usize = 8192;
-
-/// A connection that nothing has passed over in both directions for so long is gone (quinn's idle timeout).
-pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Where addresses begin; a host that moves listens on the next port.
 const PORT: u16 = 7400;
@@ -59,9 +59,7 @@ struct State {
     /// By site, from and to.
     paths: Vec<Vec<Conditions>>,
     hosts: BTreeMap<usize, Host>,
-    /// By the lesser and the greater host: since when, and when something last passed that both could
-    /// acknowledge.
-    connections: BTreeMap<(usize, usize), Instant>,
+    connections: Connections,
     partitions: Partitions,
     traffic: Traffic,
     queue_max: usize,
@@ -73,7 +71,7 @@ struct Host {
     address: SocketAddr,
     site: usize,
     handicap: Handicap,
-    is_paused: bool,
+    paused_since: Option<Instant>,
     withholds: bool,
     /// When what it has sent so far will have left, if its bandwidth is bounded.
     sends_at: Instant,
@@ -100,7 +98,7 @@ impl Network {
             rng: StdRng::seed_from_u64(seed),
             paths,
             hosts: BTreeMap::new(),
-            connections: BTreeMap::new(),
+            connections: Connections::default(),
             partitions: Partitions::default(),
             traffic: Traffic::new(),
             queue_max: 0,
@@ -123,7 +121,7 @@ impl Network {
             address,
             site,
             handicap: Handicap::default(),
-            is_paused: false,
+            paused_since: None,
             withholds: false,
             sends_at: Instant::now(),
             takes_at: Instant::now(),
@@ -138,12 +136,25 @@ impl Network {
     pub fn unplug(&self, host: usize) {
         let mut state = self.state();
         state.hosts.remove(&host);
-        state.connections.retain(|(one, other), _| *one != host && *other != host);
+        state.connections.cut(|one, other| one == host || other == host);
     }
 
-    /// `host` stands still, or goes on: meanwhile it sends nothing and messages wait for it.
-    pub fn set_paused(&self, host: usize, is_paused: bool) {
-        self.with_host(host, |host| host.is_paused = is_paused);
+    /// `host` stands still: it sends nothing, and messages wait for it.
+    pub fn pause(&self, host: usize) {
+        self.with_host(host, |host| host.paused_since = Some(Instant::now()));
+    }
+
+    /// `host` goes on. What waited for too long has been given up by its senders, and so have its connections.
+    pub fn resume(&self, host: usize) {
+        let now = Instant::now();
+        let mut since = None;
+        self.with_host(host, |host| {
+            since = host.paused_since.take();
+            host.on_the_way.retain(|(at, _), _| now < *at + fate::GIVEN_UP);
+        });
+        if since.is_some_and(|since| now >= since + IDLE_TIMEOUT) {
+            self.state().connections.cut(|one, other| one == host || other == host);
+        }
     }
 
     /// `host` differs from others from now on.
@@ -156,9 +167,23 @@ impl Network {
         self.with_host(host, |host| host.withholds = withholds);
     }
 
-    /// The splits in force.
-    pub fn with_partitions<T>(&self, change: impl FnOnce(&mut Partitions) -> T) -> T {
-        change(&mut self.state().partitions)
+    /// The network falls into parts; the number heals it.
+    pub fn split(&self, partition: Partition) -> u64 {
+        self.state().partitions.begin(partition, Instant::now())
+    }
+
+    /// What [`Self::split`] did is over.
+    pub fn heal(&self, number: u64) {
+        let mut state = self.state();
+        let Some((since, partition)) = state.partitions.end(number) else { return };
+        if Instant::now() >= since + IDLE_TIMEOUT {
+            state.connections.cut(|one, other| partition.divides(one, other));
+        }
+    }
+
+    /// By host, who reaches whom; see [`Partitions::components`].
+    pub fn components(&self, is_up: &[bool]) -> Vec<u16> {
+        self.state().partitions.components(is_up)
     }
 
     /// What was sent so far.
@@ -189,7 +214,7 @@ impl Network {
         let Some(sender) = state.hosts.get(&from.host).filter(|it| it.address == from.address) else {
             return;
         };
-        if sender.is_paused || !state.may_go(from.host, target, to) {
+        if sender.paused_since.is_some() || !state.may_go(from.host, target, to) {
             return;
         }
         let message =
@@ -210,7 +235,7 @@ impl Network {
     fn arrived(&self, host: usize) -> Result<Received, Option<Instant>> {
         let mut state = self.state();
         let now = Instant::now();
-        let plugged = state.hosts.get_mut(&host).filter(|host| !host.is_paused).ok_or(None)?;
+        let plugged = state.hosts.get_mut(&host).filter(|host| host.paused_since.is_none()).ok_or(None)?;
         let waiting = plugged.on_the_way.range(..=(now, u64::MAX)).take(ON_THE_WAY_MAX).count();
         let takes_at = plugged.takes_at;
         let first = plugged.on_the_way.first_entry().ok_or(None)?;
@@ -232,8 +257,23 @@ impl State {
         match to {
             Destination::Member { identity, .. } => is_there && *identity == host.identity,
             Destination::Seed(_) => is_there,
-            Destination::Connected(_) => is_there && self.connections.contains_key(&pair(from, target)),
+            Destination::Connected(_) => is_there && self.is_connected(from, target),
         }
+    }
+
+    /// Whether the two have a connection that still works, or does as far as they know.
+    fn is_connected(&self, one: usize, other: usize) -> bool {
+        let now = Instant::now();
+        let still_since = [one, other].map(|host| self.hosts.get(&host).and_then(|host| host.paused_since));
+        let divided_since = self.partitions.divided_since(one, other);
+        let mut silent_since = still_since.into_iter().chain([divided_since]).flatten();
+        self.connections.has(one, other, now) && silent_since.all(|since| now < since + IDLE_TIMEOUT)
+    }
+
+    /// Whether packets pass both ways, so that a handshake comes to its end.
+    fn can_connect(&self, one: usize, other: usize) -> bool {
+        let is_awake = |host: &usize| self.hosts.get(host).is_some_and(|host| host.paused_since.is_none());
+        [one, other].iter().all(is_awake) && self.partitions.divided_since(one, other).is_none()
     }
 
     /// When a message arrives, each time it does.
@@ -246,20 +286,16 @@ impl State {
         let passing =
             (1.0 - conditions.loss) * (1.0 - sender.handicap.loss_out) * (1.0 - receiver.handicap.loss_in);
         let sends_at = sender.sends_at.max(now);
-        let is_blocked = self.partitions.block(from, target);
-        let is_answer_blocked = self.partitions.block(target, from);
-        let connection = self.connections.get(&pair(from, target)).copied();
-        let is_connected = connection.is_some_and(|passed| now < passed + IDLE_TIMEOUT);
+        let is_connected = self.is_connected(from, target);
         let travelled = fate::travel(&conditions, 1.0 - passing, bytes, &mut self.rng);
         let is_twice = self.rng.random_bool(conditions.duplicate);
-        if !is_connected && (is_blocked || is_answer_blocked) {
-            self.connections.remove(&pair(from, target));
+        if !is_connected && !self.can_connect(from, target) {
             return Vec::new();
         }
-        if !is_blocked && !is_answer_blocked && travelled.is_some() {
-            self.connections.insert(pair(from, target), now);
-        }
-        let Some(travelled) = travelled.filter(|_| !is_blocked) else { return Vec::new() };
+        let Some(travelled) = travelled.filter(|_| !self.partitions.block(from, target)) else {
+            return Vec::new();
+        };
+        self.connections.touch(from, target, now);
         // A handshake takes a round trip before the first message leaves (RFC 9001, section 4).
         let handshake = if is_connected { Duration::ZERO } else { conditions.latency.0 * 2 };
         let sent = match conditions.bandwidth {
@@ -322,10 +358,6 @@ impl Link for HostLink {
             }
         }
     }
-}
-
-fn pair(one: usize, other: usize) -> (usize, usize) {
-    (one.min(other), one.max(other))
 }
 
 /// Where host number `host` listens once it has moved so often: 10.x.y.z with its number plus one.

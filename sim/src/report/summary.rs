@@ -10,21 +10,9 @@ use super::{Checks, Percentiles, Rate, Rates, Report, Rounds, Run, Samples, Thre
 
 impl Report {
     /// Sums up `runs` and judges `thresholds` (figures by name; `thresholds::NAMES` has them all).
-    /// `interval` is what a node waits between two rounds of gossip. The runs' samples and pictures
-    /// are dropped; [`Self::with_samples`] keeps them.
+    /// `interval` is what a node waits between two rounds of gossip. The runs keep their samples and pictures,
+    /// which the page draws; [`Self::without_samples`] drops them.
     pub fn of(
-        scenario: &str,
-        question: &str,
-        nodes: usize,
-        interval: Duration,
-        runs: Vec<Run>,
-        thresholds: &BTreeMap<String, f64>,
-    ) -> Self {
-        Self::with_samples(scenario, question, nodes, interval, runs, thresholds).without_samples()
-    }
-
-    /// As [`Self::of`], and the runs keep their samples and pictures: the page draws them.
-    pub fn with_samples(
         scenario: &str,
         question: &str,
         nodes: usize,
@@ -185,7 +173,8 @@ mod tests {
         assert_eq!((report.queue_max, report.recovered_s), (4, 4.0));
         assert_eq!((report.rounds.p50, report.rounds.p100), (0.4, 2.0));
         assert!((report.rounds.bound - (3.0 + 8f64.ln())).abs() < 1e-12);
-        assert!(report.runs.iter().all(|run| run.samples.is_empty()));
+        assert!(report.runs.iter().all(|run| !run.samples.is_empty()), "the page draws them");
+        assert!(report.without_samples().runs.iter().all(|run| run.samples.is_empty()));
     }
 
     #[test]

@@ -110,8 +110,10 @@ fn counts(report: &Report) -> String {
         ),
         ("trace hash", report.trace_hash.clone()),
     ];
-    let rows: Vec<_> = rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
-    aligned("", &rows, true)
+    // Where nothing was said, nobody came to know it.
+    let skipped = usize::from(report.known_ms.count == 0);
+    let rows = rows.into_iter().skip(skipped).map(|(name, value)| vec![name.to_owned(), value]);
+    aligned("", &rows.collect::<Vec<_>>(), true)
 }
 
 fn thresholds(thresholds: &[Threshold]) -> String {

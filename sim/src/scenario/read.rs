@@ -4,6 +4,7 @@
 //! Each table is read by itself, so a mistake in one hides none in another; a table that cannot be
 //! read shows its first mistake only.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path as FilePath;
 
@@ -68,10 +69,10 @@ pub fn schema() -> serde_json::Value {
 
 /// Reads and judges a scenario.
 pub fn parse(source: &str, text: &str) -> Result<Scenario, Mistakes> {
-    let mut reader = Reader { text, mistakes: Vec::new() };
+    let mut reader = Reader { text, places: Places::default(), mistakes: Vec::new() };
     let scenario = reader.scenario();
     if let Some(scenario) = &scenario {
-        judge(scenario, &mut reader.mistakes);
+        judge(scenario, &reader.places, &mut reader.mistakes);
     }
     reader.mistakes.sort_by_key(|mistake| mistake.line);
     match scenario {
@@ -82,7 +83,19 @@ pub fn parse(source: &str, text: &str) -> Result<Scenario, Mistakes> {
 
 struct Reader<'t> {
     text: &'t str,
+    places: Places,
     mistakes: Vec<Mistake>,
+}
+
+/// Where each table that could be read stands: its name, by its place among those; and its line.
+#[derive(Default)]
+struct Places(BTreeMap<(&'static str, usize), (String, usize)>);
+
+impl Places {
+    /// Of the `at`th table of `array`; of a scenario that was no file, without a line.
+    fn of(&self, array: &'static str, at: usize) -> (String, usize) {
+        self.0.get(&(array, at)).cloned().unwrap_or_else(|| (format!("{array} {}", at + 1), 0))
+    }
 }
 
 const KEYS: [&str; 7] = ["question", "mesh", "network", "site", "path", "event", "expect"];
@@ -136,16 +149,27 @@ impl<'t> Reader<'t> {
         }
     }
 
-    fn array<T: DeserializeOwned>(&mut self, place: &str, value: Option<Spanned<DeValue<'t>>>) -> Vec<T> {
+    fn array<T: DeserializeOwned>(
+        &mut self,
+        array: &'static str,
+        value: Option<Spanned<DeValue<'t>>>,
+    ) -> Vec<T> {
         let Some(value) = value else { return Vec::new() };
         let line = self.line(value.span().start);
         let DeValue::Array(items) = value.into_inner() else {
-            let what = format!("must be tables: write [[{place}]]");
-            self.mistakes.push(Mistake { line, place: place.to_owned(), what });
+            let what = format!("must be tables: write [[{array}]]");
+            self.mistakes.push(Mistake { line, place: array.to_owned(), what });
             return Vec::new();
         };
-        let items = items.into_iter().enumerate();
-        items.filter_map(|(at, item)| self.value(&format!("{place} {}", at + 1), item)).collect()
+        let mut read = Vec::new();
+        for (number, item) in items.into_iter().enumerate() {
+            let (place, line) = (format!("{array} {}", number + 1), self.line(item.span().start));
+            if let Some(item) = self.value(&place, item) {
+                self.places.0.insert((array, read.len()), (place, line));
+                read.push(item);
+            }
+        }
+        read
     }
 
     fn error(&mut self, place: &str, error: &toml::de::Error, start: usize) {
@@ -160,7 +184,7 @@ impl<'t> Reader<'t> {
 }
 
 /// What types alone do not keep.
-fn judge(scenario: &Scenario, mistakes: &mut Vec<Mistake>) {
+fn judge(scenario: &Scenario, places: &Places, mistakes: &mut Vec<Mistake>) {
     let mut wrong = |place: &str, what: String| {
         mistakes.push(Mistake { line: 0, place: place.to_owned(), what });
     };
@@ -177,40 +201,43 @@ fn judge(scenario: &Scenario, mistakes: &mut Vec<Mistake>) {
     if mesh.lease < Span::seconds(1) || mesh.lease > Span::seconds(3600) || mesh.lease.0 < mesh.renew.0 * 2 {
         wrong("mesh.lease", "must be at least twice `renew`, at least 1s and at most 1h".to_owned());
     }
-    judge_shares("network", &scenario.network, &mut wrong);
+    judge_shares("network.", &scenario.network, &mut wrong);
     for name in scenario.expect.keys().filter(|name| !thresholds::is_known(name)) {
         wrong("expect", format!("no measure is called {name:?}; there are {}", thresholds::NAMES.join(", ")));
     }
-    judge_sites(scenario, &mut wrong);
+    let mut wrong = |(place, line): (String, usize), what: String| {
+        mistakes.push(Mistake { line, place, what });
+    };
+    judge_sites(scenario, &mut |array, at, what| wrong(places.of(array, at), what));
     for (at, event) in scenario.event.iter().enumerate() {
-        judge_event(scenario, event, &mut |what| wrong(&format!("event {}", at + 1), what));
+        judge_event(scenario, event, &mut |what| wrong(places.of("event", at), what));
     }
 }
 
-fn judge_shares(place: &str, conditions: &Conditions, wrong: &mut impl FnMut(&str, String)) {
+fn judge_shares(table: &str, conditions: &Conditions, wrong: &mut impl FnMut(&str, String)) {
     let shares =
         [("loss", conditions.loss), ("duplicate", conditions.duplicate), ("reorder", conditions.reorder)];
     for (name, share) in shares.into_iter().filter(|(_, share)| !(0.0..=1.0).contains(share)) {
-        wrong(&format!("{place}.{name}"), format!("{share} is no share: 0 to 1"));
+        wrong(&format!("{table}{name}"), format!("{share} is no share: 0 to 1"));
     }
 }
 
-fn judge_sites(scenario: &Scenario, wrong: &mut impl FnMut(&str, String)) {
+fn judge_sites(scenario: &Scenario, wrong: &mut impl FnMut(&'static str, usize, String)) {
     let is_site = |name: &str| scenario.site.iter().any(|site| site.name == name);
     for (at, site) in scenario.site.iter().enumerate() {
         if scenario.site[..at].iter().any(|other| other.name == site.name) {
-            wrong(&format!("site {}", at + 1), format!("{:?} is there twice", site.name));
+            wrong("site", at, format!("{:?} is there twice", site.name));
         }
         if !(site.share > 0.0 && site.share.is_finite()) {
-            wrong(&format!("site {}", at + 1), "`share` must be more than 0".to_owned());
+            wrong("site", at, "`share` must be more than 0".to_owned());
         }
     }
     for (at, path) in scenario.path.iter().enumerate() {
         for name in [&path.from, &path.to].into_iter().filter(|name| !is_site(name)) {
-            wrong(&format!("path {}", at + 1), format!("there is no [[site]] called {name:?}"));
+            wrong("path", at, format!("there is no [[site]] called {name:?}"));
         }
         let conditions = scenario.network.along(path);
-        judge_shares(&format!("path {}", at + 1), &conditions, wrong);
+        judge_shares("", &conditions, &mut |name, what| wrong("path", at, format!("`{name}`: {what}")));
     }
 }
 
@@ -293,7 +320,7 @@ impl Override {
             }
         }
         let mut mistakes = Vec::new();
-        judge(scenario, &mut mistakes);
+        judge(scenario, &Places::default(), &mut mistakes);
         match mistakes.first() {
             Some(mistake) => Err(format!("{self}: {}: {}", mistake.place, mistake.what)),
             None => Ok(()),

@@ -278,7 +278,11 @@ impl World {
     pub fn set_paused(&mut self, number: usize, is_paused: bool) {
         let Some(process) = &self.hosts[number].process else { return };
         process.brake.set(is_paused);
-        self.network.set_paused(number, is_paused);
+        if is_paused {
+            self.network.pause(number);
+        } else {
+            self.network.resume(number);
+        }
         self.trace.turn(if is_paused { Turn::Paused(number) } else { Turn::Continued(number) });
         self.begin_epoch();
     }
@@ -327,7 +331,7 @@ impl World {
     /// Who reaches whom has changed.
     pub fn begin_epoch(&mut self) {
         let up: Vec<bool> = self.hosts.iter().map(Host::is_awake).collect();
-        let components = self.network.with_partitions(|partitions| partitions.components(&up));
+        let components = self.network.components(&up);
         self.truth.begin_epoch(Instant::now(), components);
         if self.scenario.mesh.seeds_follow {
             let addresses = self.awake().take(self.scenario.mesh.seeds);

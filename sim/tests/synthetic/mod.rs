@@ -73,7 +73,7 @@ pub fn report(nodes: usize, seeds: u64, slower: f64) -> Report {
     let question =
         "How long are callers wrong when two sites cannot reach each other for 30 s, and how soon after?";
     let runs = (1..=seeds).map(|seed| run(seed, nodes, slower)).collect();
-    Report::with_samples("partition-two-way", question, nodes, INTERVAL, runs, &expect)
+    Report::of("partition-two-way", question, nodes, INTERVAL, runs, &expect)
 }
 
 /// What a failed check looks like.
