@@ -50,8 +50,8 @@ pub struct Setup {
 /// simulator tries others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct News {
-    /// To how many peers a node that has heard news passes it on at once. One more makes it faster by a
-    /// tenth and dearer by half.
+    /// To how many peers a node that has heard news passes it on at once. `sim/README.md` has
+    /// what more and fewer bring and cost.
     pub told: usize,
     /// How often at most. News runs through the mesh in a few such steps instead of a few rounds, and
     /// costs nothing in calm.

@@ -108,7 +108,8 @@ impl Known {
     /// The highest counter that the time since the last renewal explains, with room for an owner
     /// whose clock is fast. It bounds what a forged renewal costs: one hash per link. Nothing is
     /// known before the first, nor while this node only remembers the owner, so that may be anywhere
-    /// in the chain; and this machine may have been suspended, which its monotonic clock does not see, so now and then a leap is checked too.
+    /// in the chain; and this machine may have been suspended, which its monotonic clock does not see, so
+    /// now and then a leap is checked too.
     pub(crate) fn renewals_explained(&self, now: Instant) -> u32 {
         if self.seen.counter() == 0 || self.remembered.is_some() {
             return u32::MAX;

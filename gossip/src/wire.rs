@@ -3,7 +3,8 @@
 //! chitchat 0.11 panics on messages that no honest peer sends, unpacks blocks without a bound, and
 //! remembers whatever a digest names. So a message's bytes are looked at before chitchat sees them:
 //! one that could do harm is refused whole, and digest entries that there is no room for are taken
-//! out, and a map's versions are believed only where a value shows them. What a map's values say is not judged here; the catalogue does that.
+//! out, and a map's versions are believed only where a value shows them. What a map's values say is not
+//! judged here; the catalogue does that.
 //!
 //! The format, integers little endian, is chitchat's, which is pinned: a magic number, a version, a
 //! kind; then a digest (`Syn`, `SynAck`), a cluster's name (`Syn`), a delta (`SynAck`, `Ack`). A digest is a
@@ -98,7 +99,8 @@ pub fn entry_bytes(name_bytes: usize, address: SocketAddr) -> usize {
 }
 
 /// The message, without those maps of its digest that have no name of ours or that `admits`
-/// refuses, and without versions that no value shows. It is asked once for each entry, with the heartbeat that stands there.
+/// refuses, and without versions that no value shows. It is asked once for each entry, with the heartbeat
+/// that stands there.
 pub(crate) fn inspect<'a>(
     message: &'a [u8],
     unpacker: &mut Unpacker,

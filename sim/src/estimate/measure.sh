@@ -5,7 +5,7 @@
 #     sim/src/estimate/measure.sh target/release/starling-sim > measured.json
 #     mv measured.json sim/src/estimate/measured.json
 #
-# About an hour on one core, most of it full simulations. Needs jq. All of it comes from seeds, so that the
+# About eight minutes on two cores, most of it full simulations. Needs jq. All of it comes from seeds, so that the
 # same program makes the same table.
 set -eu
 sim=$1

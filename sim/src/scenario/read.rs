@@ -285,7 +285,8 @@ impl Conditions {
 
 impl Override {
     /// What can be changed from outside.
-    pub const NAMES: [&'static str; 11] = [
+    pub const NAMES: [&'static str; 12] = [
+        "quiet",
         "nodes",
         "interval",
         "lease",
@@ -312,6 +313,7 @@ impl Override {
             "lease" => mesh.lease = span(value)?,
             "renew" => mesh.renew = span(value)?,
             "length" => mesh.length = span(value)?,
+            "quiet" => mesh.quiet = span(value)?,
             "news-period" => mesh.news_period = Some(span(value)?),
             "latency" => scenario.network.latency = span(value)?,
             "jitter" => scenario.network.jitter = span(value)?,
