@@ -412,14 +412,12 @@ async fn mariadb_keeps_a_table_for_a_client_at_another_node() {
 #[tokio::test]
 async fn a_passed_socket_that_nothing_is_configured_for_is_refused() {
     let mesh = Mesh::new();
-    let mut node = mesh.node("node").calls("web").is_activated().start().await;
-    let toml = node.directory().join("starling.toml");
-    let text = std::fs::read_to_string(&toml).expect("its configuration");
-    // Its ports are to be free: of the process, and of the test that held them for it.
+    // The files of a node that once ran. It bound its own ports, so that they are free when it is gone: what
+    // this process held for it, a child that another test is starting would hold for a moment longer.
+    let mut node = mesh.node("node").calls("web").start().await;
+    let toml = node.config();
     node.kill().await;
-    drop(node);
     let other = mesh.free_address();
-    std::fs::write(&toml, &text).expect("a file");
     // systemd's own tool passes the socket, and says to whom (LISTEN_PID).
     let tool = find_program("systemd-socket-activate");
     let mut command = tokio::process::Command::new(tool);
