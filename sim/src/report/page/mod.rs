@@ -28,7 +28,7 @@ pub(super) struct Figure {
     drawing: Drawing,
 }
 
-/// The page. Propagation needs the runs' samples ([`Report::with_samples`]); members, bytes and who
+/// The page. Propagation needs the runs' samples ([`super::Samples`]); members, bytes and who
 /// knows what need the pictures of one run; what is missing is left out.
 pub fn page(report: &Report) -> String {
     let mut body = header(report);
