@@ -9,7 +9,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Mutex, mpsc, watch};
 
 use crate::identity::SpiffeId;
-use crate::link::{Destination, Link, Received};
+use crate::link::{Delivery, Destination, Link, Received};
 use crate::replica::{AddressBook, Replica, ReplicaSettings};
 use crate::snapshot::Snapshot;
 use crate::wire;
@@ -35,9 +35,11 @@ struct Wire {
 
 #[async_trait]
 impl Link for Wire {
-    fn send(&self, _to: Destination, message: Vec<u8>) {
+    fn send(&self, _to: Destination, message: Vec<u8>, _delivery: Delivery) {
         let _ = self.answers.send(message);
     }
+
+    fn shun(&self, _peer: &SpiffeId, _address: SocketAddr, _span: Duration) {}
 
     async fn recv(&self) -> Option<Received> {
         self.heard.lock().await.recv().await

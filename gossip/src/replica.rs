@@ -30,7 +30,7 @@ use tokio::sync::{Notify, watch};
 use tracing::debug;
 
 use crate::limits::CHANGES_QUEUED_MAX;
-use crate::link::{Destination, Link};
+use crate::link::{Delivery, Destination, Link};
 use crate::memory::Acquaintances;
 use crate::snapshot::Snapshot;
 use crate::wire::{self, MapId, Unpacker, WireError};
@@ -419,7 +419,7 @@ impl AddressBook {
 #[async_trait]
 impl Socket for LinkSocket {
     async fn send(&mut self, to: SocketAddr, message: ChitchatMessage) -> anyhow::Result<()> {
-        self.link.send(self.book.destination(to), message.serialize_to_vec());
+        self.link.send(self.book.destination(to), message.serialize_to_vec(), Delivery::Reliable);
         Ok(())
     }
 

@@ -97,8 +97,19 @@ impl GossipLoop {
         inbox: mpsc::Receiver<Command>,
         snapshot_out: watch::Sender<Arc<Snapshot>>,
     ) -> Result<Self, ReplicaError> {
-        let Setup { description, interval, svid, bundle, link, clock, random_seed, seeds, remembered, news } =
-            setup;
+        let Setup {
+            description,
+            interval,
+            svid,
+            bundle,
+            link,
+            clock,
+            random_seed,
+            seeds,
+            remembered,
+            news,
+            ..
+        } = setup;
         let mut rng = StdRng::seed_from_u64(random_seed);
         let (now, wall) = (clock.now(), clock.wall());
         let own = Owner { identity: svid.id().clone(), node: description.name.clone() };
@@ -203,6 +214,10 @@ impl GossipLoop {
             Command::Members(reply) => {
                 let _ = reply.send(self.members());
             }
+            Command::Convergence(reply) => {
+                let _ = reply.send(crate::handle::Convergence::default());
+            }
+            Command::Care(_owners) => {}
             Command::Pulse(reply) => {
                 let _ = reply.send(());
             }
@@ -456,6 +471,8 @@ impl GossipLoop {
             owner: owner.clone(),
             member: member.clone(),
             heard: self.catalogue.heard(owner, now),
+            doubt: None,
+            traffic: BTreeMap::new(),
         };
         snapshot.members.iter().map(view).collect()
     }

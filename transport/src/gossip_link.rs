@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -15,8 +16,9 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
+use starling_gossip::identity::SpiffeId;
 use starling_gossip::limits::MESSAGE_BYTES_MAX;
-use starling_gossip::link::{Destination, Link, Received};
+use starling_gossip::link::{Delivery, Destination, Link, Received};
 
 use crate::connection::Connection;
 use crate::header::{StreamHeader, StreamKind};
@@ -56,7 +58,7 @@ impl GossipLink {
 
 #[async_trait]
 impl Link for GossipLink {
-    fn send(&self, to: Destination, message: Vec<u8>) {
+    fn send(&self, to: Destination, message: Vec<u8>, _delivery: Delivery) {
         if message.len() > MESSAGE_BYTES_MAX {
             return telemetry::gossip_dropped("oversized");
         }
@@ -79,6 +81,8 @@ impl Link for GossipLink {
     async fn recv(&self) -> Option<Received> {
         self.received.lock().await.recv().await
     }
+
+    fn shun(&self, _peer: &SpiffeId, _address: SocketAddr, _span: Duration) {}
 }
 
 impl Sender {

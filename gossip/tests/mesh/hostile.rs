@@ -10,7 +10,7 @@ use chitchat::{
     ChitchatConfig, ChitchatHandle, ChitchatId, ChitchatMessage, DeletionStatus, Deserializable as _,
     FailureDetectorConfig, Serializable as _, VersionedValue, spawn_chitchat,
 };
-use starling_gossip::link::{Destination, Link};
+use starling_gossip::link::{Delivery, Destination, Link};
 use tokio::time::{Instant, sleep};
 
 use crate::authority::{KeyKind, WALL};
@@ -100,7 +100,7 @@ impl Transport for LiarTransport {
 #[async_trait]
 impl Socket for LiarSocket {
     async fn send(&mut self, to: SocketAddr, message: ChitchatMessage) -> anyhow::Result<()> {
-        self.0.send(Destination::Seed(to), message.serialize_to_vec());
+        self.0.send(Destination::Seed(to), message.serialize_to_vec(), Delivery::Reliable);
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use starling_gossip::identity::SpiffeId;
-use starling_gossip::link::{Destination, Link, Received};
+use starling_gossip::link::{Delivery, Destination, Link, Received};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
@@ -30,6 +30,8 @@ struct State {
     connections: BTreeSet<(SocketAddr, SocketAddr)>,
     /// Addresses on the far side of a partition.
     cut_off: BTreeSet<SocketAddr>,
+    /// Who will have nothing to do with whom.
+    shunned: BTreeSet<(SocketAddr, SocketAddr)>,
 }
 
 struct Host {
@@ -80,7 +82,8 @@ impl State {
             Destination::Seed(_) => true,
             Destination::Connected(_) => self.connections.contains(&(from.address, address)),
         };
-        if !may_go || !self.hosts.contains_key(&from.address) {
+        let is_shunned = self.shunned.contains(&(address, from.address));
+        if !may_go || is_shunned || !self.hosts.contains_key(&from.address) {
             return;
         }
         let received = Received { from: from.address, peer: from.identity.clone(), message };
@@ -91,8 +94,12 @@ impl State {
 
 #[async_trait]
 impl Link for HostLink {
-    fn send(&self, to: Destination, message: Vec<u8>) {
+    fn send(&self, to: Destination, message: Vec<u8>, _delivery: Delivery) {
         self.network.state().deliver(self, &to, message);
+    }
+
+    fn shun(&self, _peer: &SpiffeId, address: SocketAddr, _span: Duration) {
+        self.network.state().shunned.insert((self.address, address));
     }
 
     async fn recv(&self) -> Option<Received> {

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use starling_gossip::identity::ServiceName;
-use starling_gossip::link::Link as _;
+use starling_gossip::link::{Delivery, Link as _};
 use starling_gossip::record::Owner;
 use starling_gossip::snapshot::Snapshot;
 use starling_gossip::svid::Svid;
@@ -71,7 +71,7 @@ impl Attacker {
                 sight.look(&snapshot, &self.disk);
             }
             if let Some((to, message)) = scheme.next(&mut sight, &mut self.rng) {
-                self.link.send(to, message);
+                self.link.send(to, message, Delivery::Reliable);
             }
         }
     }

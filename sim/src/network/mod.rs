@@ -19,7 +19,7 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use starling_gossip::identity::SpiffeId;
 use starling_gossip::kind::MessageKind;
-use starling_gossip::link::{Destination, Link, Received};
+use starling_gossip::link::{Delivery, Destination, Link, Received};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
@@ -334,9 +334,11 @@ impl HostLink {
 
 #[async_trait]
 impl Link for HostLink {
-    fn send(&self, to: Destination, message: Vec<u8>) {
+    fn send(&self, to: Destination, message: Vec<u8>, _delivery: Delivery) {
         self.network.send(self, &to, message);
     }
+
+    fn shun(&self, _peer: &SpiffeId, _address: SocketAddr, _span: Duration) {}
 
     async fn recv(&self) -> Option<Received> {
         loop {

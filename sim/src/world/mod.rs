@@ -13,7 +13,7 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use starling_gossip::clock::{Clock, Instant};
-use starling_gossip::handle::{Gossip, News, Setup};
+use starling_gossip::handle::{Budget, Gossip, News, Setup};
 use starling_gossip::memory::Remembered;
 use starling_gossip::publisher::NodeDescription;
 use starling_gossip::record::{Health, Locality, Owner};
@@ -172,6 +172,7 @@ impl World {
             seeds: self.seeds.subscribe(),
             remembered,
             news: self.scenario.news(),
+            budget: Budget::default(),
         };
         self.trace.turn(Turn::Started(number));
         let (gossip, gossip_loop) = Gossip::start(setup).await.map_err(anyhow::Error::from)?;
@@ -454,7 +455,7 @@ impl Scenario {
     pub fn news(&self) -> News {
         let own = News::default();
         let period = self.mesh.news_period.map_or(own.period, |period| period.0);
-        News { told: self.mesh.news_told.unwrap_or(own.told), period }
+        News { told: self.mesh.news_told.unwrap_or(own.told), period, ..own }
     }
 
     /// Whether anybody ever attacks.
