@@ -16,6 +16,7 @@ use std::time::Duration;
 use aws_lc_rs::digest;
 
 use crate::clock::{Instant, WallTime};
+use crate::doubts::{Doubts, Reported};
 use crate::known::{Known, KnownInstance, ProofEnds, is_believed, verify_chain};
 use crate::lease::SeenLink;
 use crate::limits::{INSTANCES_PER_OWNER_MAX, OWNERS_MAX, OWNERS_PER_IDENTITY_MAX, RENEWAL_LEAP_PERIOD};
@@ -24,9 +25,13 @@ use crate::record::{InstanceRecord, NodeRecord, Owner, Record, Renewal, Version}
 use crate::signature::SealedRecord;
 use crate::snapshot::{Member, Presence, ServiceInstance, Snapshot};
 use crate::svid::TrustBundle;
+use crate::talk::number;
 use crate::waiting::Waiting;
 
 pub use crate::rejection::Rejected;
+
+mod hearsay;
+mod shared;
 
 /// The verified records of all owners.
 pub struct Catalogue {
@@ -38,6 +43,8 @@ pub struct Catalogue {
     changed: bool,
     next_timeout: Option<Instant>,
     notes: Notes,
+    /// The digest of what present owners say, until something changes.
+    knows: Option<u64>,
 }
 
 /// What applying a record did.
@@ -73,6 +80,7 @@ impl Catalogue {
             changed: false,
             next_timeout: None,
             notes: Notes::default(),
+            knows: None,
         }
     }
 
@@ -94,7 +102,7 @@ impl Catalogue {
             known.presence == Presence::Left || is_believed(&bundle, &known.node, wall)
         });
         self.bundle = bundle;
-        self.changed = true;
+        self.mark_changed(true);
     }
 
     /// Takes in one sealed record as it travelled.
@@ -146,11 +154,16 @@ impl Catalogue {
         known.seen = known.seen.advance(renewal).ok_or(Rejected::BadRenewal)?;
         known.renewed_at = now;
         known.remembered = None;
+        known.is_first_hand = true;
+        known.reported = Reported::default();
+        known.doubts.handle_renewal(renewal.counter, now);
         let urgency = if known.presence == Presence::Expired { Urgency::Soon } else { Urgency::Whenever };
-        self.changed |= known.set_presence(Presence::Alive, now);
+        let mut changed = known.set_presence(Presence::Alive, now);
+        changed |= known.handle_doubts(now);
         let lease = known.lease_to_remember(now, wall);
         self.notes.add(owner, |name| Entry::lease(name, &lease, urgency));
         let timeout = known.next_timeout();
+        self.mark_changed(changed);
         self.wake_by(timeout);
         Ok(())
     }
@@ -202,7 +215,7 @@ impl Catalogue {
         }
         changed |=
             self.forget_unless(|known| known.presence.is_present() || !known.proof_ends.passed(now, wall));
-        self.changed |= changed;
+        self.mark_changed(changed);
         self.next_timeout = self.owners.values().filter_map(Known::next_timeout).min();
     }
 
@@ -258,7 +271,7 @@ impl Catalogue {
         bytes
     }
 
-    fn apply_record(
+    pub(crate) fn apply_record(
         &mut self,
         sealed: &SealedRecord,
         record: Record,
@@ -295,7 +308,7 @@ impl Catalogue {
         let node = Arc::new(node);
         match self.owners.get_mut(&owner) {
             Some(known) => {
-                for id in known.succeed(node, key, proof_ends, now) {
+                for id in known.succeed(node, sealed.to_bytes().into(), key, proof_ends, now) {
                     self.notes.add(&owner, |name| Entry::forget(name, &instance_key(&id)));
                 }
             }
@@ -303,8 +316,10 @@ impl Catalogue {
                 let short_name = owner.short_name();
                 self.by_short_name.insert(short_name.clone(), owner.clone());
                 let known = Known {
+                    name: number(&short_name).expect("it is made of hexadecimal digits"),
                     short_name,
                     node,
+                    sealed: sealed.to_bytes().into(),
                     key,
                     proof_ends,
                     seen: anchor,
@@ -314,12 +329,15 @@ impl Catalogue {
                     presence,
                     since: now,
                     is_shown: true,
+                    doubts: Doubts::default(),
+                    is_first_hand: false,
+                    reported: Reported::default(),
                     instances: BTreeMap::new(),
                 };
                 self.owners.insert(owner.clone(), known);
             }
         }
-        self.changed = true;
+        self.mark_changed(true);
         self.note_node(&owner, sealed, now, wall);
         let timeout = self.owners.get(&owner).and_then(Known::next_timeout);
         self.wake_by(timeout);
@@ -363,12 +381,13 @@ impl Catalogue {
         let held = KnownInstance {
             version: record.version,
             instance: record.instance.map(Arc::new),
+            sealed: sealed.to_bytes().into(),
             learned_at: now,
         };
         let key = instance_key(&record.id);
         known.instances.insert(record.id, held);
         self.notes.add(&record.owner, |name| Entry::put(name, &key, sealed.to_bytes(), Urgency::Soon));
-        self.changed = true;
+        self.mark_changed(true);
         Ok(Applied::Accepted)
     }
 
@@ -452,8 +471,15 @@ impl Catalogue {
         snapshot
     }
 
+    pub(super) fn mark_changed(&mut self, has: bool) {
+        self.changed |= has;
+        if has {
+            self.knows = None;
+        }
+    }
+
     /// Makes sure that [`Self::poll_timeout`] is not later than `timeout`.
-    fn wake_by(&mut self, timeout: Option<Instant>) {
+    pub(super) fn wake_by(&mut self, timeout: Option<Instant>) {
         self.next_timeout = [self.next_timeout, timeout].into_iter().flatten().min();
     }
 }

@@ -1,0 +1,230 @@
+//! STATE MACHINE: what is news, and how often it is passed on.
+//!
+//! Whoever hears something for the first time passes it on at once, and again in a few rounds, each time to other
+//! peers (rumour mongering; Demers et al., "Epidemic algorithms for replicated database maintenance",
+//! 1987). Large records are offered, and asked for by whoever lacks them. One owner cannot have more of its news
+//! passed on than its share; what exceeds it, the repair path carries.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::allowance::Allowance;
+use crate::clock::Instant;
+use crate::handle::News;
+use crate::record::{Renewal, Version};
+use crate::talk::{Filed, Item, Key, WHOLE_BYTES_MAX};
+use crate::watching::SealedSighting;
+
+/// News at a time; more is left to the repair path. A whole mesh of a thousand that restarts at once fits.
+const NEWS_MAX: usize = 4096;
+
+/// One owner's news passed on: so many at once, and so many a second. A node agent that announces fifty
+/// workloads at its start is not held up.
+const ORIGIN_BURST: f64 = 64.0;
+const ORIGIN_PER_SECOND: f64 = 2.0;
+
+/// Owners whose share is counted.
+const ORIGINS_MAX: usize = 4096;
+
+/// A record that was asked for is not asked for again for so long.
+const WANT_PERIOD: Duration = Duration::from_millis(400);
+
+/// Records asked for at a time.
+const WANTS_MAX: usize = 1024;
+
+/// What is news, and under which name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Subject {
+    Record(u64, Key),
+    /// A renewal that must not wait: the owner refutes a doubt.
+    Renewal(u64),
+    /// What one watcher says of one subject.
+    Sighting(u64, u64),
+}
+
+struct Hot {
+    said: Said,
+    /// In the next round it travels whole, however large.
+    is_whole: bool,
+    rounds_left: u32,
+    next: Instant,
+}
+
+enum Said {
+    Record(Version, Arc<[u8]>),
+    Renewal(Renewal),
+    Sighting(SealedSighting),
+}
+
+/// See the module.
+pub(crate) struct Rumours {
+    news: News,
+    hot: BTreeMap<Subject, Hot>,
+    origins: BTreeMap<u64, Allowance>,
+    wanted: BTreeMap<Filed, Instant>,
+}
+
+impl Rumours {
+    pub(crate) fn new(news: News) -> Self {
+        Self { news, hot: BTreeMap::new(), origins: BTreeMap::new(), wanted: BTreeMap::new() }
+    }
+
+    /// `owner`'s record is new here.
+    pub(crate) fn handle_record(&mut self, filed: Filed, bytes: Arc<[u8]>, now: Instant) {
+        let Filed { owner, key, version } = filed;
+        self.put(owner, Subject::Record(owner, key), Said::Record(version, bytes), false, now);
+    }
+
+    /// This node itself says it: nobody else has it yet, so that a first few get it whole.
+    pub(crate) fn handle_own(&mut self, filed: Filed, bytes: Arc<[u8]>, now: Instant) {
+        let Filed { owner, key, version } = filed;
+        self.put(owner, Subject::Record(owner, key), Said::Record(version, bytes), true, now);
+    }
+
+    /// `owner` renewed its lease because somebody doubts it.
+    pub(crate) fn handle_renewal(&mut self, owner: u64, renewal: Renewal, now: Instant) {
+        self.put(owner, Subject::Renewal(owner), Said::Renewal(renewal), false, now);
+    }
+
+    /// A watcher's word is new here.
+    pub(crate) fn handle_sighting(&mut self, sealed: SealedSighting, now: Instant) {
+        let (watcher, subject) = (sealed.sighting.watcher, sealed.sighting.subject);
+        self.put(watcher, Subject::Sighting(watcher, subject), Said::Sighting(sealed), false, now);
+    }
+
+    fn put(&mut self, origin: u64, subject: Subject, said: Said, is_own: bool, now: Instant) {
+        if self.origins.len() >= ORIGINS_MAX && !self.origins.contains_key(&origin) {
+            self.origins.retain(|_, allowance| !allowance.is_full(now));
+        }
+        let allowance = self
+            .origins
+            .entry(origin)
+            .or_insert_with(|| Allowance::new(ORIGIN_PER_SECOND, ORIGIN_BURST, now));
+        let has_room = self.hot.len() < NEWS_MAX || self.hot.contains_key(&subject);
+        if has_room && allowance.take(1.0, now) {
+            self.hot.insert(
+                subject,
+                Hot { said, is_whole: is_own, rounds_left: self.news.rounds.max(1), next: now },
+            );
+        } else {
+            metrics::counter!("starling_gossip_news_left_to_repair_total").increment(1);
+        }
+    }
+
+    /// When the next round is due.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        self.hot.values().map(|hot| hot.next).min()
+    }
+
+    /// What is due to be passed on now: in datagrams, and in streams.
+    pub(crate) fn take_round(&mut self, now: Instant) -> (Vec<Item>, Vec<Item>) {
+        let (mut items, mut whole) = (Vec::new(), Vec::new());
+        let period = self.news.period;
+        self.hot.retain(|subject, hot| {
+            if hot.next > now {
+                return true;
+            }
+            if std::mem::take(&mut hot.is_whole) && hot.said.is_large() {
+                whole.extend(hot.said.whole());
+            } else {
+                items.push(hot.said.item(subject));
+            }
+            hot.next = now + period;
+            hot.rounds_left -= 1;
+            hot.rounds_left > 0
+        });
+        (items, whole)
+    }
+
+    /// Whether to ask for a record that is offered and lacking.
+    pub(crate) fn wants(&mut self, filed: &Filed, now: Instant) -> bool {
+        self.wanted.retain(|_, at| now < *at + WANT_PERIOD);
+        if self.wanted.contains_key(filed) || self.wanted.len() >= WANTS_MAX {
+            return false;
+        }
+        self.wanted.insert(filed.clone(), now);
+        true
+    }
+}
+
+impl Said {
+    fn is_large(&self) -> bool {
+        matches!(self, Self::Record(_, bytes) if bytes.len() > WHOLE_BYTES_MAX)
+    }
+
+    fn whole(&self) -> Option<Item> {
+        let Self::Record(_, bytes) = self else { return None };
+        Some(Item::Record(bytes.to_vec()))
+    }
+
+    fn item(&self, subject: &Subject) -> Item {
+        match (self, subject) {
+            (Self::Record(version, bytes), Subject::Record(owner, key)) if bytes.len() > WHOLE_BYTES_MAX => {
+                Item::Offer(Filed { owner: *owner, key: key.clone(), version: *version })
+            }
+            (Self::Record(_, bytes), _) => Item::Record(bytes.to_vec()),
+            (Self::Renewal(renewal), Subject::Renewal(owner)) => Item::Renewal(*owner, *renewal),
+            (Self::Renewal(_), _) => unreachable!("a renewal is filed under its owner"),
+            (Self::Sighting(sealed), _) => Item::Sighting(sealed.clone()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(owner: u64, version: u64) -> Filed {
+        Filed { owner, key: Key::Node, version: Version { incarnation: 1, version } }
+    }
+
+    #[test]
+    fn news_is_passed_on_at_once_and_in_a_few_rounds() {
+        let now = Instant::now();
+        let news = News::default();
+        let mut rumours = Rumours::new(news);
+        rumours.handle_record(node(1, 1), vec![1; 100].into(), now);
+        rumours.handle_record(node(2, 1), vec![2; 5_000].into(), now);
+        let mut rounds = Vec::new();
+        while let Some(due) = rumours.poll_timeout() {
+            rounds.push((due - now, rumours.take_round(due).0.len()));
+        }
+        let expected: Vec<_> = (0..news.rounds).map(|round| (news.period * round, 2)).collect();
+        assert_eq!(rounds, expected);
+    }
+
+    #[test]
+    fn a_newer_word_takes_the_older_ones_place_and_the_large_are_offered() {
+        let now = Instant::now();
+        let mut rumours = Rumours::new(News::default());
+        rumours.handle_record(node(1, 1), vec![1; 100].into(), now);
+        rumours.handle_record(node(1, 2), vec![1; 5_000].into(), now);
+        let offered = node(1, 2);
+        assert_eq!(rumours.take_round(now), (vec![Item::Offer(offered.clone())], vec![]));
+        rumours.handle_own(node(1, 3), vec![1; 5_000].into(), now);
+        assert_eq!(rumours.take_round(now), (vec![], vec![Item::Record(vec![1; 5_000])]), "whole, once");
+        assert!(rumours.wants(&offered, now) && !rumours.wants(&offered, now));
+        assert!(rumours.wants(&offered, now + WANT_PERIOD));
+    }
+
+    #[test]
+    fn no_owner_has_more_than_its_share_passed_on() {
+        let now = Instant::now();
+        let mut rumours = Rumours::new(News::default());
+        let flood = |rumours: &mut Rumours, now| {
+            for id in 0..1000 {
+                let key = Key::Instance(format!("{id}").parse().expect("a label"));
+                rumours.handle_record(Filed { key, ..node(1, 1) }, vec![1; 100].into(), now);
+            }
+            let due = rumours.take_round(now).0.len();
+            while let Some(next) = rumours.poll_timeout() {
+                rumours.take_round(next);
+            }
+            due
+        };
+        assert_eq!(flood(&mut rumours, now), ORIGIN_BURST as usize);
+        rumours.handle_record(node(2, 1), vec![1; 100].into(), now);
+        assert_eq!(rumours.take_round(now).0.len(), 1, "others have their own");
+    }
+}

@@ -1,0 +1,378 @@
+//! What becomes of a message from a peer.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use metrics::counter;
+use tracing::{debug, warn};
+
+use super::{Applied, GossipLoop, MESSAGES_PER_TURN_MAX, Rejected};
+use crate::allowance::Allowance;
+use crate::clock::Instant;
+use crate::doubts::REPORTS_NEEDED;
+use crate::identity::SpiffeId;
+use crate::link::{Delivery, Received};
+use crate::record::{Renewal, Version};
+use crate::repairing::Learned;
+use crate::signature::SealedRecord;
+use crate::snapshot::Presence;
+use crate::talk::{Filed, Item, Join, Key, Message, Talk, Welcome, batches, short_name};
+
+/// What one peer may send: bytes and messages a second, and at once. A whole snapshot of a large mesh is a megabyte;
+/// all news of a mesh that restarts at once comes from a dozen neighbours.
+const BYTES_PER_SECOND: f64 = 512.0 * 1024.0;
+const BYTES_AT_ONCE: f64 = 8.0 * 1024.0 * 1024.0;
+const MESSAGES_PER_SECOND: f64 = 100.0;
+const MESSAGES_AT_ONCE: f64 = 2_000.0;
+
+/// How long this node has nothing to do with a peer that sent more.
+const SHUNNED_FOR: Duration = Duration::from_secs(30);
+
+/// Peers whose sending is counted.
+const COUNTED_MAX: usize = 4096;
+
+/// Whole snapshots given a second, and at once: the rest of a flash crowd asks somebody else.
+pub(super) const WELCOMES_PER_SECOND: f64 = 4.0;
+pub(super) const WELCOMES_AT_ONCE: f64 = 8.0;
+
+/// How much of one a list of ages costs.
+const LEASES_COST: f64 = 0.1;
+
+/// One part of a snapshot.
+const WELCOME_BYTES_MAX: usize = 64 * 1024;
+
+/// How long who was asked may take to welcome.
+const WELCOME_WITHIN: Duration = Duration::from_secs(30);
+
+/// Items answered to one message.
+const ANSWERS_MAX: usize = 512;
+
+/// What peers have sent lately.
+#[derive(Default)]
+pub(super) struct Heard {
+    allowances: BTreeMap<(SocketAddr, SpiffeId), (Allowance, Allowance)>,
+}
+
+impl Heard {
+    /// Whether `peer` may send as much as it does.
+    fn admits(&mut self, received: &Received, now: Instant) -> bool {
+        let key = (received.from, received.peer.clone());
+        if self.allowances.len() >= COUNTED_MAX && !self.allowances.contains_key(&key) {
+            self.allowances.retain(|_, (messages, bytes)| !messages.is_full(now) || !bytes.is_full(now));
+        }
+        let (messages, bytes) = self.allowances.entry(key).or_insert_with(|| {
+            let messages = Allowance::new(MESSAGES_PER_SECOND, MESSAGES_AT_ONCE, now);
+            (messages, Allowance::new(BYTES_PER_SECOND, BYTES_AT_ONCE, now))
+        });
+        messages.take(1.0, now) && bytes.take(received.message.len() as f64, now)
+    }
+}
+
+impl GossipLoop {
+    pub(super) async fn handle_received(&mut self, first: Received) {
+        self.handle_one(first).await;
+        let link = self.link.clone();
+        for _ in 1..MESSAGES_PER_TURN_MAX {
+            // What is there already is taken in with it.
+            let next = tokio::select! {
+                biased;
+                received = link.recv() => received,
+                () = std::future::ready(()) => None,
+            };
+            let Some(received) = next else { break };
+            self.handle_one(received).await;
+        }
+        self.outlive_if_succeeded();
+    }
+
+    async fn handle_one(&mut self, received: Received) {
+        let now = self.clock.now();
+        self.post.count_received(received.from, &received.message);
+        if !self.heard.admits(&received, now) {
+            counter!("starling_gossip_shunned_total").increment(1);
+            warn!(peer = %received.peer, address = %received.from, "a peer sends more than it may; it is cut off for a while");
+            return self.link.shun(&received.peer, received.from, SHUNNED_FOR);
+        }
+        let Received { from, peer, message } = received;
+        match Message::decode(&message) {
+            Ok(Message::Talk(talk)) => self.handle_talk(from, &peer, talk, now).await,
+            Ok(Message::Ping(number, is_urgent)) => {
+                let delivery = if is_urgent { Delivery::Reliable } else { Delivery::Once };
+                self.post.send(from, &Message::Pong(number), delivery);
+            }
+            Ok(Message::Pong(number)) => {
+                let name = self.names.get(&(from, peer)).copied();
+                let seen = name.and_then(|name| self.watching.handle_answer(name, number, now));
+                seen.into_iter().for_each(|seen| self.handle_seen(seen));
+            }
+            Ok(Message::Join(join)) => self.handle_join(from, join, now).await,
+            Ok(Message::Welcome(welcome)) => self.handle_welcome(from, &peer, welcome, now),
+            Ok(Message::Repair(message)) => self.handle_repair(from, &peer, &message, now).await,
+            Err(error) => {
+                counter!("starling_gossip_malformed_total").increment(1);
+                debug!(%peer, %error, "gossip message dropped");
+            }
+        }
+    }
+
+    async fn handle_repair(&mut self, from: SocketAddr, peer: &SpiffeId, message: &[u8], now: Instant) {
+        self.mending.spend(self.post.take_repair_bytes(), now);
+        if !self.is_classic() && !self.mending.may_answer(now) {
+            return counter!("starling_gossip_over_budget_total").increment(1);
+        }
+        let own = self.own.name;
+        let heard = self
+            .repairing
+            .handle_message(from, message, &mut self.catalogue, &self.clock, |owner| owner == own)
+            .await;
+        match heard {
+            Ok(learned) => {
+                let mut is_news = false;
+                for learned in learned {
+                    match learned {
+                        Learned::Record(filed, bytes) => {
+                            is_news = true;
+                            self.handle_accepted(filed, bytes, now);
+                        }
+                        Learned::Renewal(owner, renewal) => self.renewing.handle_renewal(owner, renewal),
+                    }
+                }
+                if is_news && self.is_classic() {
+                    self.publish();
+                    self.tell_classic().await;
+                }
+            }
+            Err(error) => {
+                counter!("starling_gossip_malformed_total").increment(1);
+                debug!(%peer, %error, "gossip message dropped");
+            }
+        }
+    }
+
+    async fn handle_talk(&mut self, from: SocketAddr, peer: &SpiffeId, talk: Talk, now: Instant) {
+        let sender = self.names.get(&(from, peer.clone())).copied();
+        if let Some(name) = sender {
+            let distance = self.peers.get(&name).map_or(3, |peer| peer.distance);
+            self.mending.handle_told(name, talk.knows, distance, now);
+        }
+        let mut answers = Vec::new();
+        if sender.is_none() {
+            // Expired here, or not heard of yet: its own renewal or record would tell.
+            answers.extend(self.ask_of_stranger(from, peer));
+        }
+        for item in talk.items {
+            let answer = match item {
+                Item::Record(bytes) => self.take_record(&bytes, from, now),
+                Item::Offer(filed) => self.handle_offer(filed, now),
+                Item::Want(filed) => self.catalogue.record(&filed).map(|bytes| Item::Record(bytes.to_vec())),
+                Item::Renewal(owner, renewal) => {
+                    self.handle_renewal(owner, &renewal, from, now);
+                    None
+                }
+                Item::Ask(owner, incarnation, counter) => self
+                    .catalogue
+                    .renewal_of(owner)
+                    .filter(|held| (held.incarnation, held.counter) > (incarnation, counter))
+                    .map(|held| Item::Renewal(owner, held)),
+                Item::Sighting(sealed) => {
+                    self.handle_sighting(&sealed, now);
+                    None
+                }
+            };
+            answers.extend(answer.filter(|_| answers.len() < ANSWERS_MAX));
+        }
+        let knows = self.catalogue.knows();
+        for talk in batches(knows, answers) {
+            self.post.send(from, &Message::Talk(talk), Delivery::Once);
+        }
+    }
+
+    /// What to ask somebody who talks and is not present here.
+    fn ask_of_stranger(&self, from: SocketAddr, peer: &SpiffeId) -> Option<Item> {
+        let snapshot = self.snapshot_out.borrow();
+        let expired = snapshot.members.iter().find(|(owner, member)| {
+            owner.identity == *peer
+                && member.record.addresses[0] == from
+                && member.presence == Presence::Expired
+        });
+        let (owner, member) = expired?;
+        let owner = self.catalogue.name_of(owner)?;
+        Some(Item::Ask(owner, member.record.version.incarnation, self.catalogue.counter_of(owner)))
+    }
+
+    fn handle_offer(&mut self, filed: Filed, now: Instant) -> Option<Item> {
+        let lacks = self.catalogue.version_filed(&filed).is_none_or(|held| held < filed.version);
+        (lacks && self.rumours.wants(&filed, now)).then_some(Item::Want(filed))
+    }
+
+    /// Takes in a record that came as news; what to ask for, if it cannot be judged without.
+    pub(super) fn take_record(&mut self, bytes: &[u8], from: SocketAddr, now: Instant) -> Option<Item> {
+        let read = SealedRecord::from_bytes(bytes).and_then(|sealed| Ok((sealed.unverified()?, sealed)));
+        let (record, sealed) = match read {
+            Ok(read) => read,
+            Err(error) => {
+                self.refuse(&Rejected::from(error), from);
+                return None;
+            }
+        };
+        let filed = Filed::of(&record);
+        if self.catalogue.version_filed(&filed).is_some_and(|held| held >= filed.version) {
+            return None;
+        }
+        match self.catalogue.apply_record(&sealed, record, now, self.clock.wall()) {
+            Ok(Applied::Accepted) => {
+                self.handle_accepted(filed, bytes.into(), now);
+                None
+            }
+            Ok(Applied::Waiting) => {
+                let node = Filed {
+                    key: Key::Node,
+                    version: Version { incarnation: filed.version.incarnation, version: 0 },
+                    ..filed
+                };
+                self.rumours.wants(&node, now).then_some(Item::Want(node))
+            }
+            Err(rejected) => {
+                self.refuse(&rejected, from);
+                None
+            }
+        }
+    }
+
+    fn handle_accepted(&mut self, filed: Filed, bytes: Arc<[u8]>, now: Instant) {
+        counter!("starling_gossip_records_total").increment(1);
+        self.repairing.handle_record(&filed);
+        // Instances that waited for their owner's node record came with it.
+        if filed.key == Key::Node {
+            for (key, version, sealed) in
+                self.catalogue.shared(filed.owner).map(|it| it.records).unwrap_or_default()
+            {
+                let other = Filed { owner: filed.owner, key, version };
+                if other.key != Key::Node && other.version.incarnation == filed.version.incarnation {
+                    self.repairing.handle_record(&other);
+                    self.rumours.handle_record(other, sealed, now);
+                }
+            }
+        }
+        self.rumours.handle_record(filed, bytes, now);
+    }
+
+    fn refuse(&mut self, rejected: &Rejected, from: SocketAddr) {
+        counter!("starling_gossip_rejected_total", "reason" => rejected.reason()).increment(1);
+        self.warn_of_calendar(rejected);
+        debug!(%from, reason = %rejected, "record refused");
+    }
+
+    fn handle_renewal(&mut self, owner: u64, renewal: &Renewal, from: SocketAddr, now: Instant) {
+        let presence = self.catalogue.node_of(owner).map(|(_, _, presence)| presence);
+        let is_doubted = self.catalogue.is_doubted(owner);
+        match self.catalogue.apply_renewal(&short_name(owner), renewal, now, self.clock.wall()) {
+            Ok(()) => {
+                if is_doubted {
+                    self.rumours.handle_renewal(owner, *renewal, now);
+                } else {
+                    self.renewing.handle_renewal(owner, *renewal);
+                }
+                if presence == Some(Presence::Expired) {
+                    // A part of the mesh is back: its other members' leases are asked for.
+                    self.ask_for_leases(from, now);
+                }
+            }
+            Err(Rejected::Stale) => {}
+            Err(rejected) => {
+                counter!("starling_gossip_rejected_total", "reason" => rejected.reason()).increment(1);
+            }
+        }
+    }
+
+    fn handle_sighting(&mut self, sealed: &crate::watching::SealedSighting, now: Instant) {
+        match self.catalogue.apply_sighting(sealed, now) {
+            Ok(()) => {
+                self.rumours.handle_sighting(sealed.clone(), now);
+                if sealed.sighting.subject == self.own.name && !sealed.sighting.is_reachable {
+                    self.refute(now);
+                }
+                self.look_after();
+            }
+            Err(Rejected::Stale) => {}
+            Err(rejected) => {
+                counter!("starling_gossip_rejected_total", "reason" => rejected.reason()).increment(1);
+            }
+        }
+    }
+
+    async fn handle_join(&mut self, from: SocketAddr, join: Join, now: Instant) {
+        let wants: Vec<Item> =
+            join.records.iter().filter_map(|bytes| self.take_record(bytes, from, now)).collect();
+        for talk in batches(0, wants) {
+            self.post.send(from, &Message::Talk(talk), Delivery::Once);
+        }
+        let cost = if join.only_leases { LEASES_COST } else { 1.0 };
+        if !self.joining.welcomes.take(cost, now) {
+            return counter!("starling_gossip_over_budget_total").increment(1);
+        }
+        // What it says of itself is known before it is answered.
+        self.publish();
+        let mut part = Welcome { leases: self.catalogue.leases(now), ..Welcome::default() };
+        let mut bytes = part.leases.len() * 64;
+        let records = self.catalogue.everything().filter(|_| !join.only_leases);
+        for owner in records.collect::<Vec<_>>() {
+            let more: usize = owner.iter().map(|record| record.len() + 3).sum();
+            if bytes + more > WELCOME_BYTES_MAX && bytes > 0 {
+                self.post.send(from, &Message::Welcome(std::mem::take(&mut part)), Delivery::Reliable);
+                bytes = 0;
+            }
+            bytes += more;
+            part.records.extend(owner.iter().map(|record| record.to_vec()));
+        }
+        part.is_last = true;
+        self.post.send(from, &Message::Welcome(part), Delivery::Reliable);
+    }
+
+    fn handle_welcome(&mut self, from: SocketAddr, peer: &SpiffeId, welcome: Welcome, now: Instant) {
+        self.joining.expected.retain(|_, at| now < *at + WELCOME_WITHIN);
+        if !self.joining.expected.contains_key(&from) {
+            return counter!("starling_gossip_rejected_total", "reason" => "unasked").increment(1);
+        }
+        let wall = self.clock.wall();
+        for bytes in &welcome.records {
+            let read = SealedRecord::from_bytes(bytes).and_then(|sealed| Ok((sealed.unverified()?, sealed)));
+            let Ok((record, sealed)) = read else { continue };
+            let filed = Filed::of(&record);
+            match self.catalogue.apply_record(&sealed, record, now, wall) {
+                Ok(_) => self.repairing.handle_record(&filed),
+                Err(Rejected::Stale) => {}
+                Err(rejected) => self.refuse(&rejected, from),
+            }
+        }
+        // Leases come with the first part, and may be of owners who come with later ones.
+        self.heard_leases(peer, from, welcome, now);
+    }
+
+    fn heard_leases(&mut self, peer: &SpiffeId, from: SocketAddr, welcome: Welcome, now: Instant) {
+        let wall = self.clock.wall();
+        self.publish();
+        let pending = self.joining.pending.remove(&from).unwrap_or_default();
+        let mut later = Vec::new();
+        let identities: BTreeSet<_> = self.peers.values().map(|peer| &peer.identity).collect();
+        let needed = identities.len().min(REPORTS_NEEDED);
+        for lease in pending.into_iter().chain(welcome.leases) {
+            if lease.owner == self.own.name {
+                continue;
+            }
+            let applied = self.catalogue.apply_report(peer, &lease, needed, now, wall);
+            if matches!(applied, Err(Rejected::UnknownOwner)) {
+                later.push(lease);
+            }
+        }
+        if !welcome.is_last {
+            self.joining.pending.insert(from, later);
+            return;
+        }
+        self.joining.expected.remove(&from);
+        self.joining.reports_wanted = self.joining.reports_wanted.min(self.peers.len());
+        self.ask_for_reports(&BTreeSet::from([from]), now);
+    }
+}

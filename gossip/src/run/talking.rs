@@ -1,0 +1,196 @@
+//! What time brings: talks, rounds of news, questions, repairs, joining.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
+use rand::Rng as _;
+use rand::seq::IteratorRandom as _;
+
+use super::{GossipLoop, JOIN_PERIOD, JOINS_BEFORE_CLASSIC, RETRY_PERIOD, SEED_PERIOD};
+use crate::clock::Instant;
+use crate::doubts::REPORTS_NEEDED;
+use crate::link::Delivery;
+use crate::renewing::TALK_PEERS;
+use crate::talk::{Item, Join, Message, Talk, batches};
+
+impl GossipLoop {
+    pub(super) fn next_timeout(&self) -> Instant {
+        let always = [self.publisher.poll_timeout(), self.next_talk, self.next_seed_or_join()];
+        let machines = [
+            self.catalogue.poll_timeout(),
+            self.rumours.poll_timeout(),
+            self.watching.poll_timeout(),
+            self.mending.poll_timeout(),
+            self.leaving.as_ref().map(|(until, _)| *until),
+        ];
+        let next = always.into_iter().chain(machines.into_iter().flatten()).min();
+        next.expect("some are always there").min(self.next_retry)
+    }
+
+    pub(super) async fn handle_timeout(&mut self) {
+        let (now, wall) = (self.clock.now(), self.clock.wall());
+        self.catalogue.handle_timeout(now, wall);
+        let rng = &mut self.rng;
+        self.publisher.handle_timeout(now, || rng.random());
+        if now >= self.next_talk {
+            self.next_talk += self.own.interval;
+            if self.next_talk <= now {
+                self.next_talk = now + self.own.interval;
+            }
+            self.neighbours.choose(&self.peers, now, &mut self.rng);
+            self.talk(now);
+        }
+        if now >= self.next_seed_or_join() {
+            if self.is_alone() { self.ask_to_join(now).await } else { self.talk_to_a_seed(now).await }
+        }
+        self.ask_questions(now);
+        self.mending.spend(self.post.take_repair_bytes(), now);
+        if let Some(peer) = self.mending.poll_exchange(now, &mut self.rng)
+            && let Some(peer) = self.peers.get(&peer)
+        {
+            let address = peer.address;
+            self.repairing.gossip_with(address, &self.catalogue, now).await;
+        }
+        if now >= self.next_retry {
+            self.next_retry = now + RETRY_PERIOD;
+            if self.remembering.is_waiting() {
+                self.remembering.retry(&mut self.catalogue, now, wall);
+            }
+        }
+        let snapshot = self.snapshot_out.borrow().clone();
+        self.remembering.choose_acquaintances(&snapshot, &mut self.rng, now);
+    }
+
+    /// Passes news on, if a round of it is due.
+    pub(super) fn tell_news(&mut self) {
+        let now = self.clock.now();
+        if self.rumours.poll_timeout().is_none_or(|due| due > now) {
+            return;
+        }
+        let (small, whole) = self.rumours.take_round(now);
+        let knows = self.catalogue.knows();
+        let talks: Vec<_> = batches(knows, small).into_iter().map(Message::Talk).collect();
+        let whole: Vec<_> = batches(knows, whole).into_iter().map(Message::Talk).collect();
+        for address in self.some_neighbours(self.own.told) {
+            talks.iter().for_each(|talk| self.post.send(address, talk, Delivery::Once));
+            whole.iter().for_each(|talk| self.post.send(address, talk, Delivery::Reliable));
+        }
+    }
+
+    /// Tells a few neighbours what was renewed and what this node knows, and asks one of them about the silent.
+    fn talk(&mut self, now: Instant) {
+        let knows = self.catalogue.knows();
+        let renewals = self.renewing.take();
+        let silent = self.catalogue.silent(self.own.name, now);
+        let mut asks = self.renewing.ask(silent, now);
+        for address in self.some_neighbours(TALK_PEERS) {
+            let items: Vec<Item> = renewals.iter().cloned().chain(asks.drain(..)).collect();
+            let mut talks = batches(knows, items);
+            if talks.is_empty() {
+                talks.push(Talk { knows, items: Vec::new() });
+            }
+            for talk in talks {
+                self.post.send(address, &Message::Talk(talk), Delivery::Once);
+            }
+        }
+    }
+
+    fn some_neighbours(&mut self, count: usize) -> Vec<SocketAddr> {
+        let chosen = self.neighbours.some(count, &mut self.rng);
+        chosen.iter().filter_map(|name| self.peers.get(name)).map(|peer| peer.address).collect()
+    }
+
+    fn ask_questions(&mut self, now: Instant) {
+        let rng = &mut self.rng;
+        let (questions, seen) = self.watching.handle_timeout(now, || rng.random());
+        for question in questions {
+            let Some(peer) = self.peers.get(&question.subject) else { continue };
+            let delivery = if question.is_urgent { Delivery::Reliable } else { Delivery::Once };
+            self.post.send(peer.address, &Message::Ping(question.number, question.is_urgent), delivery);
+        }
+        seen.into_iter().for_each(|seen| self.handle_seen(seen));
+    }
+
+    /// Others doubt this node: it says that it lives.
+    pub(super) fn refute(&mut self, now: Instant) {
+        let rng = &mut self.rng;
+        self.publisher.refute(now, || rng.random());
+        self.is_refuting = true;
+    }
+
+    fn next_seed_or_join(&self) -> Instant {
+        if self.is_alone() { self.joining.next_ask } else { self.next_seed }
+    }
+
+    fn is_alone(&self) -> bool {
+        !self.peers.values().any(|peer| peer.is_alive)
+    }
+
+    async fn talk_to_a_seed(&mut self, now: Instant) {
+        self.next_seed = now + SEED_PERIOD;
+        self.joining.asked = 0;
+        let seeds = self.book.seeds.borrow().clone();
+        let Some(seed) = seeds.into_iter().filter(|seed| *seed != self.own.address).choose(&mut self.rng)
+        else {
+            return;
+        };
+        let talk = Talk { knows: self.catalogue.knows(), items: self.own_renewal().into_iter().collect() };
+        self.post.send(seed, &Message::Talk(talk), Delivery::Reliable);
+        if self.is_classic() || !self.peers.values().any(|peer| peer.address == seed) {
+            // Nobody that is known: perhaps a member of an earlier version.
+            self.repairing.gossip_with(seed, &self.catalogue, now).await;
+        }
+    }
+
+    fn own_renewal(&self) -> Option<Item> {
+        self.catalogue.renewal_of(self.own.name).map(|renewal| Item::Renewal(self.own.name, renewal))
+    }
+
+    /// Asks one of those it may know to let it in: for everything, or for how everybody is if it knows them.
+    async fn ask_to_join(&mut self, now: Instant) {
+        self.joining.next_ask = now + JOIN_PERIOD;
+        self.joining.asked += 1;
+        let seeds = self.book.seeds.borrow().clone();
+        let snapshot = self.snapshot_out.borrow().clone();
+        let remembered = self.remembering.ask_while_alone(&snapshot, &mut self.rng, now);
+        let all: BTreeSet<_> =
+            seeds.into_iter().chain(remembered).filter(|address| *address != self.own.address).collect();
+        if self.joining.asked > JOINS_BEFORE_CLASSIC {
+            for address in &all {
+                self.repairing.gossip_with(*address, &self.catalogue, now).await;
+            }
+        }
+        if let Some(address) = all.into_iter().choose(&mut self.rng) {
+            let knows_others = self.catalogue.names().any(|name| name != self.own.name);
+            self.join(address, knows_others && !self.joining.asked.is_multiple_of(4), now);
+        }
+        self.joining.reports_wanted = REPORTS_NEEDED - 1;
+    }
+
+    fn join(&mut self, address: SocketAddr, only_leases: bool, now: Instant) {
+        let own = self.catalogue.shared(self.own.name).map(|shared| shared.records).unwrap_or_default();
+        let records = own.into_iter().map(|(_, _, sealed)| sealed.to_vec()).collect();
+        self.joining.expected.insert(address, now);
+        self.post.send(address, &Message::Join(Join { records, only_leases }), Delivery::Reliable);
+    }
+
+    /// Asks further members how old everybody's lease is, other than those at `asked`.
+    pub(super) fn ask_for_reports(&mut self, asked: &BTreeSet<SocketAddr>, now: Instant) {
+        while self.joining.reports_wanted > 0 {
+            self.joining.reports_wanted -= 1;
+            let others = self.peers.values().filter(|peer| peer.is_talker && peer.is_alive);
+            let open = others.filter(|peer| {
+                !asked.contains(&peer.address) && !self.joining.expected.contains_key(&peer.address)
+            });
+            let Some(address) = open.map(|peer| peer.address).choose(&mut self.rng) else { return };
+            self.join(address, true, now);
+        }
+    }
+
+    /// Asks the member at `address` how everybody is.
+    pub(super) fn ask_for_leases(&mut self, address: SocketAddr, now: Instant) {
+        if self.joining.expected.insert(address, now).is_none() {
+            self.join(address, true, now);
+        }
+    }
+}
