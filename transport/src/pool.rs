@@ -9,7 +9,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use quinn::VarInt;
 use rand::rngs::StdRng;
 use tokio::sync::watch;
@@ -19,7 +18,7 @@ use starling_gossip::identity::SpiffeId;
 
 use crate::admission::{Occupancy, has_room, may_dial};
 use crate::backoff::Backoff;
-use crate::connection::{CLOSED, Connection, LEAVING, PEER_LEFT, PeerIdentity};
+use crate::connection::{CLOSED, Connection, LEAVING, PEER_LEFT};
 use crate::credentials::Credentials;
 use crate::dial::{ConnectError, Dialler, canonical};
 use crate::limits::{BACKOFFS_MAX, DIAL_TIMEOUT, DIALS_MAX};
@@ -138,6 +137,12 @@ impl Pool {
     /// A usable connection to `address`, whoever dialled it and whoever the peer is. Never dials.
     pub fn connected(&self, address: SocketAddr) -> Option<Connection> {
         self.table().registry.usable(canonical(address), &Expected::Anybody, None)
+    }
+
+    /// A usable connection to `target`, if there is one. Never dials.
+    pub(crate) fn established(&self, target: &Target) -> Option<Connection> {
+        let local = self.shared.credentials.id();
+        self.table().registry.usable(canonical(target.address), &target.expected, Some(local))
     }
 
     /// Every peer with a connection, and every identity whose last dial failed.
@@ -290,9 +295,9 @@ impl Pool {
 
     fn enter(&self, table: &mut Table, connection: Connection) {
         let peer = connection.peer().clone();
-        for other in table.registry.iter().filter(|other| same_peer(other, &peer)) {
+        for other in table.registry.iter().filter(|other| is_to(other, &peer.id, peer.address)) {
             // Perhaps the peer was restarted and this one is dead: asking is how to find out.
-            let _ = other.quinn().send_datagram(Bytes::new());
+            other.probe();
             other.touch();
         }
         for expected in [Expected::Anybody, Expected::Exactly(peer.id)] {
@@ -346,8 +351,8 @@ impl Pool {
     }
 }
 
-fn same_peer(connection: &Connection, peer: &PeerIdentity) -> bool {
-    connection.peer().id == peer.id && connection.peer().address == peer.address
+fn is_to(connection: &Connection, peer: &SpiffeId, address: SocketAddr) -> bool {
+    connection.peer().address == address && connection.peer().id == *peer
 }
 
 impl Table {

@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use quinn::{ConnectionStats, VarInt};
 use tokio::sync::watch;
 
@@ -48,8 +47,6 @@ pub(crate) async fn supervise(connection: Connection, clock: Clock, changes: Arc
             }
             () = connection.woken() => {}
             () = sleep_until(due) => {}
-            // Probes are empty: their arrival was the point.
-            _ = connection.quinn().read_datagram() => {}
         }
     }
     connection.mark(CLOSED, true);
@@ -78,8 +75,7 @@ fn look(
         }
     }
     if verdict.probe {
-        // Fails only on a closed connection, which the loop notices.
-        let _ = connection.quinn().send_datagram(Bytes::new());
+        connection.probe();
     }
     retire(connection, retirement, now);
     let due = earlier(silence.poll_timeout(), retirement.poll_timeout());
@@ -93,6 +89,7 @@ fn retire(connection: &Connection, retirement: &mut Retirement, now: Instant) {
     let flags = connection.flags_now();
     let situation = Situation {
         busy: connection.is_busy(),
+        used: connection.take_use(),
         superseded: flags & SUPERSEDED != 0,
         peer_left: flags & PEER_LEFT != 0,
     };

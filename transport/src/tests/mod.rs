@@ -7,6 +7,7 @@ mod gossip;
 mod harness;
 mod identity;
 mod liveness;
+mod once;
 mod pool;
 mod revocation;
 mod rotation;
