@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use quinn::VarInt;
 use tokio::sync::{Notify, watch};
 
 use rustls::pki_types::CertificateDer;
@@ -236,6 +237,12 @@ impl Connection {
     /// supervises it notices that.
     pub(crate) fn probe(&self) {
         let _ = self.shared.quinn.send_datagram(Datagram::probe());
+    }
+
+    /// Closes it at once, whatever is under way: it is unusable when this returns.
+    pub(crate) fn close(&self, code: u32, reason: &str) {
+        self.shared.quinn.close(VarInt::from_u32(code), reason.as_bytes());
+        self.mark(CLOSED, true);
     }
 
     fn not_begun(&self, why: BeginError) -> OpenError {

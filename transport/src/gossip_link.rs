@@ -92,10 +92,22 @@ impl Link for GossipLink {
     }
 
     async fn recv(&self) -> Option<Received> {
-        self.received.lock().await.recv().await
+        let mut received = self.received.lock().await;
+        loop {
+            let message = received.recv().await?;
+            if !self.sender.pool.is_shunned(&message.peer, message.from) {
+                return Some(message);
+            }
+            telemetry::gossip_dropped("shunned");
+        }
     }
 
-    fn shun(&self, _peer: &SpiffeId, _address: SocketAddr, _span: Duration) {}
+    /// Bounded by [`crate::limits::SHUNNED_MAX`] peers and [`crate::limits::SHUN_MAX`] each. Calls to and
+    /// from the peer use the same connections and end with them: a peer that floods is cut off. What it
+    /// sent before and is not received yet is dropped.
+    fn shun(&self, peer: &SpiffeId, address: SocketAddr, span: Duration) {
+        self.sender.pool.shun(peer, address, span);
+    }
 }
 
 impl Sender {

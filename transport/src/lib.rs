@@ -5,7 +5,7 @@
 //! [`gossip_link::GossipLink`] carries the gossip core's messages. Who a peer is says its
 //! certificate alone; what it may do is the node's business, not decided here.
 //!
-//! IO is at the rim. [`header`], [`silence`], [`backoff`], `datagram`, `retirement` and
+//! IO is at the rim. [`header`], [`silence`], [`backoff`], `datagram`, `retirement`, `shunned` and
 //! `admission` are pure: they take bytes, counters and `now`, and are tested without a network.
 
 mod accept;
@@ -26,6 +26,7 @@ pub mod pool;
 mod registry;
 mod retirement;
 mod serve;
+mod shunned;
 pub mod silence;
 pub mod stream;
 mod supervise;

@@ -213,6 +213,14 @@ pub const DATAGRAM_SEND_BUFFER_BYTES: usize = 64 * 1024;
 /// bytes (RFC 9000, section 14), and less than 50 of them are overhead.
 pub const DATAGRAM_BYTES_LEAST: usize = 1_100;
 
+/// Peers that are shunned at one time. A mesh in which more of them go wrong needs people; each
+/// entry takes at most 2 KiB.
+pub const SHUNNED_MAX: usize = 1_024;
+
+/// The longest time a peer is shunned: somebody will have looked at it by then, and if it still floods
+/// it is shunned again.
+pub const SHUN_MAX: Duration = Duration::from_secs(3_600);
+
 /// Socket buffers we ask for; the system may give less. A burst of 4 MiB at 10 Gbit/s lasts 3 ms,
 /// about what a busy scheduler keeps a task waiting.
 pub const SOCKET_BUFFER_BYTES: usize = 4 * 1024 * 1024;

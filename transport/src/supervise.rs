@@ -29,7 +29,12 @@ pub(crate) mod close_code {
     pub(crate) const ABANDONED: u32 = 3;
     /// The peer's identity is believed no more.
     pub(crate) const REVOKED: u32 = 4;
+    /// The peer sent more than it may; for a while we have nothing to do with it.
+    pub(crate) const SHUNNED: u32 = 5;
 }
+
+/// What a peer hears with [`close_code::SHUNNED`].
+pub(crate) const SHUNNED_REASON: &str = "you sent more than you may";
 
 /// Watches `connection` until it is closed. `changes` hears of silence and of its end.
 pub(crate) async fn supervise(connection: Connection, clock: Clock, changes: Arc<watch::Sender<u64>>) {

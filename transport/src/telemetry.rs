@@ -73,3 +73,8 @@ pub(crate) fn gossip_dropped(reason: &'static str) {
 pub(crate) fn datagram_ignored() {
     counter!("starling_datagrams_ignored_total").increment(1);
 }
+
+/// A peer is shunned from now on.
+pub(crate) fn peer_shunned() {
+    counter!("starling_peers_shunned_total").increment(1);
+}

@@ -11,5 +11,6 @@ mod once;
 mod pool;
 mod revocation;
 mod rotation;
+mod shunning;
 mod strangers;
 mod streams;
