@@ -8,7 +8,7 @@ use super::harness::{Ca, Relay, eventually, within};
 use crate::gossip_link::GossipLink;
 use crate::limits::GOSSIP_QUEUED_PER_PEER_MAX;
 
-fn link(node: &mut super::harness::Node) -> GossipLink {
+pub(super) fn link(node: &mut super::harness::Node) -> GossipLink {
     GossipLink::new(node.endpoint.pool().clone(), node.gossip.take().expect("taken once"))
 }
 
@@ -76,11 +76,14 @@ async fn gossip_alone_notices_a_dead_peer() {
     let to_b = Destination::Member { address: relay.address, identity: b.id() };
     link_a.send(to_b.clone(), b"one".to_vec(), Delivery::Reliable);
     let responsive = |a: &super::harness::Node| a.endpoint.pool().peers().iter().any(|peer| peer.responsive);
-    eventually("connected", || responsive(&a)).await;
-    relay.cut(true);
-    link_a.send(to_b, b"two".to_vec(), Delivery::Reliable);
-    eventually("the peer is known to be silent", || {
-        a.endpoint.pool().peers().iter().any(|peer| peer.connected && !peer.responsive)
-    })
-    .await;
+    for delivery in [Delivery::Reliable, Delivery::Once] {
+        eventually("connected", || responsive(&a)).await;
+        relay.cut(true);
+        link_a.send(to_b.clone(), b"two".to_vec(), delivery);
+        eventually("the peer is known to be silent", || {
+            a.endpoint.pool().peers().iter().any(|peer| peer.connected && !peer.responsive)
+        })
+        .await;
+        relay.cut(false);
+    }
 }
