@@ -246,7 +246,8 @@ fn pack(message: &[u8]) -> Vec<u8> {
 }
 
 fn unpack(packed: &[u8]) -> Result<Vec<u8>, TalkError> {
-    zstd::bulk::decompress(packed, MESSAGE_BYTES_MAX).map_err(|_| TalkError::Packing)
+    let message = zstd::bulk::decompress(packed, MESSAGE_BYTES_MAX).map_err(|_| TalkError::Packing)?;
+    if message.len() > KIND_AT { Ok(message) } else { Err(TalkError::Packing) }
 }
 
 /// A name as maps and files have it: 16 hexadecimal digits.

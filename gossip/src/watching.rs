@@ -132,8 +132,10 @@ struct Asked {
     /// The number of the question that is open, since when, and the how manieth it is.
     open: Option<(u64, Instant, u32)>,
     next: Instant,
-    /// What was last seen.
+    /// What was last clear.
     is_reachable: Option<bool>,
+    /// Its last questions were left unanswered.
+    is_silent: bool,
 }
 
 impl Watching {
@@ -153,7 +155,7 @@ impl Watching {
                 // Who is watched is asked some time within the first period, who is cared for at once.
                 let wait = QUESTION_PERIOD.mul_f64(chance() as f64 / u64::MAX as f64);
                 let next = if is_watched { now + wait } else { now };
-                Asked { is_watched, open: None, next, is_reachable: None }
+                Asked { is_watched, open: None, next, is_reachable: None, is_silent: false }
             });
             asked.is_watched = is_watched;
         }
@@ -186,12 +188,13 @@ impl Watching {
                     // Clear, unless nobody answers at all: then something is wrong here.
                     asked.open = None;
                     asked.next = now + QUESTION_PERIOD;
-                    let was_reachable = asked.is_reachable.replace(false);
-                    let (is_watched, again) = (asked.is_watched, was_reachable == Some(false));
-                    let is_alone = is_watched && self.nobody_answers();
-                    if is_alone {
-                        self.asked.entry(subject).and_modify(|asked| asked.is_reachable = was_reachable);
-                    } else if !again || !is_watched {
+                    asked.is_silent = true;
+                    let (is_watched, was_reachable) = (asked.is_watched, asked.is_reachable);
+                    if is_watched && self.nobody_answers() {
+                        continue;
+                    }
+                    self.asked.entry(subject).and_modify(|asked| asked.is_reachable = Some(false));
+                    if !is_watched || was_reachable != Some(false) {
                         seen.push(Seen { subject, is_reachable: false, is_watched });
                     }
                     continue;
@@ -216,6 +219,7 @@ impl Watching {
         }
         asked.open = None;
         asked.next = now + QUESTION_PERIOD;
+        asked.is_silent = false;
         if count == 1 {
             self.self_doubt = self.self_doubt.saturating_sub(1);
         }
@@ -228,9 +232,7 @@ impl Watching {
     /// Of two or more whom it watches, not one has answered its last question.
     fn nobody_answers(&self) -> bool {
         let watched = || self.asked.values().filter(|asked| asked.is_watched);
-        let silent = |asked: &Asked| {
-            asked.open.is_some_and(|(_, _, count)| count > 1) || asked.is_reachable == Some(false)
-        };
+        let silent = |asked: &Asked| asked.is_silent || asked.open.is_some_and(|(_, _, count)| count > 1);
         watched().count() > 1 && watched().all(silent)
     }
 
