@@ -94,6 +94,14 @@ fn counts(report: &Report) -> String {
         ("false suspicions / evictions", format!("{} / {}", report.suspicions_false, report.evictions_false)),
         ("records refused", report.rejected.to_string()),
         ("stale words that nodes route by", share(report.stale_share)),
+        (
+            "bytes/s of the node that sends most / peak of all",
+            format!("{} / {}", number(report.bytes_per_node_s_max), number(report.bytes_peak_per_node_s)),
+        ),
+        (
+            "connections of a node, median / most",
+            format!("{} / {}", report.connections_median, report.connections_max),
+        ),
         ("longest queue", words::plural(report.queue_max as usize, "message")),
         (
             "all equal after the start / the last event",

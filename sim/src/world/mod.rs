@@ -248,7 +248,10 @@ impl World {
             (Memory::Old, Some(disk)) => disk.restore(host.old_image.clone().unwrap_or_default()),
             _ => {}
         }
-        self.start(number, true).await
+        let begins = Instant::now();
+        self.start(number, true).await?;
+        self.measures.rejoins(number, self.truth.host(number).newest(), begins);
+        Ok(())
     }
 
     /// Host `number` withdraws itself, tells others, and ends.
