@@ -21,6 +21,10 @@ use crate::truth::Truth;
 /// Traffic within so long after something happened is a change's, not the steady state's.
 const CHANGE_LASTS: Duration = Duration::from_secs(2);
 
+/// Who could not be reached is suspected within so long, by two watchers and their word. A suspicion of somebody
+/// who has been there for longer is false.
+const SUSPECTED_WITHIN: Duration = Duration::from_secs(10);
+
 /// Over so many seconds the peak of traffic is a mean.
 const PEAK_SECONDS: usize = 10;
 
@@ -29,7 +33,6 @@ const WORDS_SHOWN_MAX: usize = 120;
 
 /// Measures of one run, as they come.
 pub struct Measures {
-    suspect_after: Duration,
     lease: Duration,
     samples: Samples,
     words: Vec<Spoken>,
@@ -107,10 +110,9 @@ pub struct Figures {
 }
 
 impl Measures {
-    /// For a mesh of such leases.
-    pub fn new(lease: Duration, suspect_after: Duration) -> Self {
+    /// For a mesh of such a lease.
+    pub fn new(lease: Duration) -> Self {
         Self {
-            suspect_after,
             lease,
             samples: Samples::default(),
             words: Vec::new(),
@@ -243,7 +245,7 @@ impl Measures {
             }
             Some(_) => {}
             None => {
-                let is_false = truth.together(observer, subject, now - self.suspect_after);
+                let is_false = truth.together(observer, subject, now - SUSPECTED_WITHIN);
                 self.suspicions_false += u64::from(is_false);
             }
         }

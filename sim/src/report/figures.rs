@@ -34,7 +34,7 @@ pub(crate) const SINGLES: [(&str, &str); 19] = [
 ];
 
 /// Percentiles by the end of their figures' names.
-pub(crate) const PERCENTILES: [&str; 5] = ["p50", "p90", "p99", "p99_9", "p100"];
+pub(crate) const PERCENTILES: [&str; 5] = ["p50", "p90", "p99", "p999", "p100"];
 
 /// The fields that a report and a run have in common.
 macro_rules! figures_of {
@@ -79,8 +79,8 @@ impl Run {
 impl Percentiles {
     /// The five, by the names in `PERCENTILES`.
     pub(crate) fn named(&self) -> [(&'static str, f64); 5] {
-        let [p50, p90, p99, p99_9, p100] = PERCENTILES;
-        [(p50, self.p50), (p90, self.p90), (p99, self.p99), (p99_9, self.p99_9), (p100, self.p100)]
+        let [p50, p90, p99, p999, p100] = PERCENTILES;
+        [(p50, self.p50), (p90, self.p90), (p99, self.p99), (p999, self.p999), (p100, self.p100)]
     }
 }
 

@@ -49,10 +49,10 @@ fn measures(report: &Report) -> String {
     if measures.is_empty() {
         return "nothing that takes time was measured\n".to_owned();
     }
-    let head = ["milliseconds until", "50 %", "90 %", "99 %", "100 %", "measures"];
+    let head = ["milliseconds until", "50 %", "90 %", "99 %", "99.9 %", "100 %", "measures"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     for (name, of) in measures {
-        let cells = [of.p50, of.p90, of.p99, of.p100, of.count as f64].map(number);
+        let cells = [of.p50, of.p90, of.p99, of.p999, of.p100, of.count as f64].map(number);
         rows.push([vec![words::measure(name).to_owned()], cells.to_vec()].concat());
     }
     aligned("", &rows, false)

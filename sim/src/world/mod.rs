@@ -102,7 +102,7 @@ impl World {
         Ok(Self {
             authority: Authority::new(&mut rng)?,
             truth: Truth::default(),
-            measures: Measures::new(mesh.lease.0, checker.suspect_after()),
+            measures: Measures::new(mesh.lease.0),
             checker,
             hosts: Vec::new(),
             rng,

@@ -101,7 +101,7 @@ fn threshold(threshold: &Threshold) -> String {
 /// How long things took.
 pub(super) fn measures(report: &Report) -> String {
     let row = |(name, of): (&str, &crate::report::Percentiles)| {
-        let cells: String = [of.p50, of.p90, of.p99, of.p99_9, of.p100]
+        let cells: String = [of.p50, of.p90, of.p99, of.p999, of.p100]
             .iter()
             .map(|millis| format!("<td>{}</td>", duration(*millis)))
             .collect();
