@@ -13,7 +13,7 @@ use starling_gossip::record::Health;
 use crate::network::Handicap;
 use crate::network::partition::Partition;
 use crate::report::{Checks, Failed, Percentiles, Run, seconds};
-use crate::scenario::{Do, Event, Pick, Scenario};
+use crate::scenario::{Attack, Do, Event, Pick, Scenario};
 use crate::trace::{Turn, Window};
 use crate::world::{Failure, World};
 
@@ -123,7 +123,7 @@ enum Step {
     Handicap(usize, Handicap),
     Calendar(usize, i64),
     Attack(usize, usize),
-    EndAttack(usize),
+    EndAttack(usize, Attack),
 }
 
 struct Play<P> {
@@ -266,7 +266,7 @@ impl<P: FnMut(f64)> Play<P> {
                 let event = &self.scenario.event[index];
                 self.world.begin_attack(host, event.attack, event.rate);
             }
-            Step::EndAttack(host) => self.world.end_attack(host),
+            Step::EndAttack(host, attack) => self.world.end_attack(host, attack),
         }
         Ok(())
     }
@@ -340,7 +340,7 @@ impl<P: FnMut(f64)> Play<P> {
             }
             Do::Attack => {
                 self.put(at, Step::Attack(host, index));
-                self.put(end, Step::EndAttack(host));
+                self.put(end, Step::EndAttack(host, event.attack));
             }
             Do::Join | Do::Partition => {}
         }
