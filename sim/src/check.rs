@@ -92,11 +92,6 @@ impl Checker {
         self.passed
     }
 
-    /// How long a silent node is believed to be well.
-    pub fn suspect_after(&self) -> Duration {
-        self.suspect_after
-    }
-
     /// How `observer` sees all others, by host; nothing if it has shown nothing in this life.
     pub fn seen_by(&self, observer: usize) -> &[Seen] {
         self.seen.get(&observer).map_or(&[], Vec::as_slice)

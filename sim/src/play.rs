@@ -13,7 +13,7 @@ use starling_gossip::record::Health;
 use crate::network::Handicap;
 use crate::network::partition::Partition;
 use crate::report::{Checks, Failed, Percentiles, Run, seconds};
-use crate::scenario::{Do, Event, Pick, Scenario};
+use crate::scenario::{Attack, Do, Event, Pick, Scenario};
 use crate::trace::{Turn, Window};
 use crate::world::{Failure, World};
 
@@ -123,7 +123,7 @@ enum Step {
     Handicap(usize, Handicap),
     Calendar(usize, i64),
     Attack(usize, usize),
-    EndAttack(usize),
+    EndAttack(usize, Attack),
 }
 
 struct Play<P> {
@@ -151,6 +151,7 @@ impl<P: FnMut(f64)> Play<P> {
         }
         self.converge("equal catalogues after the start", mesh.converge_within.0).await?;
         self.converged = start.elapsed();
+        self.world.measures.agrees(Instant::now());
         self.world.trace().turn(Turn::Converged);
         self.world.run_until(Instant::now() + mesh.quiet.0).await?;
         self.world.take_images();
@@ -265,7 +266,7 @@ impl<P: FnMut(f64)> Play<P> {
                 let event = &self.scenario.event[index];
                 self.world.begin_attack(host, event.attack, event.rate);
             }
-            Step::EndAttack(host) => self.world.end_attack(host),
+            Step::EndAttack(host, attack) => self.world.end_attack(host, attack),
         }
         Ok(())
     }
@@ -339,7 +340,7 @@ impl<P: FnMut(f64)> Play<P> {
             }
             Do::Attack => {
                 self.put(at, Step::Attack(host, index));
-                self.put(end, Step::EndAttack(host));
+                self.put(end, Step::EndAttack(host, event.attack));
             }
             Do::Join | Do::Partition => {}
         }
@@ -414,6 +415,9 @@ impl<P: FnMut(f64)> Play<P> {
     fn report(&self, request: &Request, failed: Option<Failed>) -> Run {
         let world = &self.world;
         let figures = world.measures.figures();
+        let mut connections: Vec<u64> =
+            world.network().connections().values().map(|count| *count as u64).collect();
+        connections.sort_unstable();
         let (events, trace_hash) = world.trace().finish();
         let passed = world.checker.passed() + if failed.is_none() { 2 } else { 0 };
         let acts = world
@@ -431,6 +435,10 @@ impl<P: FnMut(f64)> Play<P> {
             known_ms: Percentiles::of(world.measures.samples().of("known")),
             took_ms: world.measures.took(),
             bytes_per_node_s: figures.bytes_per_node_s,
+            bytes_per_node_s_max: figures.bytes_per_node_s_max,
+            bytes_peak_per_node_s: figures.bytes_peak_per_node_s,
+            connections_max: connections.last().copied().unwrap_or_default(),
+            connections_median: connections.get(connections.len() / 2).copied().unwrap_or_default(),
             traffic: figures.traffic,
             suspicions_false: figures.suspicions_false,
             evictions_false: figures.evictions_false,

@@ -61,6 +61,8 @@ mod tests {
     use rand::SeedableRng as _;
     use rand::rngs::StdRng;
 
+    use starling_gossip::link::Delivery;
+
     use super::*;
     use crate::network::fate::travel;
 
@@ -69,7 +71,8 @@ mod tests {
         let mut rng = StdRng::seed_from_u64(1);
         for (loss, bytes) in [(0.0, 100), (0.01, 11_400), (0.2, 1_000), (0.2, 11_400)] {
             let path = Path { rtt: Duration::from_millis(40), jitter: Duration::ZERO, loss };
-            let drawn = (0..20_000).filter_map(|_| travel(&path.conditions(), loss, bytes, &mut rng));
+            let drawn = (0..20_000)
+                .filter_map(|_| travel(&path.conditions(), loss, bytes, Delivery::Reliable, &mut rng));
             let mean = drawn.map(|it| it.as_secs_f64()).sum::<f64>() / 20_000.0;
             // What does not grow has all the time in the world: the mean.
             let said = path.effective_s(bytes, 1e-6);

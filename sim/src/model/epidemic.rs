@@ -10,6 +10,7 @@ use rand::Rng as _;
 use rand::rngs::StdRng;
 use rand::seq::index;
 use starling_gossip::handle::News;
+use starling_gossip::link::Delivery;
 use starling_gossip::run::{SEED_PERIOD, TOLD_AT_ONCE};
 
 use crate::network::fate::travel;
@@ -269,7 +270,11 @@ impl<'a> Epidemic<'a> {
         };
         *count += 1;
         let version = self.held[from as usize];
-        let Some(travelled) = travel(&self.conditions, self.conditions.loss, bytes, self.rng) else { return };
+        let Some(travelled) =
+            travel(&self.conditions, self.conditions.loss, bytes, Delivery::Reliable, self.rng)
+        else {
+            return;
+        };
         let connects = kind == Kind::Syn && self.rng.random_bool(self.cold_share);
         let connecting = if connects { self.conditions.latency.0 * 2 } else { Duration::ZERO };
         self.owners_on_the_way += usize::from(from as usize == self.owner);

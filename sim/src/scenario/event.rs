@@ -115,7 +115,7 @@ pub enum Memory {
 }
 
 /// What a hostile member does, besides taking part.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Attack {
     /// Writes altered records into others' maps: other weights, other addresses.

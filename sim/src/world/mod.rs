@@ -102,7 +102,7 @@ impl World {
         Ok(Self {
             authority: Authority::new(&mut rng)?,
             truth: Truth::default(),
-            measures: Measures::new(mesh.lease.0, checker.suspect_after()),
+            measures: Measures::new(mesh.lease.0),
             checker,
             hosts: Vec::new(),
             rng,
@@ -182,7 +182,7 @@ impl World {
         let held = brake.clone();
         let tasks =
             vec![tokio::spawn(watched), tokio::spawn(async move { held.run(gossip_loop.run()).await })];
-        host.process = Some(Process { gossip, link, brake, tasks, attack: None });
+        host.process = Some(Process { gossip, link, brake, tasks, attacks: BTreeMap::new() });
         self.begin_epoch();
         self.measures.comes_back(number);
         self.say(number, None, Some(Health::Healthy)).await;
@@ -248,7 +248,10 @@ impl World {
             (Memory::Old, Some(disk)) => disk.restore(host.old_image.clone().unwrap_or_default()),
             _ => {}
         }
-        self.start(number, true).await
+        let begins = Instant::now();
+        self.start(number, true).await?;
+        self.measures.rejoins(number, self.truth.host(number).newest(), begins);
+        Ok(())
     }
 
     /// Host `number` withdraws itself, tells others, and ends.
@@ -300,14 +303,16 @@ impl World {
         self.hosts[number].clock.set_calendar_by(seconds.saturating_mul(1000));
     }
 
-    /// Host `number` attacks the others.
+    /// Host `number` attacks the others, perhaps in several ways at once.
     pub fn begin_attack(&mut self, number: usize, attack: Attack, rate: u32) {
         let seed = self.rng.random();
         let host = &mut self.hosts[number];
         let Some(process) = &mut host.process else { return };
         self.trace.turn(Turn::Attacks(number, true));
         self.truth.host_mut(number).is_hostile = true;
-        self.network.set_withholding(number, attack == Attack::Withhold);
+        if attack == Attack::Withhold {
+            self.network.set_withholding(number, true);
+        }
         let attacker = Attacker {
             svid: host.svid.clone(),
             owner: self.truth.host(number).owner.clone(),
@@ -317,14 +322,17 @@ impl World {
             disk: host.disk.clone().unwrap_or_default(),
             rng: StdRng::seed_from_u64(seed),
         };
-        process.attack = Some(tokio::spawn(attacker.run(attack, rate)));
+        process.attacks.insert(attack, tokio::spawn(attacker.run(attack, rate)));
     }
 
-    /// Host `number` stops attacking; what it says of itself still binds nobody.
-    pub fn end_attack(&mut self, number: usize) {
+    /// Host `number` stops attacking so; what it says of itself still binds nobody.
+    pub fn end_attack(&mut self, number: usize, attack: Attack) {
         self.trace.turn(Turn::Attacks(number, false));
-        self.network.set_withholding(number, false);
-        if let Some(attack) = self.hosts[number].process.as_mut().and_then(|process| process.attack.take()) {
+        if attack == Attack::Withhold {
+            self.network.set_withholding(number, false);
+        }
+        let process = self.hosts[number].process.as_mut();
+        if let Some(attack) = process.and_then(|process| process.attacks.remove(&attack)) {
             attack.abort();
         }
     }
