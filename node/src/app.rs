@@ -13,7 +13,7 @@ use arc_swap::ArcSwap;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use starling_gossip::clock::{Clock, Instant};
-use starling_gossip::handle::{Budget, Gossip, News, Setup};
+use starling_gossip::handle::{Gossip, News, Setup};
 use starling_gossip::memory::Remembered;
 use starling_gossip::publisher::NodeDescription;
 use starling_gossip::record::{Label, Locality};
@@ -137,7 +137,7 @@ impl Node {
             seeds: seed_addresses,
             remembered,
             news: News::default(),
-            budget: Budget::default(),
+            budget: config.gossip.budget,
         })
         .await?;
         let local = local_instances(&config, &capacity, gossip.clone(), &clock, rng.random());
