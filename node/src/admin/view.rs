@@ -9,7 +9,6 @@ use starling_gossip::clock::Instant;
 use starling_gossip::identity::ServiceName;
 use starling_gossip::record::{Label, Locality};
 use starling_gossip::snapshot::{Presence, ServiceInstance, Snapshot};
-use starling_transport::pool::PeerStatus;
 
 use crate::app::Shown;
 use crate::live::LiveRoute;
@@ -57,33 +56,6 @@ pub(crate) fn summary(snapshot: &Snapshot) -> String {
     let instances: usize = snapshot.services.values().map(Vec::len).sum();
     let services = snapshot.services.len();
     format!("members: {alive} alive, {suspect} suspect; services: {services}, instances: {instances}")
-}
-
-/// One of `/v1/members`
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct MemberView {
-    /// Its node's name.
-    pub node: String,
-    /// Its SPIFFE ID.
-    pub identity: String,
-    /// Where it listens.
-    pub address: String,
-    /// `alive`, `suspect`, `left` or `expired`.
-    pub state: String,
-    /// Why it is suspect, in words.
-    pub reason: Option<String>,
-    /// Which life of the node.
-    pub incarnation: u64,
-    /// Since it last renewed its lease; what lies before this node's start is by the calendar.
-    pub lease_age_ms: u64,
-    /// How long a renewal lasts.
-    pub lease_ms: u64,
-    /// Where it stands.
-    pub locality: Locality,
-    /// The program's version.
-    pub version: String,
-    /// The round trip to it, while this node is connected with it.
-    pub rtt_us: Option<u64>,
 }
 
 /// One of `/v1/services`
@@ -211,53 +183,6 @@ pub(super) fn node(shown: &Shown) -> NodeView {
     }
 }
 
-pub(super) async fn members(shown: &Shown) -> Vec<MemberView> {
-    let peers = shown.transport.pool().peers();
-    let view = |view: starling_gossip::handle::MemberView| {
-        let record = &view.member.record;
-        let address = record.addresses[0];
-        let peer = peers.iter().find(|peer| peer.address == address && peer.identity == view.owner.identity);
-        let is_remembered = view.heard.as_ref().is_some_and(|heard| heard.is_remembered);
-        let (state, reason) = state_of(view.member.presence, is_remembered, peer);
-        MemberView {
-            node: view.owner.node.to_string(),
-            identity: view.owner.identity.to_string(),
-            address: address.to_string(),
-            state: state.as_str().to_owned(),
-            reason: reason.map(str::to_owned),
-            incarnation: record.version.incarnation,
-            lease_age_ms: view.heard.map_or(0, |heard| heard.lease_age.as_millis() as u64),
-            lease_ms: record.lease.length_millis.into(),
-            locality: record.locality.clone(),
-            version: record.program.to_string(),
-            rtt_us: peer.and_then(|peer| peer.rtt).map(|rtt| rtt.as_micros() as u64),
-        }
-    };
-    shown.gossip.members().await.into_iter().map(view).collect()
-}
-
-/// What the catalogue knows of a member, and what this node has seen for itself.
-fn state_of(
-    presence: Presence,
-    is_remembered: bool,
-    peer: Option<&PeerStatus>,
-) -> (Presence, Option<&'static str>) {
-    match (presence, peer) {
-        (Presence::Suspect, _) if is_remembered => (
-            Presence::Suspect,
-            Some("it has not been heard since this node started; known from node.data_dir"),
-        ),
-        (Presence::Alive, Some(peer)) if !peer.connected => {
-            (Presence::Suspect, Some("it could not be reached from here"))
-        }
-        (Presence::Alive, Some(peer)) if !peer.responsive => {
-            (Presence::Suspect, Some("it has fallen silent towards this node"))
-        }
-        (Presence::Suspect, _) => (Presence::Suspect, Some("it has missed several renewals of its lease")),
-        (presence, _) => (presence, None),
-    }
-}
-
 pub(super) fn services(shown: &Shown) -> Vec<ServiceView> {
     let snapshot = snapshot(shown);
     snapshot.services.keys().filter_map(|name| service_of(shown, &snapshot, name.as_str())).collect()
@@ -356,6 +281,6 @@ fn snapshot(shown: &Shown) -> std::sync::Arc<Snapshot> {
     shown.gossip.snapshots().borrow().clone()
 }
 
-fn age(now: Instant, then: Instant) -> u64 {
+pub(super) fn age(now: Instant, then: Instant) -> u64 {
     now.saturating_duration_since(then).as_millis() as u64
 }

@@ -1,4 +1,4 @@
-//! What the local node shows, as tables: members, services, routes; and its few actions.
+//! What the local node shows, as tables: services, instances, routes; and its few actions.
 
 use anyhow::Context as _;
 use serde::Serialize;
@@ -9,9 +9,7 @@ use starling_gossip::record::Locality;
 use super::ask::Asked;
 use super::output::{Failure, Output};
 use super::table::{age, table};
-use crate::admin::view::{
-    CandidateView, InstanceView, LocalInstanceView, MemberView, RouteView, ServiceView,
-};
+use crate::admin::view::{CandidateView, InstanceView, LocalInstanceView, RouteView, ServiceView};
 use crate::reload::plan::NeedsRestart;
 
 #[derive(Debug, clap::Args)]
@@ -26,11 +24,6 @@ pub(super) fn ready(asked: &Asked, output: Output) -> Result<(), Failure> {
     asked.request("GET", "/ready").context("not ready")?;
     output.print("ready", &json!({ "ready": true }));
     Ok(())
-}
-
-pub(super) fn members(asked: &Asked, output: Output) -> Result<(), Failure> {
-    let members: Vec<MemberView> = asked.get("/v1/members")?;
-    print(output, &members, members_table)
 }
 
 pub(super) fn services(asked: &Asked, output: Output) -> Result<(), Failure> {
@@ -71,7 +64,7 @@ pub(super) fn reload(asked: &Asked, output: Output) -> Result<(), Failure> {
     Ok(())
 }
 
-fn print<T: Serialize + DeserializeOwned>(
+pub(super) fn print<T: Serialize + DeserializeOwned>(
     output: Output,
     rows: &[T],
     shown: impl Fn(&[T]) -> String,
@@ -95,24 +88,6 @@ fn instances_table(instances: &[LocalInstanceView]) -> String {
     };
     let head = ["ID", "SERVICE", "ADDRESS", "HEALTH", "SOURCE", "TTL LEFT", "REASON"];
     table(head, &instances.iter().map(row).collect::<Vec<_>>())
-}
-
-/// `/v1/members` for people.
-pub(crate) fn members_table(members: &[MemberView]) -> String {
-    let row = |member: &MemberView| {
-        [
-            member.node.clone(),
-            member.state.clone(),
-            member.address.clone(),
-            locality(&member.locality),
-            age(member.lease_age_ms),
-            member.rtt_us.map_or_else(|| "-".to_owned(), |micros| format!("{:.1}ms", micros as f64 / 1000.0)),
-            member.identity.clone(),
-            member.reason.clone().unwrap_or_default(),
-        ]
-    };
-    let rows: Vec<_> = members.iter().map(row).collect();
-    table(["node", "state", "address", "locality", "renewed", "rtt", "identity", ""], &rows)
 }
 
 /// `/v1/services` for people.
@@ -163,7 +138,7 @@ pub(crate) fn routes_table(routes: &[RouteView]) -> String {
     table(["service", "node", "id", "share", "in flight", "requests", "address", ""], &rows)
 }
 
-fn locality(locality: &Locality) -> String {
+pub(super) fn locality(locality: &Locality) -> String {
     let levels = [&locality.region, &locality.zone, &locality.site];
     let named: Vec<_> = levels.into_iter().flatten().map(ToString::to_string).collect();
     if named.is_empty() { "-".to_owned() } else { named.join("/") }
