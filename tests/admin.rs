@@ -91,6 +91,7 @@ async fn members_services_and_routes_have_their_documented_fields() {
 
     let service = admin.get("/v1/services/web").await.json;
     assert_eq!(admin.get("/v1/services").await.json[0]["name"], service["name"]);
+    assert!(service["panic"].is_null(), "{service:#}");
     has_fields(
         &service["instances"][0],
         &[
@@ -104,6 +105,7 @@ async fn members_services_and_routes_have_their_documented_fields() {
             ("weight", |weight| *weight == 70),
             ("locality", Value::is_object),
             ("age_ms", Value::is_u64),
+            ("retained", |retained| retained == false),
         ],
     );
 
@@ -119,6 +121,7 @@ async fn members_services_and_routes_have_their_documented_fields() {
             ("address", Value::is_string),
             ("share", |share| *share == 100.0),
             ("distance", Value::is_u64),
+            ("retained", |retained| retained == false),
             ("trouble", Value::is_null),
             ("in_flight", |count| *count == 0),
             ("requests", |count| *count == 0),

@@ -26,6 +26,7 @@ mod probe;
 mod proxy;
 pub mod reload;
 pub mod route;
+mod router;
 mod seeds;
 pub mod sockets;
 mod store;

@@ -2,7 +2,7 @@
 //!
 //! Every list is sorted, every age is in milliseconds on this node's own clock.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use starling_gossip::clock::Instant;
@@ -11,9 +11,9 @@ use starling_gossip::record::{Label, Locality};
 use starling_gossip::snapshot::{Presence, ServiceInstance, Snapshot};
 
 use crate::app::Shown;
-use crate::live::LiveRoute;
+use crate::live::{LiveRoute, LiveTable};
 use crate::local::{InstanceState, Source};
-use crate::route::Target;
+use crate::route::{Panic, Target};
 
 /// `/v1/node`
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -65,6 +65,23 @@ pub struct ServiceView {
     pub name: String,
     /// Who serves it.
     pub instances: Vec<InstanceView>,
+    /// Whether this node distrusts what it knows of it; `null` is no.
+    pub panic: Option<PanicView>,
+}
+
+/// Why last known instances of a service are kept
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PanicView {
+    /// Since it began.
+    pub age_ms: u64,
+    /// How many instances are kept now.
+    pub retained: usize,
+    /// How many leases had run out at once when it began.
+    pub lost: usize,
+    /// Of how many instances.
+    pub known: usize,
+    /// Why, in words.
+    pub reason: String,
 }
 
 /// One instance of a service
@@ -90,6 +107,8 @@ pub struct InstanceView {
     pub locality: Locality,
     /// Since this node learned the newest about it.
     pub age_ms: u64,
+    /// Its lease ran out, and this node goes on using it all the same.
+    pub retained: bool,
 }
 
 /// One of `/v1/instances`: what this node itself serves
@@ -141,6 +160,8 @@ pub struct CandidateView {
     pub share: f64,
     /// How far its node stands: 0 near to 3 far.
     pub distance: u8,
+    /// Its lease ran out, and it is kept because most of the service was lost at once: used last.
+    pub retained: bool,
     /// Why it gets no new work at present although it may.
     pub trouble: Option<String>,
     /// Work under way.
@@ -184,21 +205,49 @@ pub(super) fn node(shown: &Shown) -> NodeView {
 }
 
 pub(super) fn services(shown: &Shown) -> Vec<ServiceView> {
-    let snapshot = snapshot(shown);
-    snapshot.services.keys().filter_map(|name| service_of(shown, &snapshot, name.as_str())).collect()
+    let (snapshot, table) = (snapshot(shown), shown.table.load());
+    let names: BTreeSet<&ServiceName> = snapshot.services.keys().chain(table.panics.keys()).collect();
+    names.into_iter().filter_map(|name| service_of(shown, &snapshot, &table, name.as_str())).collect()
 }
 
 pub(super) fn service(shown: &Shown, name: &str) -> Option<ServiceView> {
-    service_of(shown, &snapshot(shown), name)
+    service_of(shown, &snapshot(shown), &shown.table.load(), name)
 }
 
-fn service_of(shown: &Shown, snapshot: &Snapshot, name: &str) -> Option<ServiceView> {
+fn service_of(shown: &Shown, snapshot: &Snapshot, table: &LiveTable, name: &str) -> Option<ServiceView> {
     let now = shown.clock.now();
-    let instances = snapshot.services.get(name)?.iter().map(|offered| instance(offered, now)).collect();
-    Some(ServiceView { name: name.to_owned(), instances })
+    let (present, panic) = (snapshot.services.get(name), table.panics.get(name));
+    if present.is_none() && panic.is_none() {
+        return None;
+    }
+    // The table may be older than the snapshot, which then knows better who has been heard again.
+    let is_gone = |offered: &&ServiceInstance| {
+        snapshot.members.get(&offered.owner).is_none_or(|member| !member.presence.is_present())
+    };
+    let kept = panic.into_iter().flat_map(|panic| &panic.instances).filter(is_gone);
+    let present = present.into_iter().flatten().map(|offered| instance(offered, false, now));
+    Some(ServiceView {
+        name: name.to_owned(),
+        instances: present.chain(kept.map(|offered| instance(offered, true, now))).collect(),
+        panic: panic.map(|panic| panic_of(panic, now)),
+    })
 }
 
-fn instance(offered: &ServiceInstance, now: Instant) -> InstanceView {
+fn panic_of(panic: &Panic, now: Instant) -> PanicView {
+    let Panic { lost, known, .. } = *panic;
+    PanicView {
+        age_ms: age(now, panic.since),
+        retained: panic.instances.len(),
+        lost,
+        known,
+        reason: format!(
+            "the leases of {lost} of {known} instances ran out at once, so this node distrusts its view: they are \
+             used after all others until it has failed to reach them for routing.max_stale"
+        ),
+    }
+}
+
+fn instance(offered: &ServiceInstance, retained: bool, now: Instant) -> InstanceView {
     let instance = &offered.instance;
     InstanceView {
         id: offered.id.to_string(),
@@ -211,6 +260,7 @@ fn instance(offered: &ServiceInstance, now: Instant) -> InstanceView {
         weight: instance.weight,
         locality: offered.node.locality.clone(),
         age_ms: age(now, offered.learned_at),
+        retained,
     }
 }
 
@@ -265,6 +315,7 @@ fn route_of(service: &ServiceName, live: &LiveRoute, generation: u64, now: Insta
                     address: address.to_string(),
                     share,
                     distance: candidate.rank.distance,
+                    retained: candidate.rank.retained,
                     trouble: endpoint.trouble().map(str::to_owned),
                     in_flight: endpoint.in_flight(),
                     requests: endpoint.requests(),

@@ -12,6 +12,9 @@ use super::table::{age, table};
 use crate::admin::view::{CandidateView, InstanceView, LocalInstanceView, RouteView, ServiceView};
 use crate::reload::plan::NeedsRestart;
 
+/// What is said of an instance that its service's panic keeps.
+const KEPT: &str = "kept: its lease ran out with most others of the service";
+
 #[derive(Debug, clap::Args)]
 pub(super) struct RouteArguments {
     /// Only this service's.
@@ -103,13 +106,14 @@ pub(crate) fn services_table(services: &[ServiceView]) -> String {
             instance.weight.to_string(),
             locality(&instance.locality),
             age(instance.age_ms),
+            if instance.retained { KEPT.to_owned() } else { String::new() },
         ]
     };
     let rows: Vec<_> = services
         .iter()
         .flat_map(|service| service.instances.iter().map(move |instance| row(service, instance)))
         .collect();
-    table(["service", "health", "node", "id", "protocol", "version", "weight", "locality", "age"], &rows)
+    table(["service", "health", "node", "id", "protocol", "version", "weight", "locality", "age", ""], &rows)
 }
 
 /// `/v1/routes` for people.
@@ -123,7 +127,7 @@ pub(crate) fn routes_table(routes: &[RouteView]) -> String {
             candidate.in_flight.to_string(),
             candidate.requests.to_string(),
             candidate.address.clone(),
-            candidate.trouble.clone().unwrap_or_default(),
+            notes(candidate),
         ]
     };
     let mut rows = Vec::new();
@@ -136,6 +140,11 @@ pub(crate) fn routes_table(routes: &[RouteView]) -> String {
         }
     }
     table(["service", "node", "id", "share", "in flight", "requests", "address", ""], &rows)
+}
+
+fn notes(candidate: &CandidateView) -> String {
+    let kept = candidate.retained.then_some(KEPT);
+    kept.into_iter().chain(candidate.trouble.as_deref()).collect::<Vec<_>>().join("; ")
 }
 
 pub(super) fn locality(locality: &Locality) -> String {
