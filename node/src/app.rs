@@ -31,6 +31,7 @@ use crate::admin::{Admin, view};
 use crate::balance::Chance;
 use crate::calendar;
 use crate::capacity::Capacity;
+use crate::care;
 use crate::config::Config;
 use crate::config::files::Files;
 use crate::descriptors;
@@ -263,6 +264,7 @@ impl Node {
             clock: clock.clone(),
         };
         tasks.spawn(router.run(gossip.clone(), self.shown.running.clone()));
+        tasks.spawn(care::follow(gossip.clone(), table.clone(), self.shown.running.clone(), clock.clone()));
         if let Some(bytes_max) = self.capacity.memory_max {
             tasks.spawn(memory::keep_below(bytes_max, self.capacity.gates(), clock.clone()));
         }

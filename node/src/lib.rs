@@ -8,6 +8,7 @@ mod breaker;
 pub mod ca;
 mod calendar;
 mod capacity;
+mod care;
 pub mod cli;
 pub mod config;
 mod demo;
