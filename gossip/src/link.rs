@@ -66,7 +66,7 @@ pub trait Link: Send + Sync + 'static {
     /// the link, for the next round repairs what one message missed.
     fn send(&self, to: Destination, message: Vec<u8>, delivery: Delivery);
 
-    /// The next message; `None` when the link has been closed for good.
+    /// The next message; `None` when the link has been closed for good. Cancel-safe.
     async fn recv(&self) -> Option<Received>;
 
     /// Has nothing to do with `peer`, as reached at `address`, for `span`: closes its connection and takes

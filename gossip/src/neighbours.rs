@@ -82,6 +82,11 @@ impl Neighbours {
         self.chosen.extend(any);
     }
 
+    /// Whether there is nobody.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.chosen.is_empty()
+    }
+
     /// `count` of them, by chance.
     pub(crate) fn some(&self, count: usize, rng: &mut impl Rng) -> Vec<u64> {
         let mut some = self.chosen.clone();

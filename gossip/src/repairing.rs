@@ -178,6 +178,12 @@ impl Repairing {
         self.replica.ended().await;
     }
 
+    /// Whether chitchat has ended.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.replica.has_ended()
+    }
+
     /// Begins chitchat anew. The catalogue stands.
     pub(crate) async fn restart(&mut self) {
         self.replica.stop();

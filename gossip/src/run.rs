@@ -129,6 +129,8 @@ struct Joining {
     next_ask: Instant,
     /// Leases of owners whose records come with a later part.
     pending: BTreeMap<SocketAddr, Vec<ReportedLease>>,
+    /// Who was asked had no time, and named others to ask.
+    is_referred: bool,
     /// How many more are to say how old leases are.
     reports_wanted: usize,
     welcomes: Allowance,
@@ -478,8 +480,9 @@ impl Joining {
             expected: BTreeMap::new(),
             pending: BTreeMap::new(),
             next_ask: now,
+            is_referred: false,
             reports_wanted: 0,
-            welcomes: Allowance::new(hearing::WELCOMES_PER_SECOND, hearing::WELCOMES_AT_ONCE, now),
+            welcomes: Allowance::new(hearing::WELCOME_BYTES_PER_SECOND, hearing::WELCOME_BYTES_AT_ONCE, now),
         }
     }
 }

@@ -119,6 +119,8 @@ pub(crate) struct Welcome {
     pub(crate) leases: Vec<ReportedLease>,
     /// There is no further part.
     pub(crate) is_last: bool,
+    /// It is not everything: the sender is busy, and names some to ask instead.
+    pub(crate) is_referral: bool,
 }
 
 /// How long ago somebody heard an owner, and what proves that it once spoke.
@@ -287,7 +289,12 @@ mod tests {
             Message::Ping(u64::MAX, true),
             Message::Pong(0),
             Message::Join(Join { records: vec![vec![2; 900]], only_leases: false }),
-            Message::Welcome(Welcome { records: vec![vec![3; 9]], leases: vec![lease], is_last: true }),
+            Message::Welcome(Welcome {
+                records: vec![vec![3; 9]],
+                leases: vec![lease],
+                is_last: true,
+                is_referral: false,
+            }),
             Message::Repair([&45_139_u16.to_le_bytes(), [0, 1].as_slice(), &[0; 400]].concat()),
         ]
     }

@@ -105,7 +105,9 @@ impl Catalogue {
         if lease.renewal.counter == seen_before && held.is_first_hand {
             return Ok(());
         }
-        if lease.renewal.counter > seen_before {
+        // What ran out long ago brings nobody back.
+        let has_run_out = u64::from(lease.age_millis) >= u64::from(held.node.lease.length_millis);
+        if lease.renewal.counter > seen_before && !has_run_out {
             self.apply_renewal(&name, &lease.renewal, now, wall)?;
         }
         let age = Duration::from_millis(lease.age_millis.into());

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use metrics::counter;
+use rand::seq::IteratorRandom as _;
 use tracing::{debug, warn};
 
 use super::{Applied, GossipLoop, MESSAGES_PER_TURN_MAX, Rejected};
@@ -33,15 +34,19 @@ const SHUNNED_FOR: Duration = Duration::from_secs(30);
 /// Peers whose sending is counted.
 const COUNTED_MAX: usize = 4096;
 
-/// Whole snapshots given a second, and at once: the rest of a flash crowd asks somebody else.
-pub(super) const WELCOMES_PER_SECOND: f64 = 4.0;
-pub(super) const WELCOMES_AT_ONCE: f64 = 8.0;
+/// Snapshots given to newcomers, bytes a second and at once: the rest of a flash crowd is told to ask others. One
+/// of a mesh of five hundred takes about 700 KiB.
+pub(super) const WELCOME_BYTES_PER_SECOND: f64 = 4.0 * 1024.0 * 1024.0;
+pub(super) const WELCOME_BYTES_AT_ONCE: f64 = 8.0 * 1024.0 * 1024.0;
 
-/// How much of one a list of ages costs.
-const LEASES_COST: f64 = 0.1;
+/// Members named to a newcomer instead.
+const REFERRED: usize = 4;
 
 /// One part of a snapshot.
 const WELCOME_BYTES_MAX: usize = 64 * 1024;
+
+/// What a lease takes in it.
+const LEASE_BYTES: usize = 64;
 
 /// How long who was asked may take to welcome.
 const WELCOME_WITHIN: Duration = Duration::from_secs(30);
@@ -309,14 +314,16 @@ impl GossipLoop {
         for talk in batches(0, wants) {
             self.post.send(from, &Message::Talk(talk), Delivery::Once);
         }
-        let cost = if join.only_leases { LEASES_COST } else { 1.0 };
-        if !self.joining.welcomes.take(cost, now) {
-            return counter!("starling_gossip_over_budget_total").increment(1);
+        if !self.joining.welcomes.has_some(now) {
+            counter!("starling_gossip_referred_total").increment(1);
+            let message = Message::Welcome(self.referral(join.only_leases));
+            return self.post.send(from, &message, Delivery::Reliable);
         }
         // What it says of itself is known before it is answered.
         self.publish();
         let mut part = Welcome { leases: self.catalogue.leases(now), ..Welcome::default() };
-        let mut bytes = part.leases.len() * 64;
+        let mut bytes = part.leases.len() * LEASE_BYTES;
+        let mut all_bytes = bytes;
         let records = self.catalogue.everything().filter(|_| !join.only_leases);
         for owner in records.collect::<Vec<_>>() {
             let more: usize = owner.iter().map(|record| record.len() + 3).sum();
@@ -325,10 +332,24 @@ impl GossipLoop {
                 bytes = 0;
             }
             bytes += more;
+            all_bytes += more;
             part.records.extend(owner.iter().map(|record| record.to_vec()));
         }
         part.is_last = true;
         self.post.send(from, &Message::Welcome(part), Delivery::Reliable);
+        self.joining.welcomes.spend(all_bytes as f64, now);
+    }
+
+    /// Some members to ask instead of this busy one.
+    fn referral(&mut self, only_leases: bool) -> Welcome {
+        let peers = self.peers.iter().filter(|(_, peer)| peer.is_talker && peer.is_alive && !only_leases);
+        let chosen = peers.map(|(name, _)| *name).choose_multiple(&mut self.rng, REFERRED);
+        let node = |owner: u64| {
+            let any = Version { incarnation: 0, version: 0 };
+            self.catalogue.record(&Filed { owner, key: Key::Node, version: any })
+        };
+        let records = chosen.into_iter().filter_map(node).map(|record| record.to_vec()).collect();
+        Welcome { records, leases: Vec::new(), is_last: true, is_referral: true }
     }
 
     fn handle_welcome(&mut self, from: SocketAddr, peer: &SpiffeId, welcome: Welcome, now: Instant) {
@@ -346,6 +367,9 @@ impl GossipLoop {
                 Err(Rejected::Stale) => {}
                 Err(rejected) => self.refuse(&rejected, from),
             }
+        }
+        if welcome.is_last && !welcome.records.is_empty() {
+            self.joining.is_referred = welcome.is_referral;
         }
         // Leases come with the first part, and may be of owners who come with later ones.
         self.heard_leases(peer, from, welcome, now);

@@ -18,7 +18,8 @@ impl GossipLoop {
         let always = [self.publisher.poll_timeout(), self.next_talk, self.next_seed_or_join()];
         let machines = [
             self.catalogue.poll_timeout(),
-            self.rumours.poll_timeout(),
+            // News waits for somebody to tell.
+            self.rumours.poll_timeout().filter(|_| !self.neighbours.is_empty()),
             self.watching.poll_timeout(),
             self.mending.poll_timeout(),
             self.leaving.as_ref().map(|(until, _)| *until),
@@ -41,7 +42,7 @@ impl GossipLoop {
             self.talk(now);
         }
         if now >= self.next_seed_or_join() {
-            if self.is_alone() { self.ask_to_join(now).await } else { self.talk_to_a_seed(now).await }
+            if self.is_joining() { self.ask_to_join(now).await } else { self.talk_to_a_seed(now).await }
         }
         self.ask_questions(now);
         self.mending.spend(self.post.take_repair_bytes(), now);
@@ -64,7 +65,7 @@ impl GossipLoop {
     /// Passes news on, if a round of it is due.
     pub(super) fn tell_news(&mut self) {
         let now = self.clock.now();
-        if self.rumours.poll_timeout().is_none_or(|due| due > now) {
+        if self.neighbours.is_empty() || self.rumours.poll_timeout().is_none_or(|due| due > now) {
             return;
         }
         let (small, whole) = self.rumours.take_round(now);
@@ -119,7 +120,12 @@ impl GossipLoop {
     }
 
     fn next_seed_or_join(&self) -> Instant {
-        if self.is_alone() { self.joining.next_ask } else { self.next_seed }
+        if self.is_joining() { self.joining.next_ask } else { self.next_seed }
+    }
+
+    /// Whether this node knows nobody, or those it knows had no time to tell it everything.
+    fn is_joining(&self) -> bool {
+        self.is_alone() || self.joining.is_referred
     }
 
     fn is_alone(&self) -> bool {
@@ -155,13 +161,22 @@ impl GossipLoop {
         let remembered = self.remembering.ask_while_alone(&snapshot, &mut self.rng, now);
         let all: BTreeSet<_> =
             seeds.into_iter().chain(remembered).filter(|address| *address != self.own.address).collect();
-        if self.joining.asked > JOINS_BEFORE_CLASSIC {
+        if self.joining.asked > JOINS_BEFORE_CLASSIC && self.is_alone() {
             for address in &all {
                 self.repairing.gossip_with(*address, &self.catalogue, now).await;
             }
         }
-        if let Some(address) = all.into_iter().choose(&mut self.rng) {
-            let knows_others = self.catalogue.names().any(|name| name != self.own.name);
+        let referred: Vec<_> =
+            self.peers.values().filter(|peer| peer.is_talker).map(|peer| peer.address).collect();
+        let address = if self.joining.is_referred && !referred.is_empty() {
+            referred.into_iter().choose(&mut self.rng)
+        } else {
+            all.into_iter().choose(&mut self.rng)
+        };
+        if let Some(address) = address {
+            // Who knows the others' records needs to hear how they are, and now and then everything all the same.
+            let knows_others =
+                !self.joining.is_referred && self.catalogue.names().any(|name| name != self.own.name);
             self.join(address, knows_others && !self.joining.asked.is_multiple_of(4), now);
         }
         self.joining.reports_wanted = REPORTS_NEEDED - 1;

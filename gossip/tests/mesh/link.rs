@@ -44,7 +44,13 @@ pub(crate) struct HostLink {
     network: Arc<Network>,
     address: SocketAddr,
     identity: SpiffeId,
-    queue: tokio::sync::Mutex<mpsc::Receiver<(Instant, Received)>>,
+    queue: tokio::sync::Mutex<Queue>,
+}
+
+struct Queue {
+    messages: mpsc::Receiver<(Instant, Received)>,
+    /// On its way, and kept if nobody waits for it any more.
+    next: Option<(Instant, Received)>,
 }
 
 impl Network {
@@ -52,7 +58,12 @@ impl Network {
     pub(crate) fn host(self: &Arc<Self>, address: SocketAddr, identity: SpiffeId) -> Arc<HostLink> {
         let (sender, receiver) = mpsc::channel(QUEUED_MAX);
         self.state().hosts.insert(address, Host { identity: identity.clone(), queue: sender });
-        Arc::new(HostLink { network: self.clone(), address, identity, queue: receiver.into() })
+        Arc::new(HostLink {
+            network: self.clone(),
+            address,
+            identity,
+            queue: Queue { messages: receiver, next: None }.into(),
+        })
     }
 
     /// Nobody answers at `address` any more.
@@ -103,8 +114,13 @@ impl Link for HostLink {
     }
 
     async fn recv(&self) -> Option<Received> {
-        let (at, received) = self.queue.lock().await.recv().await?;
-        sleep_until(at).await;
-        Some(received)
+        let mut queue = self.queue.lock().await;
+        if queue.next.is_none() {
+            queue.next = Some(queue.messages.recv().await?);
+        }
+        if let Some((at, _)) = &queue.next {
+            sleep_until(*at).await;
+        }
+        queue.next.take().map(|(_, received)| received)
     }
 }
