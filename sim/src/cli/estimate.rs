@@ -57,10 +57,9 @@ fn print(mesh: &Mesh, answer: &Answer) {
             starling_sim::estimate::By::Model => "event model",
         };
         println!(
-            "  {:>3.0} %  {by}: {} nodes, a round every {} ms, a round trip of {} ms, loss {} %",
+            "  {:>3.0} %  {by}: {} nodes, a round trip of {} ms, loss {} %",
             row.weight * 100.0,
             row.nodes,
-            row.interval_ms,
             row.rtt_ms,
             row.loss * 100.0
         );
