@@ -65,11 +65,13 @@ fn print(mesh: &Mesh, answer: &Answer) {
         );
     }
     let model = &answer.model_error;
-    println!(
-        "the event model against full simulations, {} pairs: a change is known {}",
-        model.rows,
-        plus_minus(model.known_percent)
-    );
+    if model.rows > 0 {
+        println!(
+            "the event model against full simulations, {} pairs: a change is known {}",
+            model.rows,
+            plus_minus(model.known_percent)
+        );
+    }
     for caution in &answer.cautions {
         println!("caution: {caution}");
     }
