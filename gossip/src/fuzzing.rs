@@ -42,8 +42,8 @@ pub fn everything_said(records: &[Vec<u8>]) -> Vec<(&'static str, Vec<u8>)> {
     ];
     let leases = vec![ReportedLease { owner: 1, renewal, age_millis: 1 }];
     [
-        ("talk-records", Message::Talk(Talk { knows: 1, items })),
-        ("talk-small", Message::Talk(Talk { knows: 1, items: small })),
+        ("talk-records", Message::Talk(Talk { knows: 1, is_chosen: true, items })),
+        ("talk-small", Message::Talk(Talk { knows: 1, is_chosen: false, items: small })),
         ("ping", Message::Ping(9, true)),
         ("pong", Message::Pong(9)),
         ("join", Message::Join(Join { records: records.to_vec(), only_leases: false })),

@@ -49,6 +49,10 @@ use crate::wire::MapId;
 /// each other meet again.
 pub const SEED_PERIOD: Duration = Duration::from_secs(10);
 
+/// In a large mesh each node talks to a seed so much more seldom, for each member there is: a seed is everybody's, and
+/// would be connected with all.
+const SEED_PERIOD_EACH: Duration = Duration::from_secs(2);
+
 /// How often a node that knows nobody asks to join, and after how many times it also begins as members of an earlier
 /// version did.
 const JOIN_PERIOD: Duration = Duration::from_millis(400);
@@ -183,7 +187,7 @@ impl GossipLoop {
             repairing: Repairing::start(settings, post.clone(), now).await?,
             // Talks of nodes that start together are spread over the interval.
             next_talk: now + interval.mul_f64(rng.random()),
-            neighbours: Neighbours::new(budget.connections_max, now),
+            neighbours: Neighbours::new(budget.connections_max, rng.random(), now),
             mending: Mending::new(budget, now),
             rumours: Rumours::new(news),
             renewing: Renewing::default(),

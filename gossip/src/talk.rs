@@ -98,6 +98,8 @@ pub(crate) enum Item {
 pub(crate) struct Talk {
     /// The digest of all that the sender knows of present owners ([`crate::catalogue::Catalogue::knows`]).
     pub(crate) knows: u64,
+    /// The sender has chosen the receiver as a neighbour.
+    pub(crate) is_chosen: bool,
     pub(crate) items: Vec<Item>,
 }
 
@@ -233,7 +235,7 @@ pub(crate) fn batches(knows: u64, items: Vec<Item>) -> Vec<Talk> {
             Some(talk) => talk.items.push(item),
             None => {
                 room = TALK_BYTES - HEAD;
-                talks.push(Talk { knows, items: vec![item] });
+                talks.push(Talk { knows, is_chosen: false, items: vec![item] });
             }
         }
         room = room.saturating_sub(bytes);
@@ -285,7 +287,7 @@ mod tests {
         ];
         let lease = ReportedLease { owner: 9, renewal: renewal(), age_millis: 70_000 };
         vec![
-            Message::Talk(Talk { knows: 7, items }),
+            Message::Talk(Talk { knows: 7, is_chosen: true, items }),
             Message::Ping(u64::MAX, true),
             Message::Pong(0),
             Message::Join(Join { records: vec![vec![2; 900]], only_leases: false }),

@@ -229,6 +229,14 @@ impl Watching {
         is_news.then_some(Seen { subject, is_reachable: true, is_watched: asked.is_watched })
     }
 
+    /// `subject` has renewed its lease, which refutes what was said of it: if it still does not answer, that is said
+    /// again.
+    pub(crate) fn handle_renewal(&mut self, subject: u64) {
+        if let Some(asked) = self.asked.get_mut(&subject).filter(|asked| asked.is_reachable == Some(false)) {
+            asked.is_reachable = None;
+        }
+    }
+
     /// Of two or more whom it watches, not one has answered its last question.
     fn nobody_answers(&self) -> bool {
         let watched = || self.asked.values().filter(|asked| asked.is_watched);
@@ -293,7 +301,12 @@ mod tests {
             matches!(told.as_slice(), [(at, seen)] if *seen == silent && *at < Duration::from_secs(4)),
             "{told:?}"
         );
-        let later = later + Duration::from_secs(20);
+        watching.handle_renewal(2);
+        let again = pass(&mut watching, later + Duration::from_secs(20), Duration::from_secs(9), |subject| {
+            subject != 2
+        });
+        assert!(matches!(again.as_slice(), [(_, seen)] if *seen == silent), "{again:?}");
+        let later = later + Duration::from_secs(30);
         let told = pass(&mut watching, later, Duration::from_secs(9), |_| true);
         assert!(matches!(told.as_slice(), [(_, seen)] if seen.is_reachable && seen.subject == 2), "{told:?}");
     }

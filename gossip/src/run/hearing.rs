@@ -161,6 +161,9 @@ impl GossipLoop {
         if let Some(name) = sender {
             let distance = self.peers.get(&name).map_or(3, |peer| peer.distance);
             self.mending.handle_told(name, talk.knows, distance, now);
+            if talk.is_chosen {
+                self.neighbours.handle_chosen(name, now);
+            }
         }
         let mut answers = Vec::new();
         if sender.is_none() {
@@ -275,6 +278,7 @@ impl GossipLoop {
         let is_doubted = self.catalogue.is_doubted(owner);
         match self.catalogue.apply_renewal(&short_name(owner), renewal, now, self.clock.wall()) {
             Ok(()) => {
+                self.watching.handle_renewal(owner);
                 if is_doubted {
                     self.rumours.handle_renewal(owner, *renewal, now);
                 } else {

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use rand::Rng as _;
 use rand::seq::IteratorRandom as _;
 
-use super::{GossipLoop, JOIN_PERIOD, JOINS_BEFORE_CLASSIC, RETRY_PERIOD, SEED_PERIOD};
+use super::{GossipLoop, JOIN_PERIOD, JOINS_BEFORE_CLASSIC, RETRY_PERIOD, SEED_PERIOD, SEED_PERIOD_EACH};
 use crate::clock::Instant;
 use crate::doubts::REPORTS_NEEDED;
 use crate::link::Delivery;
@@ -72,7 +72,7 @@ impl GossipLoop {
         let knows = self.catalogue.knows();
         let talks: Vec<_> = batches(knows, small).into_iter().map(Message::Talk).collect();
         let whole: Vec<_> = batches(knows, whole).into_iter().map(Message::Talk).collect();
-        for address in self.some_neighbours(self.own.told) {
+        for (address, _) in self.some_neighbours(self.own.told) {
             talks.iter().for_each(|talk| self.post.send(address, talk, Delivery::Once));
             whole.iter().for_each(|talk| self.post.send(address, talk, Delivery::Reliable));
         }
@@ -84,21 +84,24 @@ impl GossipLoop {
         let renewals = self.renewing.take();
         let silent = self.catalogue.silent(self.own.name, now);
         let mut asks = self.renewing.ask(silent, now);
-        for address in self.some_neighbours(TALK_PEERS) {
+        for (address, is_chosen) in self.some_neighbours(TALK_PEERS) {
             let items: Vec<Item> = renewals.iter().cloned().chain(asks.drain(..)).collect();
             let mut talks = batches(knows, items);
             if talks.is_empty() {
-                talks.push(Talk { knows, items: Vec::new() });
+                talks.push(Talk { knows, ..Talk::default() });
             }
-            for talk in talks {
+            for mut talk in talks {
+                talk.is_chosen = is_chosen;
                 self.post.send(address, &Message::Talk(talk), Delivery::Once);
             }
         }
     }
 
-    fn some_neighbours(&mut self, count: usize) -> Vec<SocketAddr> {
-        let chosen = self.neighbours.some(count, &mut self.rng);
-        chosen.iter().filter_map(|name| self.peers.get(name)).map(|peer| peer.address).collect()
+    /// Where some neighbours listen, and whether they are of this node's own choice.
+    fn some_neighbours(&mut self, count: usize) -> Vec<(SocketAddr, bool)> {
+        let some = self.neighbours.some(count, &mut self.rng);
+        let some = some.into_iter().filter_map(|name| Some((self.peers.get(&name)?.address, name)));
+        some.map(|(address, name)| (address, self.neighbours.has_chosen(name))).collect()
     }
 
     fn ask_questions(&mut self, now: Instant) {
@@ -133,14 +136,17 @@ impl GossipLoop {
     }
 
     async fn talk_to_a_seed(&mut self, now: Instant) {
-        self.next_seed = now + SEED_PERIOD;
+        // All together talk to seeds as often, however many they are.
+        let members = u32::try_from(self.peers.len()).unwrap_or(u32::MAX);
+        self.next_seed = now + SEED_PERIOD.max(SEED_PERIOD_EACH * members);
         self.joining.asked = 0;
         let seeds = self.book.seeds.borrow().clone();
         let Some(seed) = seeds.into_iter().filter(|seed| *seed != self.own.address).choose(&mut self.rng)
         else {
             return;
         };
-        let talk = Talk { knows: self.catalogue.knows(), items: self.own_renewal().into_iter().collect() };
+        let items = self.own_renewal().into_iter().collect();
+        let talk = Talk { knows: self.catalogue.knows(), is_chosen: false, items };
         self.post.send(seed, &Message::Talk(talk), Delivery::Reliable);
         if self.is_classic() || !self.peers.values().any(|peer| peer.address == seed) {
             // Nobody that is known: perhaps a member of an earlier version.
