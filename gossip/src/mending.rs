@@ -27,8 +27,12 @@ const LATELY: Duration = Duration::from_secs(5);
 /// What it knew lately, at most so many times.
 const LATELY_MAX: usize = 256;
 
-/// What a peer said longer ago says nothing.
-const TOLD_LASTS: Duration = Duration::from_secs(120);
+/// What a peer said longer ago says nothing: neighbours say something every few seconds, and who does not is no
+/// neighbour.
+const TOLD_LASTS: Duration = Duration::from_secs(30);
+
+/// A difference is acted on only while the peer's word is as new as this: with each second others say more.
+const FRESH: Duration = Duration::from_secs(3);
 
 /// Peers whose word is kept.
 const TOLD_MAX: usize = 4096;
@@ -54,6 +58,8 @@ struct Told {
     at: Instant,
     distance: u8,
     differs_since: Option<Instant>,
+    /// When an exchange is due, unless it has agreed by then.
+    due: Option<Instant>,
 }
 
 impl Mending {
@@ -77,7 +83,7 @@ impl Mending {
         }
         for told in self.told.values_mut() {
             if told.knows == knows {
-                told.differs_since = None;
+                (told.differs_since, told.due) = (None, None);
             }
         }
     }
@@ -93,7 +99,8 @@ impl Mending {
         let is_same = self.own.iter().any(|(own, _)| *own == knows);
         let since = self.told.get(&peer).and_then(|told| told.differs_since);
         let differs_since = if is_same { None } else { since.or(Some(now)) };
-        self.told.insert(peer, Told { knows, at: now, distance, differs_since });
+        let due = differs_since.map(|since| (since + SETTLE).max(now));
+        self.told.insert(peer, Told { knows, at: now, distance, differs_since, due });
     }
 
     /// `peer` is gone.
@@ -113,8 +120,8 @@ impl Mending {
 
     /// When [`Self::poll_exchange`] should be asked.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        let first = self.told.values().filter_map(|told| told.differs_since).min()?;
-        Some((first + SETTLE).max(self.next))
+        let first = self.told.values().filter_map(|told| told.due).min()?;
+        Some(first.max(self.next))
     }
 
     /// With whom to exchange now, if with anybody.
@@ -123,20 +130,23 @@ impl Mending {
             return None;
         }
         self.told.retain(|_, told| now < told.at + TOLD_LASTS);
-        let differs = |told: &&Told| told.differs_since.is_some_and(|since| now >= since + SETTLE);
-        let all = || self.told.iter().filter(|(_, told)| differs(told));
+        for told in self.told.values_mut().filter(|told| now > told.at + FRESH) {
+            told.due = None;
+        }
+        let is_due = |told: &Told| told.due.is_some_and(|due| now >= due);
+        let all = || self.told.iter().filter(|(_, told)| is_due(told));
         let nearest = all().map(|(_, told)| told.distance).min()?;
         self.next = now + EXCHANGE_PERIOD;
         if !self.allowance.has_some(now) {
             return None;
         }
         let is_far = rng.random_ratio(1, FAR_ONE_IN);
-        let all = self.told.iter().filter(|(_, told)| differs(told));
+        let all = self.told.iter().filter(|(_, told)| is_due(told));
         let chosen =
             all.filter(|(_, told)| is_far || told.distance == nearest).map(|(peer, _)| *peer).choose(rng)?;
-        // It will say again what it knows; until then the difference is being repaired.
+        // Until it says again what it knows, the difference is being repaired.
         if let Some(told) = self.told.get_mut(&chosen) {
-            told.differs_since = Some(now);
+            told.due = None;
         }
         Some(chosen)
     }
@@ -210,6 +220,12 @@ mod tests {
         mending.handle_told(1, 8, 0, now);
         mending.spend(20_000, now);
         assert_eq!(mending.poll_exchange(after(2000, now), &mut rng), None);
-        assert_eq!(mending.poll_exchange(after(30_000, now), &mut rng), Some(1));
+        assert_eq!(
+            mending.poll_exchange(after(20_000, now), &mut rng),
+            None,
+            "it may have caught up long ago"
+        );
+        mending.handle_told(1, 8, 0, after(30_000, now));
+        assert_eq!(mending.poll_exchange(after(30_001, now), &mut rng), Some(1));
     }
 }
