@@ -37,15 +37,20 @@ mod shared;
 pub struct Catalogue {
     bundle: Arc<TrustBundle>,
     owners: BTreeMap<Owner, Known>,
-    by_short_name: BTreeMap<String, Owner>,
+    by_short_name: BTreeMap<u64, Owner>,
     waiting: Waiting,
     generation: u64,
     changed: bool,
     next_timeout: Option<Instant>,
+    /// When those are looked for again that nobody could replay any more.
+    next_sweep: Option<Instant>,
     notes: Notes,
     /// The digest of what present owners say, until something changes.
     knows: Option<u64>,
 }
+
+/// How often owners whose certificates have ended are looked for.
+const SWEEP_PERIOD: Duration = Duration::from_secs(60);
 
 /// What applying a record did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +84,7 @@ impl Catalogue {
             generation: 0,
             changed: false,
             next_timeout: None,
+            next_sweep: None,
             notes: Notes::default(),
             knows: None,
         }
@@ -137,7 +143,8 @@ impl Catalogue {
         now: Instant,
         wall: WallTime,
     ) -> Result<(), Rejected> {
-        let owner = self.by_short_name.get(short_name).ok_or(Rejected::UnknownOwner)?;
+        let name = number(short_name).ok_or(Rejected::UnknownOwner)?;
+        let owner = self.by_short_name.get(&name).ok_or(Rejected::UnknownOwner)?;
         let known = self.owners.get_mut(owner).ok_or(Rejected::UnknownOwner)?;
         if renewal.incarnation != known.node.version.incarnation || known.presence == Presence::Left {
             return Err(Rejected::Stale);
@@ -186,7 +193,8 @@ impl Catalogue {
             // One that is stale by now, or never was whole, leaves the others standing.
             let _ = self.apply_filed(name, record, now, wall);
         }
-        let known = self.by_short_name.get(name).and_then(|owner| self.owners.get_mut(owner));
+        let known = number(name).and_then(|name| self.by_short_name.get(&name));
+        let known = known.and_then(|owner| self.owners.get_mut(owner));
         if let (Ok(_), Some(known)) = (node, known) {
             known.recall(remembered.lease.as_ref(), now, wall);
             let (timeout, lease) = (known.next_timeout(), known.lease_to_remember(now, wall));
@@ -204,6 +212,11 @@ impl Catalogue {
 
     /// Lets leases run out, and forgets what nobody could replay any more.
     pub fn handle_timeout(&mut self, now: Instant, wall: WallTime) {
+        let is_early = self.next_timeout.is_none_or(|at| now < at);
+        if is_early && self.next_sweep.is_some_and(|at| now < at) {
+            return;
+        }
+        self.next_sweep = Some(now + SWEEP_PERIOD);
         let mut changed = false;
         for (owner, known) in &mut self.owners {
             let expired = known.presence == Presence::Expired;
@@ -313,11 +326,10 @@ impl Catalogue {
                 }
             }
             None => {
-                let short_name = owner.short_name();
-                self.by_short_name.insert(short_name.clone(), owner.clone());
+                self.by_short_name.insert(owner.number(), owner.clone());
                 let known = Known {
-                    name: number(&short_name).expect("it is made of hexadecimal digits"),
-                    short_name,
+                    name: owner.number(),
+                    short_name: owner.short_name(),
                     node,
                     sealed: sealed.to_bytes().into(),
                     key,
@@ -398,7 +410,7 @@ impl Catalogue {
             return Ok(());
         }
         // A name of 64 bits can be met by searching; whoever was there first keeps it.
-        if self.by_short_name.contains_key(&owner.short_name()) {
+        if self.by_short_name.contains_key(&owner.number()) {
             return Err(Rejected::WrongName);
         }
         // Owners are in the order of their identities.
@@ -428,7 +440,7 @@ impl Catalogue {
 
     fn forget(&mut self, owner: &Owner) {
         let Some(known) = self.owners.remove(owner) else { return };
-        self.by_short_name.remove(&known.short_name);
+        self.by_short_name.remove(&known.name);
         let instances = known.instances.keys().map(instance_key);
         for key in [NODE_KEY, LEASE_KEY].map(str::to_owned).into_iter().chain(instances) {
             self.notes.add(owner, |name| Entry::forget(name, &key));

@@ -5,7 +5,7 @@
 //! 1987). Large records are offered, and asked for by whoever lacks them. One owner cannot have more of its news
 //! passed on than its share; what exceeds it, the repair path carries.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,11 +63,30 @@ pub(crate) struct Rumours {
     hot: BTreeMap<Subject, Hot>,
     origins: BTreeMap<u64, Allowance>,
     wanted: BTreeMap<Filed, Instant>,
+    /// Signatures of records that were news lately, in the order in which they were.
+    known: BTreeSet<Signature>,
+    known_since: VecDeque<Signature>,
 }
+
+/// The beginning of a record's signature: nobody makes another record with the same that passes for it.
+type Signature = [u8; 16];
+
+/// Where a signature stands in a sealed record: after its format.
+const SIGNATURE_AT: usize = 1;
+
+/// Records remembered as known: each comes a dozen times within half a second.
+const KNOWN_MAX: usize = 8192;
 
 impl Rumours {
     pub(crate) fn new(news: News) -> Self {
-        Self { news, hot: BTreeMap::new(), origins: BTreeMap::new(), wanted: BTreeMap::new() }
+        Self {
+            news,
+            hot: BTreeMap::new(),
+            origins: BTreeMap::new(),
+            wanted: BTreeMap::new(),
+            known: BTreeSet::new(),
+            known_since: VecDeque::new(),
+        }
     }
 
     /// `owner`'s record is new here.
@@ -93,7 +112,26 @@ impl Rumours {
         self.put(watcher, Subject::Sighting(watcher, subject), Said::Sighting(sealed), false, now);
     }
 
+    /// Whether these bytes were news lately: then nothing of them needs to be read.
+    pub(crate) fn is_known(&self, bytes: &[u8]) -> bool {
+        signature(bytes).is_some_and(|signature| self.known.contains(&signature))
+    }
+
+    fn note(&mut self, said: &Said) {
+        let Said::Record(_, bytes) = said else { return };
+        let Some(signature) = signature(bytes) else { return };
+        if self.known.insert(signature) {
+            self.known_since.push_back(signature);
+        }
+        if self.known_since.len() > KNOWN_MAX
+            && let Some(oldest) = self.known_since.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+    }
+
     fn put(&mut self, origin: u64, subject: Subject, said: Said, is_own: bool, now: Instant) {
+        self.note(&said);
         if self.origins.len() >= ORIGINS_MAX && !self.origins.contains_key(&origin) {
             self.origins.retain(|_, allowance| !allowance.is_full(now));
         }
@@ -146,6 +184,10 @@ impl Rumours {
         self.wanted.insert(filed.clone(), now);
         true
     }
+}
+
+fn signature(bytes: &[u8]) -> Option<Signature> {
+    bytes.get(SIGNATURE_AT..)?.first_chunk().copied()
 }
 
 impl Said {

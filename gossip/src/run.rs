@@ -40,7 +40,7 @@ use crate::rumours::Rumours;
 use crate::signature::SealedRecord;
 use crate::snapshot::{Member, Presence, Snapshot};
 use crate::svid::ChainError;
-use crate::talk::{Filed, ReportedLease, number};
+use crate::talk::{Filed, ReportedLease};
 use crate::told::tell_changes;
 use crate::watching::{SealedSighting, Seen, Sighting, Watching};
 use crate::wire::MapId;
@@ -72,6 +72,10 @@ const RETRY_PERIOD: Duration = Duration::from_secs(30);
 
 /// How often it is said that the calendar makes this node refuse others.
 const CALENDAR_WARNED_PERIOD: Duration = Duration::from_secs(60);
+
+/// A changed catalogue is published at most this often: a snapshot costs as much as the mesh is large, and a
+/// thousand changes come at once when it starts.
+const PUBLICATION_PERIOD: Duration = Duration::from_millis(20);
 
 /// Messages taken in before other work gets a turn: each may cost signature checks (0.1 ms).
 const MESSAGES_PER_TURN_MAX: usize = 16;
@@ -106,6 +110,7 @@ pub struct GossipLoop {
     joining: Joining,
     heard: hearing::Heard,
     next_talk: Instant,
+    next_publication: Instant,
     next_seed: Instant,
     next_outlive: Instant,
     next_retry: Instant,
@@ -162,7 +167,7 @@ impl GossipLoop {
         let mut rng = StdRng::seed_from_u64(random_seed);
         let (now, wall) = (clock.now(), clock.wall());
         let owner = Owner { identity: svid.id().clone(), node: description.name.clone() };
-        let name = number(&owner.short_name()).expect("it is made of hexadecimal digits");
+        let name = owner.number();
         let mut catalogue = Catalogue::new(bundle.clone());
         let mut remembering = Remembering::begin(remembered, owner, &mut catalogue, now, wall);
         let incarnation = remembering.first_life(wall).await;
@@ -211,6 +216,7 @@ impl GossipLoop {
             names: BTreeMap::new(),
             cared_for: BTreeSet::new(),
             looked_at: BTreeSet::new(),
+            next_publication: now,
             next_seed: now,
             next_outlive: now,
             next_retry: now + RETRY_PERIOD,
@@ -234,7 +240,9 @@ impl GossipLoop {
         let link = self.link.clone();
         loop {
             self.spread().await;
-            self.publish();
+            if self.clock.now() >= self.next_publication {
+                self.publish();
+            }
             self.tell_news();
             let timeout = self.next_timeout();
             tokio::select! {
@@ -389,6 +397,7 @@ impl GossipLoop {
         self.remembering.carry_notes(&mut self.catalogue);
         let Some(snapshot) = self.catalogue.poll_snapshot() else { return };
         let now = self.clock.now();
+        self.next_publication = now + PUBLICATION_PERIOD;
         let present = snapshot.members.values().filter(|member| member.presence.is_present()).count();
         gauge!("starling_catalogue_members").set(present as f64);
         gauge!("starling_catalogue_services").set(snapshot.services.len() as f64);

@@ -71,8 +71,7 @@ impl Filed {
             Record::Node(_) => Key::Node,
             Record::Instance(instance) => Key::Instance(instance.id.clone()),
         };
-        let owner = number(&record.owner().short_name()).expect("it is made of hexadecimal digits");
-        Self { owner, key, version: record.version() }
+        Self { owner: record.owner().number(), key, version: record.version() }
     }
 }
 

@@ -134,7 +134,7 @@ impl Catalogue {
     }
 
     fn with_known(&mut self, owner: u64, change: impl FnOnce(&mut crate::known::Known) -> bool) -> bool {
-        let known = self.by_short_name.get(&short_name(owner)).and_then(|name| self.owners.get_mut(name));
+        let known = self.by_short_name.get(&owner).and_then(|name| self.owners.get_mut(name));
         known.is_some_and(change)
     }
 

@@ -11,7 +11,7 @@ use crate::known::Known;
 use crate::record::{NodeRecord, Owner, Renewal, Version};
 use crate::renewing::{SILENCE_TENTHS, Silent};
 use crate::snapshot::Presence;
-use crate::talk::{Filed, Key, ReportedLease, short_name};
+use crate::talk::{Filed, Key, ReportedLease};
 
 /// One owner's records, for its map on the repair path.
 pub(crate) struct Shared {
@@ -45,6 +45,11 @@ impl Catalogue {
         knows
     }
 
+    /// Whether [`Catalogue::poll_snapshot`] would have something.
+    pub(crate) fn is_changed(&self) -> bool {
+        self.changed
+    }
+
     /// The record that `filed` names, or a newer word of it, as it travelled.
     pub(crate) fn record(&self, filed: &Filed) -> Option<Arc<[u8]>> {
         let known = self.known(filed.owner)?;
@@ -62,7 +67,7 @@ impl Catalogue {
 
     /// One owner's node record and presence.
     pub(crate) fn node_of(&self, owner: u64) -> Option<(&Owner, &Arc<NodeRecord>, Presence)> {
-        let name = self.by_short_name.get(&short_name(owner))?;
+        let name = self.by_short_name.get(&owner)?;
         let known = self.owners.get(name)?;
         Some((name, &known.node, known.presence))
     }
@@ -150,7 +155,7 @@ impl Catalogue {
     }
 
     pub(super) fn known(&self, owner: u64) -> Option<&Known> {
-        self.owners.get(self.by_short_name.get(&short_name(owner))?)
+        self.owners.get(self.by_short_name.get(&owner)?)
     }
 }
 

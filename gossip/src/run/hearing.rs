@@ -191,6 +191,9 @@ impl GossipLoop {
             };
             answers.extend(answer.filter(|_| answers.len() < ANSWERS_MAX));
         }
+        if answers.is_empty() {
+            return;
+        }
         let knows = self.catalogue.knows();
         for talk in batches(knows, answers) {
             self.post.send(from, &Message::Talk(talk), Delivery::Once);
@@ -217,6 +220,9 @@ impl GossipLoop {
 
     /// Takes in a record that came as news; what to ask for, if it cannot be judged without.
     pub(super) fn take_record(&mut self, bytes: &[u8], from: SocketAddr, now: Instant) -> Option<Item> {
+        if self.rumours.is_known(bytes) {
+            return None;
+        }
         let read = SealedRecord::from_bytes(bytes).and_then(|sealed| Ok((sealed.unverified()?, sealed)));
         let (record, sealed) = match read {
             Ok(read) => read,

@@ -23,6 +23,7 @@ impl GossipLoop {
             self.watching.poll_timeout(),
             self.mending.poll_timeout(),
             self.leaving.as_ref().map(|(until, _)| *until),
+            self.catalogue.is_changed().then_some(self.next_publication),
         ];
         let next = always.into_iter().chain(machines.into_iter().flatten()).min();
         next.expect("some are always there").min(self.next_retry)
@@ -40,6 +41,8 @@ impl GossipLoop {
             }
             self.neighbours.choose(&self.peers, now, &mut self.rng);
             self.talk(now);
+            let snapshot = self.snapshot_out.borrow().clone();
+            self.remembering.choose_acquaintances(&snapshot, &mut self.rng, now);
         }
         if now >= self.next_seed_or_join() {
             if self.is_joining() { self.ask_to_join(now).await } else { self.talk_to_a_seed(now).await }
@@ -58,8 +61,6 @@ impl GossipLoop {
                 self.remembering.retry(&mut self.catalogue, now, wall);
             }
         }
-        let snapshot = self.snapshot_out.borrow().clone();
-        self.remembering.choose_acquaintances(&snapshot, &mut self.rng, now);
     }
 
     /// Passes news on, if a round of it is due.
