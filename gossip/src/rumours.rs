@@ -19,6 +19,10 @@ use crate::watching::SealedSighting;
 /// News at a time; more is left to the repair path. A whole mesh of a thousand that restarts at once fits.
 const NEWS_MAX: usize = 4096;
 
+/// The time between two rounds of whatever news: what comes meanwhile goes together, so that a mesh that starts at
+/// once sends batches and not a message for each of a thousand records.
+const ROUND_GAP: Duration = Duration::from_millis(20);
+
 /// One owner's news passed on: so many at once, and so many a second. A node agent that announces fifty
 /// workloads at its start is not held up.
 const ORIGIN_BURST: f64 = 64.0;
@@ -63,6 +67,8 @@ pub(crate) struct Rumours {
     hot: BTreeMap<Subject, Hot>,
     origins: BTreeMap<u64, Allowance>,
     wanted: BTreeMap<Filed, Instant>,
+    /// The next round comes no sooner.
+    next_round: Option<Instant>,
     /// Signatures of records that were news lately, in the order in which they were.
     known: BTreeSet<Signature>,
     known_since: VecDeque<Signature>,
@@ -84,6 +90,7 @@ impl Rumours {
             hot: BTreeMap::new(),
             origins: BTreeMap::new(),
             wanted: BTreeMap::new(),
+            next_round: None,
             known: BTreeSet::new(),
             known_since: VecDeque::new(),
         }
@@ -152,15 +159,18 @@ impl Rumours {
 
     /// When the next round is due.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        self.hot.values().map(|hot| hot.next).min()
+        let due = self.hot.values().map(|hot| hot.next).min()?;
+        Some(self.next_round.map_or(due, |next| next.max(due)))
     }
 
     /// What is due to be passed on now: in datagrams, and in streams.
     pub(crate) fn take_round(&mut self, now: Instant) -> (Vec<Item>, Vec<Item>) {
         let (mut items, mut whole) = (Vec::new(), Vec::new());
-        let period = self.news.period;
+        let (period, gap) = (self.news.period, ROUND_GAP.min(self.news.period / 2));
+        self.next_round = Some(now + gap);
         self.hot.retain(|subject, hot| {
-            if hot.next > now {
+            // What is due soon goes along.
+            if hot.next > now + gap / 2 {
                 return true;
             }
             if std::mem::take(&mut hot.is_whole) && hot.said.is_large() {
@@ -168,7 +178,7 @@ impl Rumours {
             } else {
                 items.push(hot.said.item(subject));
             }
-            hot.next = now + period;
+            hot.next = now.max(hot.next) + period;
             hot.rounds_left -= 1;
             hot.rounds_left > 0
         });
