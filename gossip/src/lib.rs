@@ -44,6 +44,7 @@ mod talk;
 mod told;
 pub mod versions;
 mod waiting;
+mod watchers;
 pub mod watching;
 mod wire;
 

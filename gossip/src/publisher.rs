@@ -149,7 +149,11 @@ impl Publisher {
 
     /// Renews the lease when it is time. `secret` begins the next chain if this one is used up.
     pub fn handle_timeout(&mut self, now: Instant, secret: impl FnOnce() -> [u8; 32]) {
-        if now < self.next_renewal || self.left {
+        if now < self.next_renewal {
+            return;
+        }
+        if self.left {
+            self.next_renewal = now + self.description.renew;
             return;
         }
         // From when it was due, so that lateness does not add up; a loop that was held up for longer

@@ -6,12 +6,14 @@
 //! passed on than its share; what exceeds it, the repair path carries.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::allowance::Allowance;
 use crate::clock::Instant;
 use crate::handle::News;
+use crate::identity::SpiffeId;
 use crate::record::{Renewal, Version};
 use crate::talk::{Filed, Item, Key, WHOLE_BYTES_MAX};
 use crate::watching::SealedSighting;
@@ -28,14 +30,21 @@ const ROUND_GAP: Duration = Duration::from_millis(20);
 const ORIGIN_BURST: f64 = 64.0;
 const ORIGIN_PER_SECOND: f64 = 2.0;
 
-/// Owners whose share is counted.
+/// And that of all nodes of one identity together, for whoever holds its key may invent names by the hundred. A
+/// hundred replicas that start at once are not held up.
+const IDENTITY_BURST: f64 = 256.0;
+const IDENTITY_PER_SECOND: f64 = 8.0;
+
+/// Owners whose share is counted, and identities.
 const ORIGINS_MAX: usize = 4096;
 
 /// A record that was asked for is not asked for again for so long.
 const WANT_PERIOD: Duration = Duration::from_millis(400);
 
-/// Records asked for at a time.
+/// Records asked for at a time, in all and of one peer: who offers what does not exist must not keep others' offers
+/// from being taken.
 const WANTS_MAX: usize = 1024;
+const WANTS_PER_PEER_MAX: usize = 128;
 
 /// What is news, and under which name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,12 +75,22 @@ pub(crate) struct Rumours {
     news: News,
     hot: BTreeMap<Subject, Hot>,
     origins: BTreeMap<u64, Allowance>,
-    wanted: BTreeMap<Filed, Instant>,
+    identities: BTreeMap<SpiffeId, Allowance>,
+    wanted: Wanted,
     /// The next round comes no sooner.
     next_round: Option<Instant>,
     /// Signatures of records that were news lately, in the order in which they were.
     known: BTreeSet<Signature>,
     known_since: VecDeque<Signature>,
+}
+
+/// What was asked for lately, and of whom.
+#[derive(Default)]
+struct Wanted {
+    records: BTreeSet<Filed>,
+    /// The first that were asked for come first.
+    asked: VecDeque<(Instant, SocketAddr, Filed)>,
+    by_peer: BTreeMap<SocketAddr, usize>,
 }
 
 /// The beginning of a record's signature: nobody makes another record with the same that passes for it.
@@ -89,17 +108,26 @@ impl Rumours {
             news,
             hot: BTreeMap::new(),
             origins: BTreeMap::new(),
-            wanted: BTreeMap::new(),
+            identities: BTreeMap::new(),
+            wanted: Wanted::default(),
             next_round: None,
             known: BTreeSet::new(),
             known_since: VecDeque::new(),
         }
     }
 
-    /// `owner`'s record is new here.
-    pub(crate) fn handle_record(&mut self, filed: Filed, bytes: Arc<[u8]>, now: Instant) {
+    /// A record is new here; `identity` is its owner's.
+    pub(crate) fn handle_record(
+        &mut self,
+        identity: &SpiffeId,
+        filed: Filed,
+        bytes: Arc<[u8]>,
+        now: Instant,
+    ) {
         let Filed { owner, key, version } = filed;
-        self.put(owner, Subject::Record(owner, key), Said::Record(version, bytes), false, now);
+        if self.has_share(identity, now) {
+            self.put(owner, Subject::Record(owner, key), Said::Record(version, bytes), false, now);
+        }
     }
 
     /// This node itself says it: nobody else has it yet, so that a first few get it whole.
@@ -113,10 +141,28 @@ impl Rumours {
         self.put(owner, Subject::Renewal(owner), Said::Renewal(renewal), false, now);
     }
 
-    /// A watcher's word is new here.
-    pub(crate) fn handle_sighting(&mut self, sealed: SealedSighting, now: Instant) {
+    /// A watcher's word is new here; `identity` is the watcher's.
+    pub(crate) fn handle_sighting(&mut self, identity: &SpiffeId, sealed: SealedSighting, now: Instant) {
         let (watcher, subject) = (sealed.sighting.watcher, sealed.sighting.subject);
-        self.put(watcher, Subject::Sighting(watcher, subject), Said::Sighting(sealed), false, now);
+        if self.has_share(identity, now) {
+            self.put(watcher, Subject::Sighting(watcher, subject), Said::Sighting(sealed), false, now);
+        }
+    }
+
+    /// Takes one from the share of all nodes of `identity`.
+    fn has_share(&mut self, identity: &SpiffeId, now: Instant) -> bool {
+        if self.identities.len() >= ORIGINS_MAX && !self.identities.contains_key(identity) {
+            self.identities.retain(|_, allowance| !allowance.is_full(now));
+        }
+        let allowance = self
+            .identities
+            .entry(identity.clone())
+            .or_insert_with(|| Allowance::new(IDENTITY_PER_SECOND, IDENTITY_BURST, now));
+        let has_share = allowance.take(1.0, now);
+        if !has_share {
+            metrics::counter!("starling_gossip_news_left_to_repair_total").increment(1);
+        }
+        has_share
     }
 
     /// Whether these bytes were news lately: then nothing of them needs to be read.
@@ -185,19 +231,39 @@ impl Rumours {
         (items, whole)
     }
 
-    /// Whether to ask for a record that is offered and lacking.
-    pub(crate) fn wants(&mut self, filed: &Filed, now: Instant) -> bool {
-        self.wanted.retain(|_, at| now < *at + WANT_PERIOD);
-        if self.wanted.contains_key(filed) || self.wanted.len() >= WANTS_MAX {
+    /// Whether to ask `peer` for a record that it offers and this node lacks.
+    pub(crate) fn wants(&mut self, filed: &Filed, peer: SocketAddr, now: Instant) -> bool {
+        self.wanted.forget_until(now);
+        let of_peer = self.wanted.by_peer.get(&peer).copied().unwrap_or_default();
+        if self.wanted.records.len() >= WANTS_MAX
+            || of_peer >= WANTS_PER_PEER_MAX
+            || !self.wanted.records.insert(filed.clone())
+        {
             return false;
         }
-        self.wanted.insert(filed.clone(), now);
+        self.wanted.by_peer.insert(peer, of_peer + 1);
+        self.wanted.asked.push_back((now, peer, filed.clone()));
         true
     }
 }
 
 fn signature(bytes: &[u8]) -> Option<Signature> {
     bytes.get(SIGNATURE_AT..)?.first_chunk().copied()
+}
+
+impl Wanted {
+    /// What was asked for too long ago may be asked for again.
+    fn forget_until(&mut self, now: Instant) {
+        while let Some((_, peer, filed)) = self.asked.pop_front_if(|(at, ..)| now >= *at + WANT_PERIOD) {
+            self.records.remove(&filed);
+            if let Some(count) = self.by_peer.get_mut(&peer) {
+                *count -= 1;
+                if *count == 0 {
+                    self.by_peer.remove(&peer);
+                }
+            }
+        }
+    }
 }
 
 impl Said {
@@ -231,13 +297,17 @@ mod tests {
         Filed { owner, key: Key::Node, version: Version { incarnation: 1, version } }
     }
 
+    fn identity() -> SpiffeId {
+        "spiffe://acme/svc/web".parse().expect("an identity")
+    }
+
     #[test]
     fn news_is_passed_on_at_once_and_in_a_few_rounds() {
         let now = Instant::now();
         let news = News::default();
         let mut rumours = Rumours::new(news);
-        rumours.handle_record(node(1, 1), vec![1; 100].into(), now);
-        rumours.handle_record(node(2, 1), vec![2; 5_000].into(), now);
+        rumours.handle_record(&identity(), node(1, 1), vec![1; 100].into(), now);
+        rumours.handle_record(&identity(), node(2, 1), vec![2; 5_000].into(), now);
         let mut rounds = Vec::new();
         while let Some(due) = rumours.poll_timeout() {
             rounds.push((due - now, rumours.take_round(due).0.len()));
@@ -250,14 +320,38 @@ mod tests {
     fn a_newer_word_takes_the_older_ones_place_and_the_large_are_offered() {
         let now = Instant::now();
         let mut rumours = Rumours::new(News::default());
-        rumours.handle_record(node(1, 1), vec![1; 100].into(), now);
-        rumours.handle_record(node(1, 2), vec![1; 5_000].into(), now);
+        rumours.handle_record(&identity(), node(1, 1), vec![1; 100].into(), now);
+        rumours.handle_record(&identity(), node(1, 2), vec![1; 5_000].into(), now);
         let offered = node(1, 2);
         assert_eq!(rumours.take_round(now), (vec![Item::Offer(offered.clone())], vec![]));
         rumours.handle_own(node(1, 3), vec![1; 5_000].into(), now);
         assert_eq!(rumours.take_round(now), (vec![], vec![Item::Record(vec![1; 5_000])]), "whole, once");
-        assert!(rumours.wants(&offered, now) && !rumours.wants(&offered, now));
-        assert!(rumours.wants(&offered, now + WANT_PERIOD));
+        let peer = |port| SocketAddr::from(([192, 0, 2, 1], port));
+        assert!(rumours.wants(&offered, peer(1), now) && !rumours.wants(&offered, peer(1), now));
+        assert!(rumours.wants(&offered, peer(1), now + WANT_PERIOD));
+    }
+
+    #[test]
+    fn who_offers_what_there_is_not_keeps_nobody_elses_offers_away() {
+        let now = Instant::now();
+        let mut rumours = Rumours::new(News::default());
+        let peer = |port| SocketAddr::from(([192, 0, 2, 1], port));
+        let taken = (0..5000).filter(|name| rumours.wants(&node(*name, 1), peer(1), now)).count();
+        assert_eq!(taken, WANTS_PER_PEER_MAX);
+        assert!(rumours.wants(&node(9999, 1), peer(2), now));
+        assert!(rumours.wants(&node(9998, 1), peer(1), now + WANT_PERIOD), "and its own count again later");
+    }
+
+    #[test]
+    fn invented_names_of_one_identity_share_what_it_has() {
+        let now = Instant::now();
+        let mut rumours = Rumours::new(News::default());
+        for name in 0..1000 {
+            rumours.handle_record(&identity(), node(name, 1), vec![1; 100].into(), now);
+        }
+        assert_eq!(rumours.take_round(now).0.len(), IDENTITY_BURST as usize);
+        rumours.handle_own(node(1000, 1), vec![1; 100].into(), now);
+        assert_eq!(rumours.take_round(now).0.len(), 1, "a node's own word is not held up by its replicas");
     }
 
     #[test]
@@ -267,7 +361,7 @@ mod tests {
         let flood = |rumours: &mut Rumours, now| {
             for id in 0..1000 {
                 let key = Key::Instance(format!("{id}").parse().expect("a label"));
-                rumours.handle_record(Filed { key, ..node(1, 1) }, vec![1; 100].into(), now);
+                rumours.handle_record(&identity(), Filed { key, ..node(1, 1) }, vec![1; 100].into(), now);
             }
             let due = rumours.take_round(now).0.len();
             while let Some(next) = rumours.poll_timeout() {
@@ -276,7 +370,8 @@ mod tests {
             due
         };
         assert_eq!(flood(&mut rumours, now), ORIGIN_BURST as usize);
-        rumours.handle_record(node(2, 1), vec![1; 100].into(), now);
+        let other = "spiffe://acme/svc/other".parse().expect("an identity");
+        rumours.handle_record(&other, node(2, 1), vec![1; 100].into(), now);
         assert_eq!(rumours.take_round(now).0.len(), 1, "others have their own");
     }
 }

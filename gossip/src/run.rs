@@ -468,7 +468,7 @@ impl GossipLoop {
         };
         let sealed = SealedSighting::seal(sighting, &self.svid);
         if self.catalogue.apply_sighting(&sealed, now).is_ok() {
-            self.rumours.handle_sighting(sealed, now);
+            self.rumours.handle_sighting(self.svid.id(), sealed, now);
         }
     }
 

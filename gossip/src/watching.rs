@@ -1,7 +1,6 @@
 //! STATE MACHINE: who watches whom, and what a watcher says.
 //!
-//! Each node is watched by [`WATCHERS`] others, the same for everybody who knows the same members:
-//! those that rendezvous hashing (Thaler and Ravishankar, 1998) puts first. A watcher asks once a second; after
+//! Each node is watched by [`WATCHERS`] others ([`crate::watchers`]). A watcher asks once a second; after
 //! several questions without an answer it says, signed, that it cannot reach the node, and later that it can. Its word
 //! removes nobody: two watchers' words lower a rank, and the suspect renews its lease as soon as it
 //! hears of it. A watcher that few answer doubts itself first (Dadgar, Phillips and Currey, "Lifeguard", 2018):
@@ -200,7 +199,8 @@ impl Watching {
                     continue;
                 }
             };
-            if count == 1 {
+            // Who never answered says nothing about this node: invented members, and those known to be gone.
+            if count == 1 && asked.is_reachable == Some(true) {
                 self.self_doubt = (self.self_doubt + 1).min(SELF_DOUBT_MAX);
             }
             let number = chance();
@@ -316,6 +316,18 @@ mod tests {
         let now = Instant::now();
         let mut watching = watching(&[1, 2, 3], now);
         assert!(pass(&mut watching, now, Duration::from_secs(60), |_| false).is_empty());
+    }
+
+    #[test]
+    fn invented_members_delay_no_word_about_others() {
+        let now = Instant::now();
+        let names: Vec<u64> = (1..40).collect();
+        let mut watching = watching(&names, now);
+        let told = pass(&mut watching, now, Duration::from_secs(30), |subject| subject < 4);
+        assert_eq!(told.len(), 36, "they are told of");
+        let later = now + Duration::from_secs(30);
+        let told = pass(&mut watching, later, Duration::from_secs(10), |subject| subject < 3);
+        assert!(matches!(told.as_slice(), [(at, seen)] if seen.subject == 3 && *at < Duration::from_secs(4)));
     }
 
     #[test]

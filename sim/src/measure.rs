@@ -306,7 +306,11 @@ impl Measures {
                 *sum = (sum.0 + 1, sum.1 + sent(&traffic) - sent(&self.traffic_before));
             }
         }
-        self.peak.second(bytes.values().sum(), up.len());
+        // What an attacker sends is its own cost; what it makes others send is not.
+        let honest = up.iter().filter(|host| !truth.host(**host).is_hostile);
+        let sent = |traffic: &Traffic, host: &usize| traffic.by_host.get(host).copied().unwrap_or_default();
+        let spent = honest.clone().map(|host| sent(&traffic, host) - sent(&self.traffic_before, host)).sum();
+        self.peak.second(spent, honest.count());
         self.traffic_before = traffic;
         self.bytes.push(bytes);
         self.look_around(truth, checker, &up, elapsed, now);

@@ -59,21 +59,23 @@ pub fn play(
     Ok(played)
 }
 
-/// Records refused, by reason. One that is merely old news is no refusal worth telling, nor is a renewal that
-/// comes before its owner's record.
+/// What was refused, by reason: records, and messages that cannot be read, cost too much or are too many. One that
+/// is merely old news is no refusal worth telling, nor is a renewal that comes before its owner's record.
 fn rejected(counters: &metrics_util::debugging::Snapshotter) -> BTreeMap<String, u64> {
     let mut rejected = BTreeMap::new();
     for (key, _, _, value) in counters.snapshot().into_vec() {
-        let reason =
-            key.key().labels().find(|label| label.key() == "reason").map(|label| label.value().to_owned());
-        if let (
-            "starling_gossip_rejected_total",
-            Some(reason),
-            metrics_util::debugging::DebugValue::Counter(count),
-        ) = (key.key().name(), reason, value)
-            && !["stale", "unknown_owner"].contains(&reason.as_str())
-        {
-            *rejected.entry(reason).or_default() += count;
+        let metrics_util::debugging::DebugValue::Counter(count) = value else { continue };
+        let reason = match key.key().name() {
+            "starling_gossip_rejected_total" => {
+                key.key().labels().find(|label| label.key() == "reason").map(|label| label.value())
+            }
+            "starling_gossip_malformed_total" => Some("malformed"),
+            "starling_gossip_over_budget_total" => Some("over_budget"),
+            "starling_gossip_shunned_total" => Some("shunned"),
+            _ => None,
+        };
+        if let Some(reason) = reason.filter(|reason| !["stale", "unknown_owner"].contains(reason)) {
+            *rejected.entry(reason.to_owned()).or_default() += count;
         }
     }
     rejected

@@ -12,12 +12,16 @@ use crate::identity::SpiffeId;
 use crate::record::Owner;
 use crate::snapshot::Presence;
 use crate::talk::{ReportedLease, short_name};
-use crate::watching::{SealedSighting, WATCHERS, WATCHERS_BELIEVED, place};
+use crate::watchers::{watched_by, watchers};
+use crate::watching::{SealedSighting, WATCHERS_BELIEVED};
+
+/// A watcher may have heard so many renewals that this node has not.
+const COUNTERS_AHEAD: u32 = 2;
 
 impl Catalogue {
     /// Takes in a watcher's word, if it is one of the subject's watchers and signed it.
     pub(crate) fn apply_sighting(&mut self, sealed: &SealedSighting, now: Instant) -> Result<(), Rejected> {
-        let sighting = sealed.sighting;
+        let mut sighting = sealed.sighting;
         let subject = self.known(sighting.subject).ok_or(Rejected::UnknownOwner)?;
         let watcher = self.known(sighting.watcher).ok_or(Rejected::UnknownOwner)?;
         let is_past = !subject.presence.is_present()
@@ -26,13 +30,15 @@ impl Catalogue {
         if is_past || !subject.doubts.is_news(&sighting) {
             return Err(Rejected::Stale);
         }
-        let believed = self.watchers(sighting.subject, WATCHERS_BELIEVED);
+        let believed = watchers(sighting.subject, &self.present_names(), WATCHERS_BELIEVED);
         if !believed.iter().any(|(name, _)| *name == sighting.watcher) {
             return Err(Rejected::NotAWatcher);
         }
         if !sealed.is_signed_by(&watcher.key, &self.bundle) {
             return Err(Rejected::BadSignature);
         }
+        // A later renewal refutes it: nobody may claim to know renewals that are yet to come.
+        sighting.counter = sighting.counter.min(subject.seen.counter().saturating_add(COUNTERS_AHEAD));
         let identity = watcher.node.owner.identity.clone();
         let identities = believed.into_iter().map(|(_, identity)| identity).collect::<BTreeSet<_>>().len();
         let changed = self.with_known(sighting.subject, |known| {
@@ -75,14 +81,7 @@ impl Catalogue {
 
     /// The short names of those that `watcher` watches.
     pub(crate) fn watched_by(&self, watcher: u64) -> Vec<u64> {
-        let names: Vec<u64> = self.present_names().into_iter().map(|(name, _)| name).collect();
-        let is_watched = |subject: &u64| {
-            let own = place(watcher, *subject);
-            // Found after a few looks, unless it is among the first.
-            let before = names.iter().filter(|other| *other != subject && place(**other, *subject) < own);
-            *subject != watcher && before.take(WATCHERS).count() < WATCHERS
-        };
-        names.iter().copied().filter(is_watched).collect()
+        watched_by(watcher, &self.present_names())
     }
 
     /// `reporter` says how long ago it heard the owners it knows. Of `needed` that are asked, the lowest age counts;
@@ -105,10 +104,21 @@ impl Catalogue {
         if lease.renewal.counter == seen_before && held.is_first_hand {
             return Ok(());
         }
-        // What ran out long ago brings nobody back.
         let has_run_out = u64::from(lease.age_millis) >= u64::from(held.node.lease.length_millis);
-        if lease.renewal.counter > seen_before && !has_run_out {
-            self.apply_renewal(&name, &lease.renewal, now, wall)?;
+        if lease.renewal.counter > seen_before {
+            if has_run_out && held.is_first_hand {
+                return Ok(());
+            }
+            if has_run_out {
+                // It brings nobody back, and after it no earlier one does.
+                let seen = held.seen.advance(&lease.renewal).ok_or(Rejected::BadRenewal)?;
+                self.with_known(lease.owner, |known| {
+                    known.seen = seen;
+                    false
+                });
+            } else {
+                self.apply_renewal(&name, &lease.renewal, now, wall)?;
+            }
         }
         let age = Duration::from_millis(lease.age_millis.into());
         let changed = self.with_known(lease.owner, |known| {
@@ -119,13 +129,6 @@ impl Catalogue {
         self.wake_by(timeout);
         self.mark_changed(changed);
         Ok(())
-    }
-
-    fn watchers(&self, subject: u64, count: usize) -> Vec<(u64, &SpiffeId)> {
-        let mut all: Vec<_> = self.present_names().into_iter().filter(|(name, _)| *name != subject).collect();
-        all.sort_unstable_by_key(|(watcher, _)| place(*watcher, subject));
-        all.truncate(count);
-        all
     }
 
     fn present_names(&self) -> Vec<(u64, &SpiffeId)> {

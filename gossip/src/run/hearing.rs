@@ -14,6 +14,7 @@ use crate::allowance::Allowance;
 use crate::clock::Instant;
 use crate::doubts::REPORTS_NEEDED;
 use crate::identity::SpiffeId;
+use crate::limits::{LEASE_LINKS_MAX, OWNERS_MAX};
 use crate::link::{Delivery, Received};
 use crate::record::{Renewal, Version};
 use crate::repairing::Learned;
@@ -30,6 +31,21 @@ const MESSAGES_AT_ONCE: f64 = 2_000.0;
 
 /// How long this node has nothing to do with a peer that sent more.
 const SHUNNED_FOR: Duration = Duration::from_secs(30);
+
+/// What one peer is given on its asking by talks: records it wants, renewals. The news of forty nodes at once, and then
+/// half of what a node may send for everything: small questions must not draw large answers for long.
+const ANSWERED_BYTES_PER_SECOND: f64 = 4.0 * 1024.0;
+const ANSWERED_BYTES_AT_ONCE: f64 = 64.0 * 1024.0;
+
+/// How often one peer is welcomed. One that fails and starts again and again is let in; one that asks and asks makes
+/// nobody send everything and everything.
+const WELCOMES_PER_SECOND: f64 = 0.1;
+const WELCOMES_AT_ONCE: f64 = 4.0;
+
+/// Hashes spent on one peer's renewals that prove nothing: a far leap costs thousands (0.5 ms). Honest
+/// peers pass on what they have checked.
+const VAIN_HASHES_PER_SECOND: f64 = 4096.0;
+const VAIN_HASHES_AT_ONCE: f64 = 16.0 * 4096.0;
 
 /// Peers whose sending is counted.
 const COUNTED_MAX: usize = 4096;
@@ -57,21 +73,54 @@ const ANSWERS_MAX: usize = 512;
 /// What peers have sent lately.
 #[derive(Default)]
 pub(super) struct Heard {
-    allowances: BTreeMap<(SocketAddr, SpiffeId), (Allowance, Allowance)>,
+    shares: BTreeMap<(SocketAddr, SpiffeId), Share>,
+}
+
+/// What one peer may still send, and make this node do.
+struct Share {
+    messages: Allowance,
+    bytes: Allowance,
+    answered_bytes: Allowance,
+    welcomes: Allowance,
+    vain_hashes: Allowance,
 }
 
 impl Heard {
     /// Whether `peer` may send as much as it does.
     fn admits(&mut self, received: &Received, now: Instant) -> bool {
-        let key = (received.from, received.peer.clone());
-        if self.allowances.len() >= COUNTED_MAX && !self.allowances.contains_key(&key) {
-            self.allowances.retain(|_, (messages, bytes)| !messages.is_full(now) || !bytes.is_full(now));
+        let share = self.of(received.from, &received.peer, now);
+        share.messages.take(1.0, now) && share.bytes.take(received.message.len() as f64, now)
+    }
+
+    fn of(&mut self, from: SocketAddr, peer: &SpiffeId, now: Instant) -> &mut Share {
+        let key = (from, peer.clone());
+        if self.shares.len() >= COUNTED_MAX && !self.shares.contains_key(&key) {
+            self.shares.retain(|_, share| !share.is_full(now));
         }
-        let (messages, bytes) = self.allowances.entry(key).or_insert_with(|| {
-            let messages = Allowance::new(MESSAGES_PER_SECOND, MESSAGES_AT_ONCE, now);
-            (messages, Allowance::new(BYTES_PER_SECOND, BYTES_AT_ONCE, now))
-        });
-        messages.take(1.0, now) && bytes.take(received.message.len() as f64, now)
+        self.shares.entry(key).or_insert_with(|| Share::new(now))
+    }
+}
+
+impl Share {
+    fn new(now: Instant) -> Self {
+        Self {
+            messages: Allowance::new(MESSAGES_PER_SECOND, MESSAGES_AT_ONCE, now),
+            bytes: Allowance::new(BYTES_PER_SECOND, BYTES_AT_ONCE, now),
+            answered_bytes: Allowance::new(ANSWERED_BYTES_PER_SECOND, ANSWERED_BYTES_AT_ONCE, now),
+            welcomes: Allowance::new(WELCOMES_PER_SECOND, WELCOMES_AT_ONCE, now),
+            vain_hashes: Allowance::new(VAIN_HASHES_PER_SECOND, VAIN_HASHES_AT_ONCE, now),
+        }
+    }
+
+    fn is_full(&mut self, now: Instant) -> bool {
+        let all = [
+            &mut self.messages,
+            &mut self.bytes,
+            &mut self.answered_bytes,
+            &mut self.welcomes,
+            &mut self.vain_hashes,
+        ];
+        all.into_iter().all(|allowance| allowance.is_full(now))
     }
 }
 
@@ -102,7 +151,7 @@ impl GossipLoop {
         }
         let Received { from, peer, message } = received;
         match Message::decode(&message) {
-            Ok(Message::Talk(talk)) => self.handle_talk(from, &peer, talk, now).await,
+            Ok(Message::Talk(talk)) => self.handle_talk(from, &peer, talk, now),
             Ok(Message::Ping(number, is_urgent)) => {
                 let delivery = if is_urgent { Delivery::Reliable } else { Delivery::Once };
                 self.post.send(from, &Message::Pong(number), delivery);
@@ -112,7 +161,7 @@ impl GossipLoop {
                 let seen = name.and_then(|name| self.watching.handle_answer(name, number, now));
                 seen.into_iter().for_each(|seen| self.handle_seen(seen));
             }
-            Ok(Message::Join(join)) => self.handle_join(from, join, now).await,
+            Ok(Message::Join(join)) => self.handle_join(from, &peer, join, now),
             Ok(Message::Welcome(welcome)) => self.handle_welcome(from, &peer, welcome, now),
             Ok(Message::Repair(message)) => self.handle_repair(from, &peer, &message, now).await,
             Err(error) => {
@@ -156,7 +205,7 @@ impl GossipLoop {
         }
     }
 
-    async fn handle_talk(&mut self, from: SocketAddr, peer: &SpiffeId, talk: Talk, now: Instant) {
+    fn handle_talk(&mut self, from: SocketAddr, peer: &SpiffeId, talk: Talk, now: Instant) {
         let sender = self.names.get(&(from, peer.clone())).copied();
         if let Some(name) = sender {
             let distance = self.peers.get(&name).map_or(3, |peer| peer.distance);
@@ -173,10 +222,10 @@ impl GossipLoop {
         for item in talk.items {
             let answer = match item {
                 Item::Record(bytes) => self.take_record(&bytes, from, now),
-                Item::Offer(filed) => self.handle_offer(filed, now),
+                Item::Offer(filed) => self.handle_offer(filed, from, now),
                 Item::Want(filed) => self.catalogue.record(&filed).map(|bytes| Item::Record(bytes.to_vec())),
                 Item::Renewal(owner, renewal) => {
-                    self.handle_renewal(owner, &renewal, from, now);
+                    self.handle_renewal(owner, &renewal, from, peer, now);
                     None
                 }
                 Item::Ask(owner, incarnation, counter) => self
@@ -189,7 +238,12 @@ impl GossipLoop {
                     None
                 }
             };
-            answers.extend(answer.filter(|_| answers.len() < ANSWERS_MAX));
+            let Some(answer) = answer.filter(|_| answers.len() < ANSWERS_MAX) else { continue };
+            if self.heard.of(from, peer, now).answered_bytes.take(answer.bytes() as f64, now) {
+                answers.push(answer);
+            } else {
+                counter!("starling_gossip_over_budget_total").increment(1);
+            }
         }
         if answers.is_empty() {
             return;
@@ -213,9 +267,9 @@ impl GossipLoop {
         Some(Item::Ask(owner, member.record.version.incarnation, self.catalogue.counter_of(owner)))
     }
 
-    fn handle_offer(&mut self, filed: Filed, now: Instant) -> Option<Item> {
+    fn handle_offer(&mut self, filed: Filed, from: SocketAddr, now: Instant) -> Option<Item> {
         let lacks = self.catalogue.version_filed(&filed).is_none_or(|held| held < filed.version);
-        (lacks && self.rumours.wants(&filed, now)).then_some(Item::Want(filed))
+        (lacks && self.rumours.wants(&filed, from, now)).then_some(Item::Want(filed))
     }
 
     /// Takes in a record that came as news; what to ask for, if it cannot be judged without.
@@ -246,7 +300,7 @@ impl GossipLoop {
                     version: Version { incarnation: filed.version.incarnation, version: 0 },
                     ..filed
                 };
-                self.rumours.wants(&node, now).then_some(Item::Want(node))
+                self.rumours.wants(&node, from, now).then_some(Item::Want(node))
             }
             Err(rejected) => {
                 self.refuse(&rejected, from);
@@ -258,6 +312,8 @@ impl GossipLoop {
     fn handle_accepted(&mut self, filed: Filed, bytes: Arc<[u8]>, now: Instant) {
         counter!("starling_gossip_records_total").increment(1);
         self.repairing.handle_record(&filed);
+        let Some((owner, ..)) = self.catalogue.node_of(filed.owner) else { return };
+        let identity = owner.identity.clone();
         // Instances that waited for their owner's node record came with it.
         if filed.key == Key::Node {
             for (key, version, sealed) in
@@ -266,11 +322,11 @@ impl GossipLoop {
                 let other = Filed { owner: filed.owner, key, version };
                 if other.key != Key::Node && other.version.incarnation == filed.version.incarnation {
                     self.repairing.handle_record(&other);
-                    self.rumours.handle_record(other, sealed, now);
+                    self.rumours.handle_record(&identity, other, sealed, now);
                 }
             }
         }
-        self.rumours.handle_record(filed, bytes, now);
+        self.rumours.handle_record(&identity, filed, bytes, now);
     }
 
     fn refuse(&mut self, rejected: &Rejected, from: SocketAddr) {
@@ -279,7 +335,18 @@ impl GossipLoop {
         debug!(%from, reason = %rejected, "record refused");
     }
 
-    fn handle_renewal(&mut self, owner: u64, renewal: &Renewal, from: SocketAddr, now: Instant) {
+    fn handle_renewal(
+        &mut self,
+        owner: u64,
+        renewal: &Renewal,
+        from: SocketAddr,
+        peer: &SpiffeId,
+        now: Instant,
+    ) {
+        if !self.heard.of(from, peer, now).vain_hashes.has_some(now) {
+            return counter!("starling_gossip_over_budget_total").increment(1);
+        }
+        let before = self.catalogue.counter_of(owner);
         let presence = self.catalogue.node_of(owner).map(|(_, _, presence)| presence);
         let is_doubted = self.catalogue.is_doubted(owner);
         match self.catalogue.apply_renewal(&short_name(owner), renewal, now, self.clock.wall()) {
@@ -297,6 +364,10 @@ impl GossipLoop {
             }
             Err(Rejected::Stale) => {}
             Err(rejected) => {
+                if rejected == Rejected::BadRenewal {
+                    let ahead = renewal.counter.saturating_sub(before).min(LEASE_LINKS_MAX);
+                    self.heard.of(from, peer, now).vain_hashes.spend(ahead.into(), now);
+                }
                 counter!("starling_gossip_rejected_total", "reason" => rejected.reason()).increment(1);
             }
         }
@@ -305,7 +376,9 @@ impl GossipLoop {
     fn handle_sighting(&mut self, sealed: &crate::watching::SealedSighting, now: Instant) {
         match self.catalogue.apply_sighting(sealed, now) {
             Ok(()) => {
-                self.rumours.handle_sighting(sealed.clone(), now);
+                if let Some((watcher, ..)) = self.catalogue.node_of(sealed.sighting.watcher) {
+                    self.rumours.handle_sighting(&watcher.identity, sealed.clone(), now);
+                }
                 if sealed.sighting.subject == self.own.name && !sealed.sighting.is_reachable {
                     self.refute(now);
                 }
@@ -318,7 +391,10 @@ impl GossipLoop {
         }
     }
 
-    async fn handle_join(&mut self, from: SocketAddr, join: Join, now: Instant) {
+    fn handle_join(&mut self, from: SocketAddr, peer: &SpiffeId, join: Join, now: Instant) {
+        if !self.heard.of(from, peer, now).welcomes.take(1.0, now) {
+            return counter!("starling_gossip_over_budget_total").increment(1);
+        }
         let wants: Vec<Item> =
             join.records.iter().filter_map(|bytes| self.take_record(bytes, from, now)).collect();
         for talk in batches(0, wants) {
@@ -401,6 +477,7 @@ impl GossipLoop {
                 later.push(lease);
             }
         }
+        later.truncate(OWNERS_MAX);
         if !welcome.is_last {
             self.joining.pending.insert(from, later);
             return;

@@ -12,7 +12,7 @@ pub mod partition;
 pub mod quic;
 pub mod traffic;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -23,6 +23,7 @@ use rand::{Rng as _, SeedableRng as _};
 use starling_gossip::identity::SpiffeId;
 use starling_gossip::kind::MessageKind;
 use starling_gossip::link::{Delivery, Destination, Link, Received};
+use starling_gossip::record::Owner;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
@@ -36,6 +37,9 @@ use traffic::Traffic;
 
 /// Messages on their way to one host; more are dropped, the newest first.
 const ON_THE_WAY_MAX: usize = 8192;
+
+/// Messages that a tapped host keeps.
+const TAPPED_MAX: usize = 256;
 
 /// Where addresses begin; a host that moves listens on the next port.
 const PORT: u16 = 7400;
@@ -78,7 +82,10 @@ struct Host {
     site: usize,
     handicap: Handicap,
     paused_since: Option<Instant>,
-    withholds: bool,
+    /// Who it is, if it passes nothing on.
+    withholds: Option<Owner>,
+    /// What it heard lately, if somebody wants to hear it again.
+    tapped: Option<VecDeque<Vec<u8>>>,
     /// When what it has sent so far will have left, if its bandwidth is bounded.
     sends_at: Instant,
     /// When it is done with the last message it took in.
@@ -140,7 +147,8 @@ impl Network {
             site,
             handicap: Handicap::default(),
             paused_since: None,
-            withholds: false,
+            withholds: None,
+            tapped: None,
             sends_at: Instant::now(),
             takes_at: Instant::now(),
             on_the_way: BTreeMap::new(),
@@ -181,9 +189,14 @@ impl Network {
         self.with_host(host, |host| host.handicap = handicap);
     }
 
-    /// `host` passes on nothing that it heard, from now on or no longer.
-    pub fn set_withholding(&self, host: usize, withholds: bool) {
-        self.with_host(host, |host| host.withholds = withholds);
+    /// `host`, which is the node `own`, passes on nothing that it heard, from now on; or no longer.
+    pub fn set_withholding(&self, host: usize, own: Option<Owner>) {
+        self.with_host(host, |host| host.withholds = own);
+    }
+
+    /// What reaches `host` from now on is kept for [`HostLink::tapped`].
+    pub fn tap(&self, host: usize) {
+        self.with_host(host, |host| host.tapped = Some(VecDeque::new()));
     }
 
     /// The network falls into parts; the number heals it.
@@ -249,8 +262,10 @@ impl Network {
         if sender.paused_since.is_some() {
             return;
         }
-        let message =
-            if sender.withholds { crate::hostile::withheld(message, sender.address) } else { message };
+        let message = match &sender.withholds {
+            Some(own) => crate::hostile::withheld(message, own, sender.address),
+            None => message,
+        };
         let Some(way) = state.connect(from.host, target, to) else { return };
         let arrivals = state.arrivals(&way, &message, delivery);
         let is_lost = arrivals.is_empty();
@@ -286,6 +301,10 @@ impl Network {
         }
         let received = first.remove();
         plugged.takes_at = now + plugged.handicap.slow;
+        if let Some(tapped) = &mut plugged.tapped {
+            tapped.push_back(received.message.clone());
+            tapped.drain(..tapped.len().saturating_sub(TAPPED_MAX));
+        }
         state.queue_max = state.queue_max.max(waiting);
         Ok(received)
     }
@@ -416,6 +435,13 @@ impl HostLink {
     /// Where this host listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// What reached this host lately, if it is tapped.
+    pub fn tapped(&self) -> Vec<Vec<u8>> {
+        let state = self.network.state();
+        let tapped = state.hosts.get(&self.host).and_then(|host| host.tapped.as_ref());
+        tapped.into_iter().flatten().cloned().collect()
     }
 }
 

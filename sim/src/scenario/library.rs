@@ -63,6 +63,8 @@ library![
     "hostile-resurrect",
     "hostile-outrun",
     "hostile-reset",
+    "hostile-lie",
+    "hostile-overrun",
 ];
 
 /// A scenario as `list` shows it.

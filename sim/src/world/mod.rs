@@ -28,7 +28,7 @@ use crate::keys::{Authority, WALL_AT_START};
 use crate::measure::Measures;
 use crate::network::{Handicap, Network, address_of};
 use crate::play::Request;
-use crate::scenario::{Attack, Conditions, Do, Memory, Scenario};
+use crate::scenario::{self, Attack, Conditions, Do, Memory, Scenario};
 use crate::trace::{Event, Trace, Turn};
 use crate::truth::{Saying, Truth};
 use host::{Brake, Host, Process};
@@ -38,6 +38,9 @@ const OBSERVATIONS_QUEUED_MAX: usize = 4096;
 
 /// How long a leaving node's process may take to end; it says so in three rounds of 150 ms.
 const LEAVES_WITHIN: Duration = Duration::from_secs(1);
+
+/// A way that takes no longer delays nobody's renewal by much.
+const SOON: Duration = Duration::from_millis(500);
 
 /// A mesh in one process.
 pub struct World {
@@ -98,7 +101,7 @@ impl World {
         let network = Network::new(scenario.paths(), rng.random(), trace.clone());
         let (observations, observed) = mpsc::channel(OBSERVATIONS_QUEUED_MAX);
         let mesh = &scenario.mesh;
-        let checker = Checker::new(mesh.lease.0, mesh.renew.0);
+        let checker = Checker::new(mesh.lease.0, mesh.renew.0).hearing_all(scenario.loses_nothing());
         Ok(Self {
             authority: Authority::new(&mut rng)?,
             truth: Truth::default(),
@@ -311,7 +314,10 @@ impl World {
         self.trace.turn(Turn::Attacks(number, true));
         self.truth.host_mut(number).is_hostile = true;
         if attack == Attack::Withhold {
-            self.network.set_withholding(number, true);
+            self.network.set_withholding(number, Some(self.truth.host(number).owner.clone()));
+        }
+        if attack == Attack::Replay {
+            self.network.tap(number);
         }
         let attacker = Attacker {
             svid: host.svid.clone(),
@@ -329,7 +335,7 @@ impl World {
     pub fn end_attack(&mut self, number: usize, attack: Attack) {
         self.trace.turn(Turn::Attacks(number, false));
         if attack == Attack::Withhold {
-            self.network.set_withholding(number, false);
+            self.network.set_withholding(number, None);
         }
         let process = self.hosts[number].process.as_mut();
         if let Some(attack) = process.and_then(|process| process.attacks.remove(&attack)) {
@@ -464,6 +470,19 @@ impl Scenario {
         let own = News::default();
         let period = self.mesh.news_period.map_or(own.period, |period| period.0);
         News { told: self.mesh.news_told.unwrap_or(own.told), period, ..own }
+    }
+
+    /// Whether all that is sent arrives while its way is open, and soon.
+    pub fn loses_nothing(&self) -> bool {
+        let is_good = |it: &Conditions| it.loss == 0.0 && it.bandwidth == 0 && it.latency.0 <= SOON;
+        let is_deaf =
+            |attack| matches!(attack, Attack::Withhold | Attack::Overrun | Attack::Flood | Attack::Invent);
+        let is_bad = |event: &scenario::Event| match event.what {
+            Do::Degrade | Do::Calendar => true,
+            Do::Attack => is_deaf(event.attack),
+            _ => event.one_way,
+        };
+        self.paths().iter().flatten().all(is_good) && !self.event.iter().any(is_bad)
     }
 
     /// Whether anybody ever attacks.
