@@ -126,7 +126,7 @@ fn admit_map(
     maps: &mut Maps,
     refuse: &mut impl FnMut(&'static str),
 ) -> Result<Option<MapDelta>, &'static str> {
-    if map.map.owner == own.owner {
+    if map.map.owner == own.owner && map.map.generation <= own.generation {
         return Err("own_map");
     }
     map.values.retain(|value| value.status == 0 && is_key(&value.key));
@@ -136,6 +136,10 @@ fn admit_map(
     // An owner's node record makes its others readable.
     for node in map.values.iter().filter(|value| value.key == NODE_KEY) {
         judge.offer(&map.map, node);
+    }
+    if map.map.owner == own.owner {
+        // A later life of this node, signed with its key: it has to speak above it.
+        return Err("own_map");
     }
     let owner = judge.owner(map.map.owner).ok_or("unknown_owner")?;
     if owner.is_talker && !is_its_map(&map.map, &owner) {

@@ -37,6 +37,8 @@ const RESTART_PERIOD: Duration = Duration::from_millis(250);
 pub(crate) enum Learned {
     Record(Filed, Arc<[u8]>),
     Renewal(u64, Renewal),
+    /// A later life of this node may have said this.
+    OwnWord(Vec<u8>),
 }
 
 /// See the module.
@@ -116,7 +118,7 @@ impl Repairing {
     ) -> Result<Vec<Learned>, WireError> {
         let exchange = Exchange::read(message, &mut self.unpacker)?;
         let own = self.settings.own;
-        let mut offers = Offers { catalogue, clock, is_talker, learned: Vec::new() };
+        let mut offers = Offers { catalogue, clock, is_talker, learned: Vec::new(), own: own.owner };
         let admitted = admit(exchange, &own, &mut offers, &mut self.maps);
         let learned = offers.learned;
         for (reason, count) in admitted.refused {
@@ -221,6 +223,8 @@ struct Offers<'a, T> {
     clock: &'a Clock,
     is_talker: T,
     learned: Vec<Learned>,
+    /// This node's own name; what others say in it is not believed, and told.
+    own: u64,
 }
 
 impl<T: Fn(u64) -> bool> Judge for Offers<'_, T> {
@@ -238,6 +242,10 @@ impl<T: Fn(u64) -> bool> Judge for Offers<'_, T> {
         let name = short_name(map.owner);
         let bytes = from_text(&value.text).unwrap_or_default();
         let (now, wall) = (self.clock.now(), self.clock.wall());
+        if map.owner == self.own {
+            self.learned.push(Learned::OwnWord(bytes));
+            return false;
+        }
         if value.key == LEASE_KEY {
             let Ok(renewal) = codec::decode::<Renewal, 64>(&bytes) else { return false };
             let applied = self.catalogue.apply_renewal(&name, &renewal, now, wall);

@@ -58,6 +58,9 @@ const SEED_PERIOD_EACH: Duration = Duration::from_secs(2);
 const JOIN_PERIOD: Duration = Duration::from_millis(400);
 const JOINS_BEFORE_CLASSIC: u32 = 3;
 
+/// How often a node asks that knows others already: they spoke to it first, or are of an earlier version.
+const JOINS_MAX: u32 = 10;
+
 /// How long a leaving node tells its peers.
 const LEAVE_LASTS: Duration = Duration::from_millis(600);
 
@@ -116,6 +119,8 @@ pub struct GossipLoop {
     next_retry: Instant,
     next_calendar_warning: Instant,
     sequence: u64,
+    /// The latest life in which somebody has spoken in this node's name.
+    later_life: u64,
     /// Its next renewal is news.
     is_refuting: bool,
     leaving: Option<(Instant, oneshot::Sender<()>)>,
@@ -138,6 +143,8 @@ struct Joining {
     next_ask: Instant,
     /// Leases of owners whose records come with a later part.
     pending: BTreeMap<SocketAddr, Vec<ReportedLease>>,
+    /// Somebody has told it everything.
+    is_welcomed: bool,
     /// Who was asked had no time, and named others to ask.
     is_referred: bool,
     /// How many more are to say how old leases are.
@@ -200,6 +207,7 @@ impl GossipLoop {
             joining: Joining::new(now),
             heard: hearing::Heard::default(),
             sequence: wall.unix_millis,
+            later_life: 0,
             is_refuting: false,
             publisher,
             svid,
@@ -319,9 +327,7 @@ impl GossipLoop {
     }
 
     fn outlive_if_succeeded(&mut self) {
-        let heard =
-            self.catalogue.version_of(self.publisher.owner()).map_or(0, |version| version.incarnation);
-        let now = self.clock.now();
+        let (heard, now) = (self.later_life, self.clock.now());
         if heard <= self.publisher.incarnation() || now < self.next_outlive {
             return;
         }
@@ -493,6 +499,7 @@ impl Joining {
             expected: BTreeMap::new(),
             pending: BTreeMap::new(),
             next_ask: now,
+            is_welcomed: false,
             is_referred: false,
             reports_wanted: 0,
             welcomes: Allowance::new(hearing::WELCOME_BYTES_PER_SECOND, hearing::WELCOME_BYTES_AT_ONCE, now),

@@ -4,7 +4,7 @@
 //! several questions without an answer it says, signed, that it cannot reach the node, and later that it can. Its word
 //! removes nobody: two watchers' words lower a rank, and the suspect renews its lease as soon as it
 //! hears of it. A watcher that few answer doubts itself first (Dadgar, Phillips and Currey, "Lifeguard", 2018):
-//! it waits longer, and while nobody at all answers it says nothing.
+//! it waits longer, and one that hears nothing at all says nothing.
 //!
 //! The same questions serve a node that routes work to a suspect: what it sees itself outweighs what it is told.
 
@@ -123,6 +123,8 @@ pub(crate) struct Seen {
 pub(crate) struct Watching {
     asked: BTreeMap<u64, Asked>,
     self_doubt: u32,
+    /// When this node last heard anybody.
+    heard: Option<Instant>,
 }
 
 struct Asked {
@@ -189,7 +191,7 @@ impl Watching {
                     asked.next = now + QUESTION_PERIOD;
                     asked.is_silent = true;
                     let (is_watched, was_reachable) = (asked.is_watched, asked.is_reachable);
-                    if is_watched && self.nobody_answers() {
+                    if is_watched && self.is_deaf(now) && self.nobody_answers() {
                         continue;
                     }
                     self.asked.entry(subject).and_modify(|asked| asked.is_reachable = Some(false));
@@ -235,6 +237,16 @@ impl Watching {
         if let Some(asked) = self.asked.get_mut(&subject).filter(|asked| asked.is_reachable == Some(false)) {
             asked.is_reachable = None;
         }
+    }
+
+    /// Somebody said something.
+    pub(crate) fn handle_heard(&mut self, now: Instant) {
+        self.heard = Some(now);
+    }
+
+    /// It has heard nothing for as long as a watcher asks: everybody talks once a second.
+    fn is_deaf(&self, now: Instant) -> bool {
+        self.heard.is_none_or(|at| now >= at + QUESTION_PERIOD * 2)
     }
 
     /// Of two or more whom it watches, not one has answered its last question.

@@ -30,7 +30,7 @@ impl Catalogue {
         if is_past || !subject.doubts.is_news(&sighting) {
             return Err(Rejected::Stale);
         }
-        let believed = watchers(sighting.subject, &self.present_names(), WATCHERS_BELIEVED);
+        let believed = watchers(sighting.subject, &self.undoubted(), WATCHERS_BELIEVED);
         if !believed.iter().any(|(name, _)| *name == sighting.watcher) {
             return Err(Rejected::NotAWatcher);
         }
@@ -81,7 +81,9 @@ impl Catalogue {
 
     /// The short names of those that `watcher` watches.
     pub(crate) fn watched_by(&self, watcher: u64) -> Vec<u64> {
-        watched_by(watcher, &self.present_names())
+        let present = self.owners.values().filter(|known| known.presence.is_present());
+        let subjects: Vec<u64> = present.map(|known| known.name).collect();
+        watched_by(watcher, &subjects, &self.undoubted())
     }
 
     /// `reporter` says how long ago it heard the owners it knows. Of `needed` that are asked, the lowest age counts;
@@ -131,9 +133,10 @@ impl Catalogue {
         Ok(())
     }
 
-    fn present_names(&self) -> Vec<(u64, &SpiffeId)> {
-        let present = self.owners.values().filter(|known| known.presence.is_present());
-        present.map(|known| (known.name, &known.node.owner.identity)).collect()
+    /// Who may watch others: of many that crash together, the living watch each other's dead.
+    fn undoubted(&self) -> Vec<(u64, &SpiffeId)> {
+        let alive = self.owners.values().filter(|known| known.presence == Presence::Alive);
+        alive.map(|known| (known.name, &known.node.owner.identity)).collect()
     }
 
     fn with_known(&mut self, owner: u64, change: impl FnOnce(&mut crate::known::Known) -> bool) -> bool {

@@ -6,10 +6,11 @@ use std::time::Duration;
 use aws_lc_rs::digest::{Context, SHA256};
 
 use super::Catalogue;
-use crate::clock::Instant;
-use crate::known::Known;
-use crate::record::{NodeRecord, Owner, Renewal, Version};
+use crate::clock::{Instant, WallTime};
+use crate::known::{Known, verify_chain};
+use crate::record::{NodeRecord, Owner, Record, Renewal, Version};
 use crate::renewing::{SILENCE_TENTHS, Silent};
+use crate::signature::SealedRecord;
 use crate::snapshot::Presence;
 use crate::talk::{Filed, Key, ReportedLease};
 
@@ -43,6 +44,14 @@ impl Catalogue {
         let knows = u64::from_be_bytes(*first);
         self.knows = Some(knows);
         knows
+    }
+
+    /// The incarnation of a node record that proves itself, and is not taken in.
+    pub(crate) fn life_proved_by(&self, bytes: &[u8], wall: WallTime) -> Option<u64> {
+        let sealed = SealedRecord::from_bytes(bytes).ok()?;
+        let Record::Node(node) = sealed.unverified().ok()? else { return None };
+        let (key, _) = verify_chain(&self.bundle, &node, wall).ok()?;
+        sealed.is_signed_by(&key, &self.bundle).then_some(node.version.incarnation)
     }
 
     /// Whether [`Catalogue::poll_snapshot`] would have something.

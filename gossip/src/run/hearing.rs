@@ -149,6 +149,7 @@ impl GossipLoop {
             warn!(peer = %received.peer, address = %received.from, "a peer sends more than it may; it is cut off for a while");
             return self.link.shun(&received.peer, received.from, SHUNNED_FOR);
         }
+        self.watching.handle_heard(now);
         let Received { from, peer, message } = received;
         match Message::decode(&message) {
             Ok(Message::Talk(talk)) => self.handle_talk(from, &peer, talk, now),
@@ -190,6 +191,7 @@ impl GossipLoop {
                             is_news = true;
                             self.handle_accepted(filed, bytes, now);
                         }
+                        Learned::OwnWord(bytes) => self.handle_own_word(&bytes),
                         Learned::Renewal(owner, renewal) => self.renewing.handle_renewal(owner, renewal),
                     }
                 }
@@ -250,7 +252,7 @@ impl GossipLoop {
         }
         let knows = self.catalogue.knows();
         for talk in batches(knows, answers) {
-            self.post.send(from, &Message::Talk(talk), Delivery::Once);
+            self.post.send(from, &Message::Talk(talk), Delivery::Reliable);
         }
     }
 
@@ -286,6 +288,10 @@ impl GossipLoop {
             }
         };
         let filed = Filed::of(&record);
+        if filed.owner == self.own.name {
+            self.handle_own_word(bytes);
+            return None;
+        }
         if self.catalogue.version_filed(&filed).is_some_and(|held| held >= filed.version) {
             return None;
         }
@@ -438,6 +444,13 @@ impl GossipLoop {
         Welcome { records, leases: Vec::new(), is_last: true, is_referral: true }
     }
 
+    /// Somebody has a record in this node's name. One of a later life that is truly signed must be spoken above; what it
+    /// says is nobody's to believe, least of all here.
+    fn handle_own_word(&mut self, bytes: &[u8]) {
+        let later = self.catalogue.life_proved_by(bytes, self.clock.wall());
+        self.later_life = self.later_life.max(later.unwrap_or_default());
+    }
+
     fn handle_welcome(&mut self, from: SocketAddr, peer: &SpiffeId, welcome: Welcome, now: Instant) {
         self.joining.expected.retain(|_, at| now < *at + WELCOME_WITHIN);
         if !self.joining.expected.contains_key(&from) {
@@ -448,6 +461,10 @@ impl GossipLoop {
             let read = SealedRecord::from_bytes(bytes).and_then(|sealed| Ok((sealed.unverified()?, sealed)));
             let Ok((record, sealed)) = read else { continue };
             let filed = Filed::of(&record);
+            if filed.owner == self.own.name {
+                self.handle_own_word(bytes);
+                continue;
+            }
             match self.catalogue.apply_record(&sealed, record, now, wall) {
                 Ok(_) => self.repairing.handle_record(&filed),
                 Err(Rejected::Stale) => {}
@@ -456,6 +473,7 @@ impl GossipLoop {
         }
         if welcome.is_last && !welcome.records.is_empty() {
             self.joining.is_referred = welcome.is_referral;
+            self.joining.is_welcomed |= !welcome.is_referral;
         }
         // Leases come with the first part, and may be of owners who come with later ones.
         self.heard_leases(peer, from, welcome, now);

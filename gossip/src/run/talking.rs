@@ -6,7 +6,9 @@ use std::net::SocketAddr;
 use rand::Rng as _;
 use rand::seq::IteratorRandom as _;
 
-use super::{GossipLoop, JOIN_PERIOD, JOINS_BEFORE_CLASSIC, RETRY_PERIOD, SEED_PERIOD, SEED_PERIOD_EACH};
+use super::{
+    GossipLoop, JOIN_PERIOD, JOINS_BEFORE_CLASSIC, JOINS_MAX, RETRY_PERIOD, SEED_PERIOD, SEED_PERIOD_EACH,
+};
 use crate::clock::Instant;
 use crate::doubts::REPORTS_NEEDED;
 use crate::link::Delivery;
@@ -84,10 +86,16 @@ impl GossipLoop {
         let knows = self.catalogue.knows();
         let renewals = self.renewing.take();
         let silent = self.catalogue.silent(self.own.name, now);
-        let mut asks = self.renewing.ask(silent, now);
-        for (address, is_chosen) in self.some_neighbours(TALK_PEERS) {
-            let items: Vec<Item> = renewals.iter().cloned().chain(asks.drain(..)).collect();
-            let mut talks = batches(knows, items);
+        let asks = self.renewing.ask(silent, now);
+        let peers = self.some_neighbours(TALK_PEERS);
+        // A question is waited for, so it should arrive, also at or from a node that hears badly.
+        if let Some((address, _)) = peers.first() {
+            for talk in batches(knows, asks) {
+                self.post.send(*address, &Message::Talk(talk), Delivery::Reliable);
+            }
+        }
+        for (address, is_chosen) in peers {
+            let mut talks = batches(knows, renewals.clone());
             if talks.is_empty() {
                 talks.push(Talk { knows, ..Talk::default() });
             }
@@ -129,7 +137,8 @@ impl GossipLoop {
 
     /// Whether this node knows nobody, or those it knows had no time to tell it everything.
     fn is_joining(&self) -> bool {
-        self.is_alone() || self.joining.is_referred
+        let has_asked_enough = self.joining.is_welcomed || self.joining.asked >= JOINS_MAX;
+        self.is_alone() || self.joining.is_referred || !has_asked_enough
     }
 
     fn is_alone(&self) -> bool {
@@ -140,7 +149,6 @@ impl GossipLoop {
         // All together talk to seeds as often, however many they are.
         let members = u32::try_from(self.peers.len()).unwrap_or(u32::MAX);
         self.next_seed = now + SEED_PERIOD.max(SEED_PERIOD_EACH * members);
-        self.joining.asked = 0;
         let seeds = self.book.seeds.borrow().clone();
         let Some(seed) = seeds.into_iter().filter(|seed| *seed != self.own.address).choose(&mut self.rng)
         else {
@@ -182,8 +190,9 @@ impl GossipLoop {
         };
         if let Some(address) = address {
             // Who knows the others' records needs to hear how they are, and now and then everything all the same.
-            let knows_others =
-                !self.joining.is_referred && self.catalogue.names().any(|name| name != self.own.name);
+            let knows_others = !self.joining.is_referred
+                && self.joining.is_welcomed
+                && self.catalogue.names().any(|name| name != self.own.name);
             self.join(address, knows_others && !self.joining.asked.is_multiple_of(4), now);
         }
         self.joining.reports_wanted = REPORTS_NEEDED - 1;
