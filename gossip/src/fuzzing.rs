@@ -154,7 +154,7 @@ impl Listener {
                 for item in talk.items {
                     match item {
                         Item::Record(bytes) => drop(self.catalogue.apply(&bytes, now, wall)),
-                        Item::Renewal(owner, renewal) => {
+                        Item::Renewal(owner, renewal) | Item::Refutation(owner, renewal) => {
                             let name = crate::talk::short_name(owner);
                             let _ = self.catalogue.apply_renewal(&name, &renewal, now, wall);
                         }

@@ -282,7 +282,7 @@ impl Said {
                 Item::Offer(Filed { owner: *owner, key: key.clone(), version: *version })
             }
             (Self::Record(_, bytes), _) => Item::Record(bytes.to_vec()),
-            (Self::Renewal(renewal), Subject::Renewal(owner)) => Item::Renewal(*owner, *renewal),
+            (Self::Renewal(renewal), Subject::Renewal(owner)) => Item::Refutation(*owner, *renewal),
             (Self::Renewal(_), _) => unreachable!("a renewal is filed under its owner"),
             (Self::Sighting(sealed), _) => Item::Sighting(sealed.clone()),
         }

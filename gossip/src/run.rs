@@ -121,6 +121,8 @@ pub struct GossipLoop {
     sequence: u64,
     /// The latest life in which somebody has spoken in this node's name.
     later_life: u64,
+    /// Somebody is back who may know what this node does not.
+    exchange_with: Option<SocketAddr>,
     /// Its next renewal is news.
     is_refuting: bool,
     leaving: Option<(Instant, oneshot::Sender<()>)>,
@@ -208,6 +210,7 @@ impl GossipLoop {
             heard: hearing::Heard::default(),
             sequence: wall.unix_millis,
             later_life: 0,
+            exchange_with: None,
             is_refuting: false,
             publisher,
             svid,

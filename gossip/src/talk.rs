@@ -90,6 +90,8 @@ pub(crate) enum Item {
     Ask(u64, u64, u32),
     /// A watcher's word.
     Sighting(SealedSighting),
+    /// The owner's newest renewal, made because somebody doubts the owner: it is news.
+    Refutation(u64, Renewal),
 }
 
 /// A batch of small things.
@@ -215,7 +217,7 @@ impl Item {
                 Key::Node => 29,
                 Key::Instance(id) => 30 + id.as_str().len(),
             },
-            Self::Renewal(..) => 56,
+            Self::Renewal(..) | Self::Refutation(..) => 56,
             Self::Ask(..) => 24,
             Self::Sighting(sighting) => sighting.bytes(),
         }

@@ -74,7 +74,7 @@ mod tests {
 
     use super::*;
 
-    fn names(present: &Present<'_>) -> Vec<u64> {
+    fn all_of(present: &Present<'_>) -> Vec<u64> {
         present.iter().map(|(name, _)| *name).collect()
     }
 
@@ -102,7 +102,7 @@ mod tests {
             }
             for (watcher, _) in &present {
                 let watched: BTreeSet<u64> =
-                    watched_by(*watcher, &names(&present), &present).into_iter().collect();
+                    watched_by(*watcher, &all_of(&present), &present).into_iter().collect();
                 assert_eq!(watched, expected.remove(watcher).unwrap_or_default(), "{identities} {names}");
             }
         }
@@ -126,7 +126,7 @@ mod tests {
             let present = present(&mesh);
             let most = present
                 .iter()
-                .map(|(watcher, _)| watched_by(*watcher, &names(&present), &present).len())
+                .map(|(watcher, _)| watched_by(*watcher, &all_of(&present), &present).len())
                 .max();
             assert!(most < Some(40), "{most:?} of {names}");
         }

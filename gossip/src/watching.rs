@@ -1,6 +1,6 @@
 //! STATE MACHINE: who watches whom, and what a watcher says.
 //!
-//! Each node is watched by [`WATCHERS`] others ([`crate::watchers`]). A watcher asks once a second; after
+//! Each node is watched by [`WATCHERS`] others ([`crate::watchers`]). A watcher asks every other second; after
 //! several questions without an answer it says, signed, that it cannot reach the node, and later that it can. Its word
 //! removes nobody: two watchers' words lower a rank, and the suspect renews its lease as soon as it
 //! hears of it. A watcher that few answer doubts itself first (Dadgar, Phillips and Currey, "Lifeguard", 2018):
@@ -27,8 +27,11 @@ pub(crate) const WATCHERS_BELIEVED: usize = WATCHERS + 2;
 /// How many watchers' words make a suspect.
 pub(crate) const WATCHERS_NEEDED: usize = 2;
 
-/// How often a watcher asks.
-pub const QUESTION_PERIOD: Duration = Duration::from_secs(1);
+/// How often a watcher asks: a crash is known within four seconds, and asking costs each node three messages a second.
+pub const QUESTION_PERIOD: Duration = Duration::from_secs(2);
+
+/// Who has heard nothing for so long is deaf: everybody talks to somebody once a second.
+const DEAF_AFTER: Duration = Duration::from_secs(2);
 
 /// How long the first question waits for an answer: two round trips around the world.
 const ANSWER_WITHIN: Duration = Duration::from_millis(500);
@@ -38,6 +41,9 @@ const ANSWER_AGAIN_WITHIN: Duration = Duration::from_millis(400);
 
 /// Questions in all before a watcher speaks.
 const QUESTIONS: u32 = 4;
+
+/// The time between two accusations grows up to the period times two to the power of this.
+const FAILURES_MAX: u32 = 4;
 
 /// How far a watcher doubts itself at most: it waits so many times longer, and one.
 const SELF_DOUBT_MAX: u32 = 8;
@@ -137,6 +143,8 @@ struct Asked {
     is_reachable: Option<bool>,
     /// Its last questions were left unanswered.
     is_silent: bool,
+    /// How often in a row they were.
+    failures: u32,
 }
 
 impl Watching {
@@ -156,7 +164,7 @@ impl Watching {
                 // Who is watched is asked some time within the first period, who is cared for at once.
                 let wait = QUESTION_PERIOD.mul_f64(chance() as f64 / u64::MAX as f64);
                 let next = if is_watched { now + wait } else { now };
-                Asked { is_watched, open: None, next, is_reachable: None, is_silent: false }
+                Asked { is_watched, open: None, next, is_reachable: None, is_silent: false, failures: 0 }
             });
             asked.is_watched = is_watched;
         }
@@ -188,7 +196,9 @@ impl Watching {
                 Some(_) => {
                     // Clear, unless nobody answers at all: then something is wrong here.
                     asked.open = None;
-                    asked.next = now + QUESTION_PERIOD;
+                    // Who refutes it again and again is only slow: it is asked, and accused, ever less often.
+                    asked.next = now + QUESTION_PERIOD * 2_u32.pow(asked.failures.min(FAILURES_MAX));
+                    asked.failures += 1;
                     asked.is_silent = true;
                     let (is_watched, was_reachable) = (asked.is_watched, asked.is_reachable);
                     if is_watched && self.is_deaf(now) && self.nobody_answers() {
@@ -222,6 +232,7 @@ impl Watching {
         asked.open = None;
         asked.next = now + QUESTION_PERIOD;
         asked.is_silent = false;
+        asked.failures = 0;
         if count == 1 {
             self.self_doubt = self.self_doubt.saturating_sub(1);
         }
@@ -244,9 +255,9 @@ impl Watching {
         self.heard = Some(now);
     }
 
-    /// It has heard nothing for as long as a watcher asks: everybody talks once a second.
+    /// It has heard nothing for a while.
     fn is_deaf(&self, now: Instant) -> bool {
-        self.heard.is_none_or(|at| now >= at + QUESTION_PERIOD * 2)
+        self.heard.is_none_or(|at| now >= at + DEAF_AFTER)
     }
 
     /// Of two or more whom it watches, not one has answered its last question.

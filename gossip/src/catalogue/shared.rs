@@ -100,12 +100,6 @@ impl Catalogue {
         self.known(owner).map_or(0, |known| known.seen.counter())
     }
 
-    /// Whether somebody doubts `owner`, or its lease has run out.
-    pub(crate) fn is_doubted(&self, owner: u64) -> bool {
-        self.known(owner)
-            .is_some_and(|known| known.presence != Presence::Alive || known.doubts.accusers() > 0)
-    }
-
     /// All of one owner's records.
     pub(crate) fn shared(&self, owner: u64) -> Option<Shared> {
         Some(shared(self.known(owner)?))

@@ -139,6 +139,12 @@ impl GossipLoop {
             self.handle_one(received).await;
         }
         self.outlive_if_succeeded();
+        if let Some(address) = self.exchange_with.take()
+            && self.mending.may_answer(self.clock.now())
+        {
+            self.publish();
+            self.repairing.gossip_with(address, &self.catalogue, self.clock.now()).await;
+        }
     }
 
     async fn handle_one(&mut self, received: Received) {
@@ -227,7 +233,11 @@ impl GossipLoop {
                 Item::Offer(filed) => self.handle_offer(filed, from, now),
                 Item::Want(filed) => self.catalogue.record(&filed).map(|bytes| Item::Record(bytes.to_vec())),
                 Item::Renewal(owner, renewal) => {
-                    self.handle_renewal(owner, &renewal, from, peer, now);
+                    self.handle_renewal((owner, &renewal, false), from, peer, now);
+                    None
+                }
+                Item::Refutation(owner, renewal) => {
+                    self.handle_renewal((owner, &renewal, true), from, peer, now);
                     None
                 }
                 Item::Ask(owner, incarnation, counter) => self
@@ -343,8 +353,7 @@ impl GossipLoop {
 
     fn handle_renewal(
         &mut self,
-        owner: u64,
-        renewal: &Renewal,
+        (owner, renewal, is_news): (u64, &Renewal, bool),
         from: SocketAddr,
         peer: &SpiffeId,
         now: Instant,
@@ -354,11 +363,10 @@ impl GossipLoop {
         }
         let before = self.catalogue.counter_of(owner);
         let presence = self.catalogue.node_of(owner).map(|(_, _, presence)| presence);
-        let is_doubted = self.catalogue.is_doubted(owner);
         match self.catalogue.apply_renewal(&short_name(owner), renewal, now, self.clock.wall()) {
             Ok(()) => {
                 self.watching.handle_renewal(owner);
-                if is_doubted {
+                if is_news {
                     self.rumours.handle_renewal(owner, *renewal, now);
                 } else {
                     self.renewing.handle_renewal(owner, *renewal);
@@ -366,6 +374,7 @@ impl GossipLoop {
                 if presence == Some(Presence::Expired) {
                     // A part of the mesh is back: its other members' leases are asked for.
                     self.ask_for_leases(from, now);
+                    self.exchange_with = Some(from);
                 }
             }
             Err(Rejected::Stale) => {}

@@ -57,6 +57,7 @@ pub(super) enum Item {
     Renewal(u64, Renewal),
     Ask(u64, u64, u32),
     Sighting(SealedSighting),
+    Refutation(u64, Renewal),
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -178,7 +179,7 @@ fn is_own(item: &Item, own: u64) -> bool {
     match item {
         Item::Record(record) => is_of(record, own),
         Item::Offer(filed) => filed.owner == own,
-        Item::Renewal(owner, _) => *owner == own,
+        Item::Renewal(owner, _) | Item::Refutation(owner, _) => *owner == own,
         Item::Sighting(sealed) => sealed.sighting.watcher == own,
         Item::Want(_) | Item::Ask(..) => true,
     }
