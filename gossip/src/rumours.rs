@@ -21,6 +21,9 @@ use crate::watching::SealedSighting;
 /// News at a time; more is left to the repair path. A whole mesh of a thousand that restarts at once fits.
 const NEWS_MAX: usize = 4096;
 
+/// Rounds in the smallest mesh: one datagram may be lost.
+const ROUNDS_MIN: u32 = 2;
+
 /// The time between two rounds of whatever news: what comes meanwhile goes together, so that a mesh that starts at
 /// once sends batches and not a message for each of a thousand records.
 const ROUND_GAP: Duration = Duration::from_millis(20);
@@ -77,6 +80,8 @@ pub(crate) struct Rumours {
     origins: BTreeMap<u64, Allowance>,
     identities: BTreeMap<SpiffeId, Allowance>,
     wanted: Wanted,
+    /// In how many rounds news is passed on.
+    rounds: u32,
     /// The next round comes no sooner.
     next_round: Option<Instant>,
     /// Signatures of records that were news lately, in the order in which they were.
@@ -111,6 +116,7 @@ impl Rumours {
             identities: BTreeMap::new(),
             wanted: Wanted::default(),
             next_round: None,
+            rounds: news.rounds.max(1),
             known: BTreeSet::new(),
             known_since: VecDeque::new(),
         }
@@ -194,13 +200,17 @@ impl Rumours {
             .or_insert_with(|| Allowance::new(ORIGIN_PER_SECOND, ORIGIN_BURST, now));
         let has_room = self.hot.len() < NEWS_MAX || self.hot.contains_key(&subject);
         if has_room && allowance.take(1.0, now) {
-            self.hot.insert(
-                subject,
-                Hot { said, is_whole: is_own, rounds_left: self.news.rounds.max(1), next: now },
-            );
+            self.hot.insert(subject, Hot { said, is_whole: is_own, rounds_left: self.rounds, next: now });
         } else {
             metrics::counter!("starling_gossip_news_left_to_repair_total").increment(1);
         }
+    }
+
+    /// The mesh has so many members: a small one knows everything after a round or two.
+    pub(crate) fn set_members(&mut self, members: usize) {
+        // Two rounds reach eight, and each further one twice as many with the same certainty.
+        let doublings = members.max(1).next_power_of_two().trailing_zeros();
+        self.rounds = self.news.rounds.min(doublings.saturating_sub(2).max(ROUNDS_MIN)).max(1);
     }
 
     /// When the next round is due.

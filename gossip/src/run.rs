@@ -432,6 +432,7 @@ impl GossipLoop {
             (self.catalogue.name_of(owner).unwrap_or_default(), peer)
         };
         self.peers = present.map(peer).collect();
+        self.rumours.set_members(self.peers.len() + 1);
         let named = |(name, peer): (&u64, &Peer)| ((peer.address, peer.identity.clone()), *name);
         self.names = self.peers.iter().map(named).collect();
         let talkers = self.peers.values().filter(|peer| peer.is_talker).map(|peer| peer.address).collect();
