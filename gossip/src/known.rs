@@ -140,14 +140,14 @@ impl Known {
         self.seen.counter().saturating_add(explained)
     }
 
-    /// Returns whether anything visible changed.
-    pub(crate) fn handle_timeout(&mut self, now: Instant) -> bool {
+    /// Its lease lasts `patience` times its length. Returns whether anything visible changed.
+    pub(crate) fn handle_timeout(&mut self, now: Instant, patience: u32) -> bool {
         let silent = now.saturating_duration_since(self.renewed_at);
         if !self.presence.is_present() {
             let hide = self.is_shown && now >= self.since + DEPARTED_SHOWN;
             self.is_shown &= !hide;
             hide
-        } else if silent >= self.lease_length() {
+        } else if silent >= self.lease_length() * patience {
             self.set_presence(Presence::Expired, now)
         } else if silent >= self.suspect_after() {
             self.set_presence(Presence::Suspect, now)
