@@ -47,7 +47,7 @@ pub struct Figures {
     pub expired_ms: Percentiles,
     /// Messages that each node sends in calm.
     pub messages_per_node_s: f64,
-    /// Bytes that each node sends in calm, those that QUIC adds included.
+    /// Bytes that each node sends in calm, without what QUIC and IP add.
     pub bytes_per_node_s: f64,
 }
 
@@ -77,6 +77,8 @@ pub struct StandsOn {
     pub by: By,
     /// In a mesh of how many.
     pub nodes: usize,
+    /// Between rounds.
+    pub interval_ms: f64,
     /// The mean round trip.
     pub rtt_ms: f64,
     /// The share of packets lost.
@@ -88,7 +90,7 @@ pub fn estimate(settings: &Settings, table: &Table) -> Estimate {
     let formula = formula::figures(settings);
     let outside = table.outside(settings);
     let nearest = if outside.is_empty() { table.nearest(settings, None) } else { Vec::new() };
-    let corrected = table.correct(formula, &nearest);
+    let corrected = table.correct(formula, settings, &nearest);
     Estimate {
         formula,
         table: (!nearest.is_empty()).then_some(corrected),
@@ -110,7 +112,7 @@ fn cautions(settings: &Settings, table: &Table, outside: &[String]) -> Vec<Strin
     }
     if settings.nodes > nodes_max() {
         cautions.push(format!(
-            "repair has room for about {} nodes today: beyond, this is what the same protocol would do with more",
+            "a digest has room for about {} nodes today: beyond, this is what the same protocol would do with a larger one",
             nodes_max()
         ));
     }
