@@ -66,6 +66,14 @@ pub struct Delays {
     pub expired: Vec<f64>,
 }
 
+impl Delays {
+    /// All measures of all runs.
+    pub fn concat(runs: &[Self]) -> Self {
+        let all = |of: fn(&Self) -> &Vec<f64>| runs.iter().flat_map(of).copied().collect();
+        Self { known: all(|it| &it.known), suspect: all(|it| &it.suspect), expired: all(|it| &it.expired) }
+    }
+}
+
 impl Course {
     /// When a node that is never late has to end for `crash` to come as long after its last renewal.
     pub fn crash_in_time(&self, crash: &Crash, renew: Duration) -> Duration {

@@ -8,7 +8,7 @@
 //! What is left between the two: a real node's timers and messages wait for a processor (a millisecond or
 //! two, more while others work), and its store of news is looked at when its one thread gets round to it.
 //! So reality is a little later. On a busy machine it is much later, as every node of a mesh would be
-//! whose machines are all busy at once, and the check fails: it takes two and a half minutes of a
+//! whose machines are all busy at once, and the check fails: a run takes two and a half minutes of a
 //! machine with little else to do. `STARLING_TRUTH_JSON` names a file that gets all measures.
 
 use std::fmt;
@@ -48,7 +48,9 @@ const INTERVAL: Duration = Duration::from_secs(1);
 
 /// As short as a renewal's way through the mesh permits with room to spare.
 const LEASE: Duration = Duration::from_secs(20);
-const RENEW: Duration = Duration::from_secs(2);
+/// No multiple of the interval: renewals wait for the next round as long as it happens, also on a machine whose
+/// rounds drift.
+const RENEW: Duration = Duration::from_millis(2_300);
 
 /// How much later than the lease says everybody has noticed.
 const LATE: Duration = Duration::from_secs(3);
@@ -58,7 +60,12 @@ const LATE: Duration = Duration::from_secs(3);
 const APART_MIN: u64 = 30;
 const APART_MAX: u64 = 110;
 
-/// Simulated runs, taken together: their own luck is to be small beside the real run's.
+/// Real runs at most. A dozen crashes hit a dozen moments between renewals and rounds, and all who notice one
+/// share its luck; so a run that comes out further apart is not run again until it comes out well, but added to:
+/// all measures of all runs count.
+const REAL_RUNS_MAX: usize = 3;
+
+/// Simulated runs of each real one's course, taken together: their own luck is to be small beside the real run's.
 const SIMULATED_RUNS: u64 = 8;
 
 /// How often the machine is looked at.
@@ -67,32 +74,45 @@ const LOOK_PERIOD: Duration = Duration::from_millis(100);
 #[tokio::test]
 async fn the_simulator_tells_what_real_processes_do() {
     let machine = Arc::<Mutex<Vec<f64>>>::default();
-    let looking = tokio::spawn(look_at_machine(machine.clone()));
-    let (course, real) = real::run().await;
-    looking.abort();
+    let (mut courses, mut real, mut simulated) = (Vec::new(), Vec::new(), Vec::new());
+    let measures = loop {
+        let looking = tokio::spawn(look_at_machine(machine.clone()));
+        let (course, delays) = real::run().await;
+        looking.abort();
+        simulated.extend(simulate(&course));
+        real.push(delays);
+        courses.push(course);
+        let measures = compare(&Delays::concat(&real), &simulated);
+        tell(real.len(), &measures);
+        if real.len() == REAL_RUNS_MAX || measures.iter().all(Measure::is_true) {
+            break measures;
+        }
+    };
     let lateness = machine.lock().expect("nobody panicked").clone();
-    let simulated = simulate(&course);
-    let measures = compare(&real, &simulated);
+    println!("{:>42} {}", "this machine's timers were late by", Percentiles::of(&lateness));
+    if let Some(file) = std::env::var_os("STARLING_TRUTH_JSON") {
+        let all =
+            json!({ "courses": courses, "real": real, "simulated": simulated, "lateness_ms": lateness });
+        std::fs::write(file, all.to_string()).expect("a file that can be written");
+    }
+    for measure in measures {
+        let Measure { name, distance, .. } = measure;
+        assert!(
+            measure.is_true(),
+            "{name}: {distance:.3} apart, at most {DISTANCE_MAX} is true. If this machine's timers were late by \
+             more than some milliseconds, it was busy: try again when it is not"
+        );
+    }
+}
 
+fn tell(runs: usize, measures: &[Measure]) {
     println!(
-        "{NODES} nodes, {CHANGES} changes, {CRASHES} crashes, real and simulated {SIMULATED_RUNS} times"
+        "{NODES} nodes, {CHANGES} changes, {CRASHES} crashes, {runs} times real and {SIMULATED_RUNS} times each simulated"
     );
     println!("{APART_MIN} to {APART_MAX} ms apart from each other");
     let columns = ["50 % ms", "90 % ms", "99 % ms", "100 % ms", "measures"].map(|it| format!("{it:>9}"));
     println!("{:>8} {:>8} {:>5} {:>6} {:>10} {}", "", "distance", "most", "luck", "", columns.join(" "));
     measures.iter().for_each(|measure| println!("{measure}"));
-    println!("{:>42} {}", "this machine's timers were late by", Percentiles::of(&lateness));
-    if let Some(file) = std::env::var_os("STARLING_TRUTH_JSON") {
-        let all = json!({ "course": course, "real": real, "simulated": simulated, "lateness_ms": lateness });
-        std::fs::write(file, all.to_string()).expect("a file that can be written");
-    }
-    for Measure { name, distance, .. } in measures {
-        assert!(
-            distance <= DISTANCE_MAX,
-            "{name}: {distance:.3} apart, at most {DISTANCE_MAX} is true. If this machine's timers were late by \
-             more than some milliseconds, it was busy: try again when it is not"
-        );
-    }
 }
 
 /// Notes by how many milliseconds timers are late: what everything real has to wait for besides.
@@ -131,6 +151,12 @@ struct Measure {
     luck: f64,
     real: Percentiles,
     simulated: Percentiles,
+}
+
+impl Measure {
+    fn is_true(&self) -> bool {
+        self.distance <= DISTANCE_MAX
+    }
 }
 
 fn compare(real: &Delays, simulated: &[Delays]) -> [Measure; 3] {
