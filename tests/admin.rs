@@ -62,18 +62,36 @@ async fn members_services_and_routes_have_their_documented_fields() {
                 ("address", Value::is_string),
                 ("state", |state| state == "alive"),
                 ("reason", Value::is_null),
+                ("doubt", Value::is_null),
                 ("incarnation", Value::is_u64),
                 ("lease_age_ms", Value::is_u64),
                 ("lease_ms", |lease| *lease == 120_000),
                 ("locality", Value::is_object),
                 ("version", Value::is_string),
                 ("rtt_us", is_number_or_null),
+                ("traffic", |kinds| {
+                    let kinds = kinds.as_object();
+                    kinds.is_some_and(|kinds| {
+                        kinds.values().all(|kind| kind["sent"].is_u64() && kind["received"].is_u64())
+                    })
+                }),
             ],
         );
     }
+    has_fields(
+        &admin.get("/v1/convergence").await.json,
+        &[
+            ("members", Value::is_u64),
+            ("heard", Value::is_u64),
+            ("equal", Value::is_u64),
+            ("share", |share| share.as_f64().is_some_and(|share| (0.0..=100.0).contains(&share))),
+            ("oldest_difference_ms", is_number_or_null),
+        ],
+    );
 
     let service = admin.get("/v1/services/web").await.json;
     assert_eq!(admin.get("/v1/services").await.json[0]["name"], service["name"]);
+    assert!(service["panic"].is_null(), "{service:#}");
     has_fields(
         &service["instances"][0],
         &[
@@ -87,6 +105,7 @@ async fn members_services_and_routes_have_their_documented_fields() {
             ("weight", |weight| *weight == 70),
             ("locality", Value::is_object),
             ("age_ms", Value::is_u64),
+            ("retained", |retained| retained == false),
         ],
     );
 
@@ -102,6 +121,7 @@ async fn members_services_and_routes_have_their_documented_fields() {
             ("address", Value::is_string),
             ("share", |share| *share == 100.0),
             ("distance", Value::is_u64),
+            ("retained", |retained| retained == false),
             ("trouble", Value::is_null),
             ("in_flight", |count| *count == 0),
             ("requests", |count| *count == 0),

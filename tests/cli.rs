@@ -206,10 +206,18 @@ async fn members_services_and_routes_are_tables_or_json() {
     };
     let members = ask(&["members"]).await.out;
     let columns: Vec<_> = members.lines().next().expect("titles").split_whitespace().collect();
-    assert_eq!(columns, ["NODE", "STATE", "ADDRESS", "LOCALITY", "RENEWED", "RTT", "IDENTITY"]);
+    assert_eq!(columns, ["NODE", "STATE", "ADDRESS", "LOCALITY", "RENEWED", "RTT", "GOSSIP", "IDENTITY"]);
     let nodes: Vec<_> = members.lines().skip(1).filter_map(|line| line.split(' ').next()).collect();
     assert_eq!(nodes, ["caller", "server"]);
     assert!(members.contains(&server.listen().to_string()), "{members}");
+
+    let wide = ask(&["members", "--wide"]).await.out;
+    assert!(wide.starts_with("NODE") && wide.contains("INCARNATION"), "{wide}");
+    let converged = ask(&["members", "--converged"]).await.out;
+    assert!(converged.contains("know what this node knows") && converged.lines().count() <= 2, "{converged}");
+    let json = ask(&["members", "--converged", "-o", "json"]).await.json();
+    let told = caller.admin().get("/v1/convergence").await.json;
+    assert_eq!(keys(&json), keys(&told), "the same as the admin API");
 
     let services = ask(&["services"]).await.out;
     assert!(services.starts_with("SERVICE") && services.contains("healthy"), "{services}");

@@ -16,6 +16,7 @@ use std::time::Duration;
 use aws_lc_rs::digest;
 
 use crate::clock::{Instant, WallTime};
+use crate::doubts::{Doubts, Reported};
 use crate::known::{Known, KnownInstance, ProofEnds, is_believed, verify_chain};
 use crate::lease::SeenLink;
 use crate::limits::{INSTANCES_PER_OWNER_MAX, OWNERS_MAX, OWNERS_PER_IDENTITY_MAX, RENEWAL_LEAP_PERIOD};
@@ -24,21 +25,41 @@ use crate::record::{InstanceRecord, NodeRecord, Owner, Record, Renewal, Version}
 use crate::signature::SealedRecord;
 use crate::snapshot::{Member, Presence, ServiceInstance, Snapshot};
 use crate::svid::TrustBundle;
+use crate::talk::number;
 use crate::waiting::Waiting;
 
 pub use crate::rejection::Rejected;
+
+mod hearsay;
+mod shared;
 
 /// The verified records of all owners.
 pub struct Catalogue {
     bundle: Arc<TrustBundle>,
     owners: BTreeMap<Owner, Known>,
-    by_short_name: BTreeMap<String, Owner>,
+    by_short_name: BTreeMap<u64, Owner>,
     waiting: Waiting,
     generation: u64,
     changed: bool,
     next_timeout: Option<Instant>,
+    /// When those are looked for again that nobody could replay any more.
+    next_sweep: Option<Instant>,
     notes: Notes,
+    /// The digest of what present owners say, until something changes.
+    knows: Option<u64>,
 }
+
+/// A node that hears little lets leases run so many times as long: it doubts itself first.
+const PATIENCE: u32 = 2;
+
+/// How often it looks whether it still does.
+const PATIENT_PERIOD: Duration = Duration::from_secs(1);
+
+/// Of fewer owners nobody can tell who is silent and who is deaf.
+const HEARING_MIN: usize = 5;
+
+/// How often owners whose certificates have ended are looked for.
+const SWEEP_PERIOD: Duration = Duration::from_secs(60);
 
 /// What applying a record did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +93,9 @@ impl Catalogue {
             generation: 0,
             changed: false,
             next_timeout: None,
+            next_sweep: None,
             notes: Notes::default(),
+            knows: None,
         }
     }
 
@@ -94,7 +117,7 @@ impl Catalogue {
             known.presence == Presence::Left || is_believed(&bundle, &known.node, wall)
         });
         self.bundle = bundle;
-        self.changed = true;
+        self.mark_changed(true);
     }
 
     /// Takes in one sealed record as it travelled.
@@ -129,7 +152,8 @@ impl Catalogue {
         now: Instant,
         wall: WallTime,
     ) -> Result<(), Rejected> {
-        let owner = self.by_short_name.get(short_name).ok_or(Rejected::UnknownOwner)?;
+        let name = number(short_name).ok_or(Rejected::UnknownOwner)?;
+        let owner = self.by_short_name.get(&name).ok_or(Rejected::UnknownOwner)?;
         let known = self.owners.get_mut(owner).ok_or(Rejected::UnknownOwner)?;
         if renewal.incarnation != known.node.version.incarnation || known.presence == Presence::Left {
             return Err(Rejected::Stale);
@@ -146,11 +170,16 @@ impl Catalogue {
         known.seen = known.seen.advance(renewal).ok_or(Rejected::BadRenewal)?;
         known.renewed_at = now;
         known.remembered = None;
+        known.is_first_hand = true;
+        known.reported = Reported::default();
+        known.doubts.handle_renewal(renewal.counter, now);
         let urgency = if known.presence == Presence::Expired { Urgency::Soon } else { Urgency::Whenever };
-        self.changed |= known.set_presence(Presence::Alive, now);
+        let mut changed = known.set_presence(Presence::Alive, now);
+        changed |= known.handle_doubts(now);
         let lease = known.lease_to_remember(now, wall);
         self.notes.add(owner, |name| Entry::lease(name, &lease, urgency));
         let timeout = known.next_timeout();
+        self.mark_changed(changed);
         self.wake_by(timeout);
         Ok(())
     }
@@ -173,7 +202,8 @@ impl Catalogue {
             // One that is stale by now, or never was whole, leaves the others standing.
             let _ = self.apply_filed(name, record, now, wall);
         }
-        let known = self.by_short_name.get(name).and_then(|owner| self.owners.get_mut(owner));
+        let known = number(name).and_then(|name| self.by_short_name.get(&name));
+        let known = known.and_then(|owner| self.owners.get_mut(owner));
         if let (Ok(_), Some(known)) = (node, known) {
             known.recall(remembered.lease.as_ref(), now, wall);
             let (timeout, lease) = (known.next_timeout(), known.lease_to_remember(now, wall));
@@ -191,10 +221,16 @@ impl Catalogue {
 
     /// Lets leases run out, and forgets what nobody could replay any more.
     pub fn handle_timeout(&mut self, now: Instant, wall: WallTime) {
+        let is_early = self.next_timeout.is_none_or(|at| now < at);
+        if is_early && self.next_sweep.is_some_and(|at| now < at) {
+            return;
+        }
+        self.next_sweep = Some(now + SWEEP_PERIOD);
         let mut changed = false;
+        let patience = if self.hears_little(now) { PATIENCE } else { 1 };
         for (owner, known) in &mut self.owners {
             let expired = known.presence == Presence::Expired;
-            changed |= known.handle_timeout(now);
+            changed |= known.handle_timeout(now, patience);
             if known.presence == Presence::Expired && !expired {
                 let lease = known.lease_to_remember(now, wall);
                 self.notes.add(owner, |name| Entry::lease(name, &lease, Urgency::Soon));
@@ -202,8 +238,24 @@ impl Catalogue {
         }
         changed |=
             self.forget_unless(|known| known.presence.is_present() || !known.proof_ends.passed(now, wall));
-        self.changed |= changed;
+        self.mark_changed(changed);
         self.next_timeout = self.owners.values().filter_map(Known::next_timeout).min();
+        if patience > 1 {
+            self.next_timeout = self.next_timeout.map(|at| at.max(now + PATIENT_PERIOD));
+        }
+    }
+
+    /// Whether more than half of those whom nobody accuses have been silent for half their lease: then it is this node
+    /// that hears little, for the watchers of so many would have spoken.
+    fn hears_little(&self, now: Instant) -> bool {
+        let unaccused = self.owners.values();
+        let unaccused = unaccused.filter(|known| known.presence.is_present() && known.doubts.accusers() == 0);
+        let (mut all, mut silent) = (0, 0);
+        for known in unaccused {
+            all += 1;
+            silent += usize::from(now.saturating_duration_since(known.renewed_at) >= known.lease_length() / 2);
+        }
+        all >= HEARING_MIN && silent * 2 > all
     }
 
     /// The next snapshot, if anything visible changed since the last.
@@ -258,7 +310,7 @@ impl Catalogue {
         bytes
     }
 
-    fn apply_record(
+    pub(crate) fn apply_record(
         &mut self,
         sealed: &SealedRecord,
         record: Record,
@@ -295,16 +347,17 @@ impl Catalogue {
         let node = Arc::new(node);
         match self.owners.get_mut(&owner) {
             Some(known) => {
-                for id in known.succeed(node, key, proof_ends, now) {
+                for id in known.succeed(node, sealed.to_bytes().into(), key, proof_ends, now) {
                     self.notes.add(&owner, |name| Entry::forget(name, &instance_key(&id)));
                 }
             }
             None => {
-                let short_name = owner.short_name();
-                self.by_short_name.insert(short_name.clone(), owner.clone());
+                self.by_short_name.insert(owner.number(), owner.clone());
                 let known = Known {
-                    short_name,
+                    name: owner.number(),
+                    short_name: owner.short_name(),
                     node,
+                    sealed: sealed.to_bytes().into(),
                     key,
                     proof_ends,
                     seen: anchor,
@@ -314,12 +367,15 @@ impl Catalogue {
                     presence,
                     since: now,
                     is_shown: true,
+                    doubts: Doubts::default(),
+                    is_first_hand: false,
+                    reported: Reported::default(),
                     instances: BTreeMap::new(),
                 };
                 self.owners.insert(owner.clone(), known);
             }
         }
-        self.changed = true;
+        self.mark_changed(true);
         self.note_node(&owner, sealed, now, wall);
         let timeout = self.owners.get(&owner).and_then(Known::next_timeout);
         self.wake_by(timeout);
@@ -363,12 +419,13 @@ impl Catalogue {
         let held = KnownInstance {
             version: record.version,
             instance: record.instance.map(Arc::new),
+            sealed: sealed.to_bytes().into(),
             learned_at: now,
         };
         let key = instance_key(&record.id);
         known.instances.insert(record.id, held);
         self.notes.add(&record.owner, |name| Entry::put(name, &key, sealed.to_bytes(), Urgency::Soon));
-        self.changed = true;
+        self.mark_changed(true);
         Ok(Applied::Accepted)
     }
 
@@ -379,7 +436,7 @@ impl Catalogue {
             return Ok(());
         }
         // A name of 64 bits can be met by searching; whoever was there first keeps it.
-        if self.by_short_name.contains_key(&owner.short_name()) {
+        if self.by_short_name.contains_key(&owner.number()) {
             return Err(Rejected::WrongName);
         }
         // Owners are in the order of their identities.
@@ -409,7 +466,7 @@ impl Catalogue {
 
     fn forget(&mut self, owner: &Owner) {
         let Some(known) = self.owners.remove(owner) else { return };
-        self.by_short_name.remove(&known.short_name);
+        self.by_short_name.remove(&known.name);
         let instances = known.instances.keys().map(instance_key);
         for key in [NODE_KEY, LEASE_KEY].map(str::to_owned).into_iter().chain(instances) {
             self.notes.add(owner, |name| Entry::forget(name, &key));
@@ -452,8 +509,15 @@ impl Catalogue {
         snapshot
     }
 
+    pub(super) fn mark_changed(&mut self, has: bool) {
+        self.changed |= has;
+        if has {
+            self.knows = None;
+        }
+    }
+
     /// Makes sure that [`Self::poll_timeout`] is not later than `timeout`.
-    fn wake_by(&mut self, timeout: Option<Instant>) {
+    pub(super) fn wake_by(&mut self, timeout: Option<Instant>) {
         self.next_timeout = [self.next_timeout, timeout].into_iter().flatten().min();
     }
 }

@@ -3,6 +3,7 @@
 //! Nothing here touches the catalogue; the loop ([`crate::run`]) alone does, so nobody waits for a
 //! lock that gossip holds.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::catalogue::Heard;
-use crate::clock::Clock;
+use crate::clock::{Clock, Instant};
 use crate::limits::COMMANDS_QUEUED_MAX;
 use crate::link::Link;
 use crate::memory::Remembered;
@@ -44,23 +45,40 @@ pub struct Setup {
     pub remembered: Option<Remembered>,
     /// How news spreads.
     pub news: News,
+    /// What it may cost.
+    pub budget: Budget,
 }
 
-/// How news spreads between two regular rounds. The default is what was measured to be good; the
-/// simulator tries others.
+/// How news spreads: whoever hears it passes it on at once, and again in a few rounds. The default is what
+/// was measured to be good; the simulator tries others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct News {
-    /// To how many peers a node that has heard news passes it on at once. `sim/README.md` has
-    /// what more and fewer bring and cost.
+    /// To how many peers it is passed on in a round. `sim/README.md` has what more and fewer bring and cost.
     pub told: usize,
-    /// How often at most. News runs through the mesh in a few such steps instead of a few rounds, and
-    /// costs nothing in calm.
+    /// In how many rounds; it is news no longer after them.
+    pub rounds: u32,
+    /// The time between two rounds.
     pub period: Duration,
 }
 
 impl Default for News {
     fn default() -> Self {
-        Self { told: 2, period: Duration::from_millis(200) }
+        Self { told: 3, rounds: 4, period: Duration::from_millis(100) }
+    }
+}
+
+/// What gossip may cost a node while nothing changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// Bytes a second that it sends, QUIC's own included. Changes (at most 4 KB each) and joining come on top.
+    pub bytes_per_second: u32,
+    /// Connections it keeps for gossip alone.
+    pub connections_max: usize,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self { bytes_per_second: 8_000, connections_max: 64 }
     }
 }
 
@@ -81,12 +99,42 @@ pub struct MemberView {
     pub member: Member,
     /// When it was last heard.
     pub heard: Option<Heard>,
+    /// Who doubts that it is there, if anybody does.
+    pub doubt: Option<Doubt>,
+    /// Bytes of gossip exchanged with it by kind of message, sent and received.
+    pub traffic: BTreeMap<&'static str, (u64, u64)>,
+}
+
+/// A doubt about a member. It lowers its rank and removes nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Doubt {
+    /// How many of its watchers could not reach it.
+    pub watchers: usize,
+    /// Whether it left this node's own question unanswered.
+    pub by_own_probe: bool,
+    /// Since when.
+    pub since: Instant,
+}
+
+/// How far the mesh knows what this node knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Convergence {
+    /// Present members, this node included.
+    pub members: usize,
+    /// Those that told this node lately what they know, this node included.
+    pub heard: usize,
+    /// Those of them that know the same as this node, or did when this node knew that.
+    pub equal: usize,
+    /// How long the longest of the others has differed.
+    pub oldest_difference: Option<Duration>,
 }
 
 pub(crate) enum Command {
     SetInstance { id: Label, instance: Option<Instance> },
     Rotate(Arc<Svid>, Arc<TrustBundle>),
     Members(oneshot::Sender<Vec<MemberView>>),
+    Convergence(oneshot::Sender<Convergence>),
+    Care(BTreeSet<Owner>),
     Pulse(oneshot::Sender<()>),
     Leave(oneshot::Sender<()>),
 }
@@ -127,6 +175,19 @@ impl Gossip {
         let (reply, answer) = oneshot::channel();
         let _ = self.commands.send(Command::Members(reply)).await;
         answer.await.unwrap_or_default()
+    }
+
+    /// How far the mesh has come to know what this node knows.
+    pub async fn convergence(&self) -> Convergence {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.commands.send(Command::Convergence(reply)).await;
+        answer.await.unwrap_or_default()
+    }
+
+    /// This node sends work to `owners`, and to nobody else: when others doubt one of them, it looks for itself
+    /// at once.
+    pub async fn care_for(&self, owners: BTreeSet<Owner>) {
+        let _ = self.commands.send(Command::Care(owners)).await;
     }
 
     /// Resolves when the loop has come round to answering, for watchdogs; `false` if it has ended.

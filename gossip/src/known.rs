@@ -9,6 +9,8 @@ use std::time::Duration;
 use rustls_pki_types::CertificateDer;
 
 use crate::clock::{Instant, WallTime};
+use crate::doubts::{Doubts, Reported};
+use crate::identity::SpiffeId;
 use crate::lease::SeenLink;
 use crate::limits::{DEPARTED_SHOWN, RENEWALS_AHEAD_MAX, RENEWALS_MISSED_MAX};
 use crate::memory::RememberedLease;
@@ -21,7 +23,11 @@ use crate::svid::{ChainError, PublicKey, TrustBundle, Usage};
 pub(crate) struct Known {
     /// The owner's, which takes a hash to make.
     pub(crate) short_name: String,
+    /// The same as a number.
+    pub(crate) name: u64,
     pub(crate) node: Arc<NodeRecord>,
+    /// The node record as it travelled.
+    pub(crate) sealed: Arc<[u8]>,
     pub(crate) key: PublicKey,
     pub(crate) proof_ends: ProofEnds,
     pub(crate) seen: SeenLink,
@@ -35,6 +41,11 @@ pub(crate) struct Known {
     pub(crate) since: Instant,
     /// Departed owners stay visible to people for a while; then only their versions are kept.
     pub(crate) is_shown: bool,
+    pub(crate) doubts: Doubts,
+    /// This node counts its lease from a renewal that came as such, and not from others' reports.
+    pub(crate) is_first_hand: bool,
+    /// What others said of its lease's age.
+    pub(crate) reported: Reported,
     pub(crate) instances: BTreeMap<Label, KnownInstance>,
 }
 
@@ -52,6 +63,8 @@ pub(crate) struct KnownInstance {
     pub(crate) version: Version,
     /// `None` is a withdrawal, kept so that nothing older comes back.
     pub(crate) instance: Option<Arc<Instance>>,
+    /// As it travelled.
+    pub(crate) sealed: Arc<[u8]>,
     pub(crate) learned_at: Instant,
 }
 
@@ -60,6 +73,7 @@ impl Known {
     pub(crate) fn succeed(
         &mut self,
         node: Arc<NodeRecord>,
+        sealed: Arc<[u8]>,
         key: PublicKey,
         proof_ends: ProofEnds,
         now: Instant,
@@ -73,11 +87,17 @@ impl Known {
             self.seen = SeenLink::anchor(node.lease.anchor);
         }
         let presence = if node.left { Presence::Left } else { Presence::Alive };
+        if is_another_life {
+            self.doubts = Doubts::default();
+        }
         self.node = node;
+        self.sealed = sealed;
         self.key = key;
         self.proof_ends = proof_ends;
         self.renewed_at = now;
         self.remembered = None;
+        self.is_first_hand = false;
+        self.reported = Reported::default();
         self.set_presence(presence, now);
         gone
     }
@@ -120,20 +140,37 @@ impl Known {
         self.seen.counter().saturating_add(explained)
     }
 
-    /// Returns whether anything visible changed.
-    pub(crate) fn handle_timeout(&mut self, now: Instant) -> bool {
+    /// Its lease lasts `patience` times its length. Returns whether anything visible changed.
+    pub(crate) fn handle_timeout(&mut self, now: Instant, patience: u32) -> bool {
         let silent = now.saturating_duration_since(self.renewed_at);
         if !self.presence.is_present() {
             let hide = self.is_shown && now >= self.since + DEPARTED_SHOWN;
             self.is_shown &= !hide;
             hide
-        } else if silent >= self.lease_length() {
+        } else if silent >= self.lease_length() * patience {
             self.set_presence(Presence::Expired, now)
         } else if silent >= self.suspect_after() {
             self.set_presence(Presence::Suspect, now)
         } else {
             false
         }
+    }
+
+    /// `reporter` heard it `age` ago.
+    pub(crate) fn handle_report(&mut self, reporter: &SpiffeId, age: Duration, needed: usize, now: Instant) {
+        self.is_first_hand = false;
+        if let Some(heard) = self.reported.handle_report(reporter, age, needed, now) {
+            self.renewed_at = self.renewed_at.min(heard);
+        }
+    }
+
+    /// It is present; whether anybody doubts that has changed. Returns whether anything visible has.
+    pub(crate) fn handle_doubts(&mut self, now: Instant) -> bool {
+        let silent = now.saturating_duration_since(self.renewed_at);
+        let is_suspect =
+            self.doubts.is_doubted() || silent >= self.suspect_after() || self.remembered.is_some();
+        let presence = if is_suspect { Presence::Suspect } else { Presence::Alive };
+        self.presence.is_present() && self.set_presence(presence, now)
     }
 
     pub(crate) fn next_timeout(&self) -> Option<Instant> {
@@ -160,7 +197,8 @@ impl Known {
 
     pub(crate) fn suspect_after(&self) -> Duration {
         let renew = Duration::from_millis(self.node.lease.renew_millis.into());
-        (renew * (RENEWALS_MISSED_MAX + 1)).min(self.lease_length())
+        // Before the lease ends, however seldom the owner renews: nobody goes without a doubt.
+        (renew * (RENEWALS_MISSED_MAX + 1)).min(self.lease_length() * 3 / 4)
     }
 }
 

@@ -4,13 +4,16 @@
 //! [`clock`] the only place that reads time. It opens no socket and knows no QUIC: `transport`
 //! and `sim` are two adapters of the same port.
 
+mod allowance;
 pub mod catalogue;
 mod chain;
 pub mod clock;
 pub mod codec;
+mod doubts;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod guard;
 pub mod handle;
 pub mod health;
 pub mod identity;
@@ -20,20 +23,29 @@ pub mod lease;
 pub mod limits;
 pub mod link;
 pub mod memory;
+mod mending;
+mod neighbours;
+mod post;
 mod proofs;
 pub mod publisher;
 pub mod record;
 mod rejection;
 mod remembering;
+pub mod renewing;
+mod repairing;
 mod replica;
 pub mod revocation;
+mod rumours;
 pub mod run;
 pub mod signature;
 pub mod snapshot;
 pub mod svid;
+mod talk;
 mod told;
 pub mod versions;
 mod waiting;
+mod watchers;
+pub mod watching;
 mod wire;
 
 pub use replica::to_text;

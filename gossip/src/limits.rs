@@ -76,8 +76,8 @@ pub const LEASE_MILLIS_MIN: u32 = 1_000;
 pub const LEASE_MILLIS_MAX: u32 = 3_600_000;
 
 /// Renewals that an owner may be ahead of what the time since its last one explains: an owner that
-/// was paused and catches up, or two that came in the wrong order.
-pub const RENEWALS_AHEAD_MAX: u32 = 16;
+/// was paused and catches up, two that came in the wrong order, one that refuted doubts.
+pub const RENEWALS_AHEAD_MAX: u32 = 64;
 
 /// How often, for one owner, a renewal further ahead than that is checked all the same: this
 /// machine may have been suspended. Five hundred owners' forged leaps cost about 5 % of a core.

@@ -5,6 +5,7 @@
 //! of the trust domain.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
@@ -36,6 +37,17 @@ impl Destination {
     }
 }
 
+/// How a message travels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// Sent again until it arrives or is given up (a QUIC stream, RFC 9000). For what is large, and for
+    /// what its receiver waits for.
+    Reliable,
+    /// Sent once, in one packet (a QUIC datagram, RFC 9221). For what others say as well, or what is said
+    /// again soon. A message that fits no packet goes as [`Delivery::Reliable`].
+    Once,
+}
+
 /// One message from an authenticated peer.
 #[derive(Clone, Debug)]
 pub struct Received {
@@ -52,8 +64,12 @@ pub struct Received {
 pub trait Link: Send + Sync + 'static {
     /// Queues `message`. Never waits: a full queue or an unreachable peer drops it, counted by
     /// the link, for the next round repairs what one message missed.
-    fn send(&self, to: Destination, message: Vec<u8>);
+    fn send(&self, to: Destination, message: Vec<u8>, delivery: Delivery);
 
-    /// The next message; `None` when the link has been closed for good.
+    /// The next message; `None` when the link has been closed for good. Cancel-safe.
     async fn recv(&self) -> Option<Received>;
+
+    /// Has nothing to do with `peer`, as reached at `address`, for `span`: closes its connection and takes
+    /// no new one from it, nor dials it. For a peer that sends more than it may.
+    fn shun(&self, peer: &SpiffeId, address: SocketAddr, span: Duration);
 }

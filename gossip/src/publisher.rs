@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Instant;
+use crate::guard::VERSIONS_PER_RECORD;
 use crate::identity::NodeName;
 use crate::lease::LeaseChain;
 use crate::record::{
@@ -17,6 +18,7 @@ use crate::record::{
 };
 use crate::signature::SealedRecord;
 use crate::svid::Svid;
+use crate::versions::TALK_CAPABILITY;
 
 /// What a node says about itself besides its instances.
 #[derive(Clone, Debug)]
@@ -34,6 +36,9 @@ pub struct NodeDescription {
     /// How often it renews.
     pub renew: Duration,
 }
+
+/// A doubted owner renews at most this often before it is time.
+const REFUTE_PERIOD: Duration = Duration::from_secs(2);
 
 /// Something to spread.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -144,7 +149,11 @@ impl Publisher {
 
     /// Renews the lease when it is time. `secret` begins the next chain if this one is used up.
     pub fn handle_timeout(&mut self, now: Instant, secret: impl FnOnce() -> [u8; 32]) {
-        if now < self.next_renewal || self.left {
+        if now < self.next_renewal {
+            return;
+        }
+        if self.left {
+            self.next_renewal = now + self.description.renew;
             return;
         }
         // From when it was due, so that lateness does not add up; a loop that was held up for longer
@@ -160,6 +169,15 @@ impl Publisher {
                 self.anchor = self.chain.anchor();
                 self.say_node();
             }
+        }
+    }
+
+    /// Somebody doubts this owner: renews before it is time, unless it did just now.
+    pub fn refute(&mut self, now: Instant, secret: impl FnOnce() -> [u8; 32]) {
+        let renewed = self.next_renewal.checked_sub(self.description.renew);
+        if renewed.is_none_or(|at| now >= at + REFUTE_PERIOD) {
+            self.next_renewal = now;
+            self.handle_timeout(now, secret);
         }
     }
 
@@ -181,7 +199,7 @@ impl Publisher {
             owner: self.owner.clone(),
             addresses: self.description.addresses.clone(),
             locality: self.description.locality.clone(),
-            capabilities: Vec::new(),
+            capabilities: vec![TALK_CAPABILITY.parse().expect("a label")],
             program: self.description.program.clone(),
             chain: self.svid.chain().iter().map(|certificate| certificate.to_vec()).collect(),
             lease: Lease {
@@ -206,7 +224,7 @@ impl Publisher {
     }
 
     fn next_version(&mut self) -> Version {
-        self.version.version += 1;
+        self.version.version += VERSIONS_PER_RECORD;
         self.version
     }
 }

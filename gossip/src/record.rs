@@ -241,10 +241,15 @@ impl Owner {
     /// A short name, the same on every node: 16 hexadecimal digits of a hash of identity and node
     /// name. It is what the repair path calls the owner, where every byte is sent again each round.
     pub fn short_name(&self) -> String {
+        format!("{:016x}", self.number())
+    }
+
+    /// The short name as a number.
+    pub(crate) fn number(&self) -> u64 {
         let text = [self.identity.as_str(), self.node.as_str()].join("\0");
         let hash = digest(&SHA256, text.as_bytes());
         let (first, _) = hash.as_ref().split_first_chunk().expect("a SHA-256 has more than 8 bytes");
-        format!("{:016x}", u64::from_be_bytes(*first))
+        u64::from_be_bytes(*first)
     }
 }
 

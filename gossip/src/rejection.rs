@@ -28,6 +28,9 @@ pub enum Rejected {
     /// A link that does not lead to the owner's anchor.
     #[error("the renewal is not the owner's")]
     BadRenewal,
+    /// A word about somebody whom its speaker does not watch.
+    #[error("the speaker does not watch whom it speaks of")]
+    NotAWatcher,
     /// A renewal that leaps further than time explains; one such is checked now and then.
     #[error("the renewal is further ahead than the time that has passed")]
     Implausible,
@@ -43,12 +46,6 @@ pub enum Rejected {
 }
 
 impl Rejected {
-    /// Whether the same bytes may be welcome later: when the bundle or the calendar is another, room
-    /// was made, or the owner has introduced itself.
-    pub(crate) fn may_heal(&self) -> bool {
-        matches!(self, Self::Chain(_) | Self::Full | Self::UnknownOwner | Self::Implausible)
-    }
-
     /// A word for metrics; there are as many as there are variants.
     pub fn reason(&self) -> &'static str {
         match self {
@@ -61,6 +58,7 @@ impl Rejected {
             Self::MayNotAnnounce => "may_not_announce",
             Self::BadSignature => "bad_signature",
             Self::BadRenewal => "bad_renewal",
+            Self::NotAWatcher => "not_a_watcher",
             Self::Implausible => "implausible",
             Self::Stale => "stale",
             Self::UnknownOwner => "unknown_owner",

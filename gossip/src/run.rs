@@ -1,9 +1,12 @@
 //! The one async loop of gossip, driven alike by the node and the simulator.
 //!
-//! It joins the state machines to the repair path: what the [`Publisher`] says goes into the
-//! node's own map and catalogue, what changes in anybody's map is offered to the [`Catalogue`],
-//! and a changed catalogue becomes the next [`Snapshot`]. All decisions are the machines'; this
-//! file only carries and keeps time.
+//! It joins the state machines to the link. What the [`Publisher`] says goes into the node's own map and the
+//! catalogue, and out as news; what peers say goes to the catalogue, and on, if it was new there; a changed
+//! catalogue becomes the next [`Snapshot`]. All decisions are the machines'; this file only carries and keeps
+//! time. What becomes of a message is in `hearing`, what time brings in `talking`.
+
+mod hearing;
+mod talking;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -14,46 +17,58 @@ use metrics::{counter, gauge};
 use rand::rngs::StdRng;
 use rand::seq::IteratorRandom as _;
 use rand::{Rng as _, SeedableRng as _};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
+use crate::allowance::Allowance;
 use crate::catalogue::{Applied, Catalogue, Rejected};
 use crate::clock::{Clock, Instant};
-use crate::codec;
-use crate::handle::{Command, MemberView, News, Setup};
+use crate::handle::{Command, MemberView, Setup};
+use crate::identity::SpiffeId;
 use crate::link::Link;
-use crate::memory::{LEASE_KEY, NODE_KEY, instance_key};
+use crate::memory::{NODE_KEY, instance_key};
+use crate::mending::Mending;
+use crate::neighbours::{Neighbours, Peer};
+use crate::post::Post;
 use crate::publisher::{Publisher, Said};
-use crate::record::{Owner, Renewal};
+use crate::record::{Locality, Owner};
 use crate::remembering::Remembering;
-use crate::replica::{AddressBook, Change, Replica, ReplicaError, ReplicaSettings, from_text, to_text};
+use crate::renewing::Renewing;
+use crate::repairing::{Repairing, is_talker};
+use crate::replica::{AddressBook, ReplicaError, ReplicaSettings};
+use crate::rumours::Rumours;
+use crate::signature::SealedRecord;
 use crate::snapshot::{Member, Presence, Snapshot};
 use crate::svid::ChainError;
+use crate::talk::{Filed, ReportedLease};
 use crate::told::tell_changes;
+use crate::watching::{SealedSighting, Seen, Sighting, Watching};
+use crate::wire::MapId;
 
-/// Peers told at once when this node has something new to say. Three, as in a regular round.
-pub const TOLD_AT_ONCE: usize = 3;
-
-/// Changes taken in before other work gets a turn: each may cost a signature check (0.1 ms).
-const CHANGES_PER_TURN_MAX: usize = 16;
-
-/// How often a seed is asked again once the mesh is known, so that halves of a mesh that lost
+/// How often a seed is talked to once the mesh is known, so that halves of a mesh that lost
 /// each other meet again.
 pub const SEED_PERIOD: Duration = Duration::from_secs(10);
 
-/// How often seeds are asked while nobody is known.
-const JOIN_PERIOD: Duration = Duration::from_millis(250);
+/// In a large mesh each node talks to a seed so much more seldom, for each member there is: a seed is everybody's, and
+/// would be connected with all.
+const SEED_PERIOD_EACH: Duration = Duration::from_secs(2);
 
-/// Rounds in which a leaving node tells its peers, and the time between them.
-const LEAVE_ROUNDS: usize = 3;
-const LEAVE_PERIOD: Duration = Duration::from_millis(150);
+/// How often a node that knows nobody asks to join, and after how many times it also begins as members of an earlier
+/// version did.
+const JOIN_PERIOD: Duration = Duration::from_millis(400);
+const JOINS_BEFORE_CLASSIC: u32 = 3;
+
+/// How often a node asks that knows others already: they spoke to it first, or are of an earlier version.
+const JOINS_MAX: u32 = 10;
+
+/// How long a leaving node tells its peers.
+const LEAVE_LASTS: Duration = Duration::from_millis(600);
+
+/// Members of an earlier version that are told of news at once.
+const CLASSIC_TOLD: usize = 2;
 
 /// Two nodes that share an identity and a name would outlive each other forever; this often.
 const OUTLIVE_PERIOD: Duration = Duration::from_secs(10);
-
-/// Others' false versions of this node's map are outdone with each renewal, and when they are noticed;
-/// then at most this often, for the whole map is said again.
-const ANEW_PERIOD: Duration = Duration::from_secs(1);
 
 /// How often records that could not be used, but may be later, are tried again.
 const RETRY_PERIOD: Duration = Duration::from_secs(30);
@@ -61,34 +76,82 @@ const RETRY_PERIOD: Duration = Duration::from_secs(30);
 /// How often it is said that the calendar makes this node refuse others.
 const CALENDAR_WARNED_PERIOD: Duration = Duration::from_secs(60);
 
+/// A changed catalogue is published at most this often: a snapshot costs as much as the mesh is large, and a
+/// thousand changes come at once when it starts.
+const PUBLICATION_PERIOD: Duration = Duration::from_millis(20);
+
+/// Messages taken in before other work gets a turn: each may cost signature checks (0.1 ms).
+const MESSAGES_PER_TURN_MAX: usize = 16;
+
 /// The loop itself; see [`crate::handle::Gossip::start`].
 pub struct GossipLoop {
     publisher: Publisher,
+    svid: Arc<crate::svid::Svid>,
     catalogue: Catalogue,
     remembering: Remembering,
-    replica: Replica,
-    replica_settings: ReplicaSettings,
+    repairing: Repairing,
+    rumours: Rumours,
+    renewing: Renewing,
+    neighbours: Neighbours,
+    mending: Mending,
+    watching: Watching,
     link: Arc<dyn Link>,
+    post: Arc<Post>,
     book: AddressBook,
     clock: Clock,
     rng: StdRng,
     inbox: mpsc::Receiver<Command>,
     snapshot_out: watch::Sender<Arc<Snapshot>>,
-    /// What this node's own map must hold. Any member can overwrite it; then it is said again.
-    spoken: BTreeMap<String, String>,
+    own: Own,
+    /// Everybody else who is present.
+    peers: BTreeMap<u64, Peer>,
+    /// By where they listen and who they are.
+    names: BTreeMap<(SocketAddr, SpiffeId), u64>,
+    /// Whom this node sends work to, and whom of them it looks at.
+    cared_for: BTreeSet<Owner>,
+    looked_at: BTreeSet<u64>,
+    joining: Joining,
+    heard: hearing::Heard,
+    next_talk: Instant,
+    next_publication: Instant,
     next_seed: Instant,
     next_outlive: Instant,
-    /// Something was heard that others may not know yet.
-    has_news: bool,
-    news: News,
-    next_news: Instant,
-    /// Something was refused or set aside that may be welcome later.
-    missed: bool,
     next_retry: Instant,
-    /// Somebody used up the versions of this node's map.
-    map_exhausted: bool,
-    next_anew: Instant,
     next_calendar_warning: Instant,
+    sequence: u64,
+    /// The latest life in which somebody has spoken in this node's name.
+    later_life: u64,
+    /// Somebody is back who may know what this node does not.
+    exchange_with: Option<SocketAddr>,
+    /// Its next renewal is news.
+    is_refuting: bool,
+    leaving: Option<(Instant, oneshot::Sender<()>)>,
+}
+
+/// What does not change about this node.
+struct Own {
+    name: u64,
+    address: SocketAddr,
+    locality: Locality,
+    interval: Duration,
+    told: usize,
+}
+
+/// How far this node has come to know the others.
+struct Joining {
+    asked: u32,
+    /// Those that were asked, and may welcome.
+    expected: BTreeMap<SocketAddr, Instant>,
+    next_ask: Instant,
+    /// Leases of owners whose records come with a later part.
+    pending: BTreeMap<SocketAddr, Vec<ReportedLease>>,
+    /// Somebody has told it everything.
+    is_welcomed: bool,
+    /// Who was asked had no time, and named others to ask.
+    is_referred: bool,
+    /// How many more are to say how old leases are.
+    reports_wanted: usize,
+    welcomes: Allowance,
 }
 
 impl GossipLoop {
@@ -97,50 +160,79 @@ impl GossipLoop {
         inbox: mpsc::Receiver<Command>,
         snapshot_out: watch::Sender<Arc<Snapshot>>,
     ) -> Result<Self, ReplicaError> {
-        let Setup { description, interval, svid, bundle, link, clock, random_seed, seeds, remembered, news } =
-            setup;
+        let Setup {
+            description,
+            interval,
+            svid,
+            bundle,
+            link,
+            clock,
+            random_seed,
+            seeds,
+            remembered,
+            news,
+            budget,
+        } = setup;
         let mut rng = StdRng::seed_from_u64(random_seed);
         let (now, wall) = (clock.now(), clock.wall());
-        let own = Owner { identity: svid.id().clone(), node: description.name.clone() };
-        let name = own.short_name();
+        let owner = Owner { identity: svid.id().clone(), node: description.name.clone() };
+        let name = owner.number();
         let mut catalogue = Catalogue::new(bundle.clone());
-        let mut remembering = Remembering::begin(remembered, own, &mut catalogue, now, wall);
+        let mut remembering = Remembering::begin(remembered, owner, &mut catalogue, now, wall);
         let incarnation = remembering.first_life(wall).await;
         let acquaintances = remembering.acquaintances();
         let book = AddressBook { snapshots: snapshot_out.subscribe(), seeds, acquaintances };
-        let replica_settings = ReplicaSettings {
+        let own = Own {
             name,
-            generation: incarnation,
             address: description.addresses[0],
+            locality: description.locality.clone(),
+            interval,
+            told: news.told,
+        };
+        let post = Post::new(link.clone(), book.clone(), own.address);
+        let settings = ReplicaSettings {
+            own: MapId { owner: name, generation: incarnation, address: own.address },
             trust_domain: bundle.domain().to_string(),
             interval,
-            dead_after: description.lease * 2,
         };
         debug!(incarnation, "gossip begins");
-        let publisher = Publisher::new(svid, description, incarnation, rng.random(), now);
-        let replica = Replica::start(replica_settings.clone(), link.clone(), book.clone()).await?;
+        let publisher = Publisher::new(svid.clone(), description, incarnation, rng.random(), now);
         let mut this = Self {
+            repairing: Repairing::start(settings, post.clone(), now).await?,
+            // Talks of nodes that start together are spread over the interval.
+            next_talk: now + interval.mul_f64(rng.random()),
+            neighbours: Neighbours::new(budget.connections_max, rng.random(), now),
+            mending: Mending::new(budget, now),
+            rumours: Rumours::new(news),
+            renewing: Renewing::default(),
+            watching: Watching::default(),
+            joining: Joining::new(now),
+            heard: hearing::Heard::default(),
+            sequence: wall.unix_millis,
+            later_life: 0,
+            exchange_with: None,
+            is_refuting: false,
             publisher,
+            svid,
             catalogue,
             remembering,
-            replica,
-            replica_settings,
             link,
+            post,
             book,
             rng,
             inbox,
             snapshot_out,
-            spoken: BTreeMap::new(),
+            own,
+            peers: BTreeMap::new(),
+            names: BTreeMap::new(),
+            cared_for: BTreeSet::new(),
+            looked_at: BTreeSet::new(),
+            next_publication: now,
             next_seed: now,
             next_outlive: now,
-            has_news: false,
-            news,
-            next_news: now,
-            missed: false,
             next_retry: now + RETRY_PERIOD,
-            map_exhausted: false,
-            next_anew: now,
             next_calendar_warning: now,
+            leaving: None,
             clock,
         };
         // Routes from what is remembered are there before anything else is.
@@ -155,128 +247,71 @@ impl GossipLoop {
 
     /// Runs until the node leaves or every handle is gone.
     pub async fn run(mut self) {
+        // Its own hands: the link is read while the rest of the loop is borrowed.
+        let link = self.link.clone();
         loop {
             self.spread().await;
-            if self.map_exhausted {
-                self.restart_replica().await;
+            if self.clock.now() >= self.next_publication {
+                self.publish();
             }
-            self.publish();
+            self.tell_news();
             let timeout = self.next_timeout();
             tokio::select! {
                 command = self.inbox.recv() => match command {
-                    Some(Command::Leave(reply)) => {
-                        self.leave().await;
-                        let _ = reply.send(());
-                        break;
-                    }
                     Some(command) => self.handle_command(command).await,
                     None => break,
                 },
-                change = self.replica.changed() => match change {
-                    Some(change) => self.handle_changes(change).await,
-                    None => self.restart_replica().await,
+                received = link.recv() => match received {
+                    Some(received) => self.handle_received(received).await,
+                    // The link is closed: the node is stopping.
+                    None => break,
                 },
+                () = self.repairing.ended() => {
+                    error!("the repair path ended unexpectedly and is started again");
+                    counter!("starling_gossip_restarts_total").increment(1);
+                    self.repairing.restart().await;
+                }
                 () = tokio::time::sleep_until(timeout) => self.handle_timeout().await,
             }
+            if self.leaving.as_ref().is_some_and(|(until, _)| self.clock.now() >= *until) {
+                break;
+            }
         }
-        self.replica.stop();
-    }
-
-    fn next_timeout(&self) -> Instant {
-        let catalogue = self.catalogue.poll_timeout();
-        let mut next = self.publisher.poll_timeout().min(self.next_seed);
-        if self.has_news {
-            next = next.min(self.next_news);
+        self.repairing.stop();
+        if let Some((_, reply)) = self.leaving.take() {
+            info!(owner = %self.publisher.owner(), "left the mesh");
+            let _ = reply.send(());
         }
-        catalogue.map_or(next, |at| at.min(next))
     }
 
     async fn handle_command(&mut self, command: Command) {
         match command {
             Command::SetInstance { id, instance } => self.publisher.set_instance(id, instance),
             Command::Rotate(svid, bundle) => {
-                let wall = self.clock.wall();
+                let (now, wall) = (self.clock.now(), self.clock.wall());
                 self.catalogue.set_bundle(bundle, wall);
+                self.svid = svid.clone();
                 self.publisher.rotate(svid, wall.unix_millis, self.rng.random());
-                self.retry_all().await;
+                self.remembering.retry(&mut self.catalogue, now, wall);
             }
             Command::Members(reply) => {
                 let _ = reply.send(self.members());
             }
+            Command::Convergence(reply) => {
+                let _ = reply.send(self.mending.convergence(self.catalogue.present(), self.clock.now()));
+            }
+            Command::Care(owners) => {
+                self.cared_for = owners;
+                self.look_after();
+            }
             Command::Pulse(reply) => {
                 let _ = reply.send(());
             }
-            Command::Leave(_) => unreachable!("the loop handles it"),
-        }
-    }
-
-    async fn handle_timeout(&mut self) {
-        let now = self.clock.now();
-        self.catalogue.handle_timeout(now, self.clock.wall());
-        let rng = &mut self.rng;
-        self.publisher.handle_timeout(now, || rng.random());
-        if now >= self.next_seed {
-            self.gossip_with_a_seed(now);
-        }
-        self.pass_news_on(now);
-        if now >= self.next_retry {
-            self.next_retry = now + RETRY_PERIOD;
-            if std::mem::take(&mut self.missed) || self.remembering.is_waiting() {
-                self.retry_all().await;
+            Command::Leave(reply) => {
+                self.publisher.leave();
+                self.leaving = Some((self.clock.now() + LEAVE_LASTS, reply));
             }
         }
-        let snapshot = self.snapshot_out.borrow().clone();
-        self.remembering.choose_acquaintances(&snapshot, &mut self.rng, now);
-    }
-
-    fn gossip_with_a_seed(&mut self, now: Instant) {
-        let own = self.replica_settings.address;
-        let seeds = self.book.seeds.borrow().clone();
-        let alone = self.alive_peers().next().is_none();
-        self.next_seed = now + if alone { JOIN_PERIOD } else { SEED_PERIOD };
-        if alone {
-            let snapshot = self.snapshot_out.borrow().clone();
-            let remembered = self.remembering.ask_while_alone(&snapshot, &mut self.rng, now);
-            let all: BTreeSet<_> = seeds.into_iter().chain(remembered).filter(|it| *it != own).collect();
-            all.into_iter().for_each(|address| self.replica.gossip_with(address));
-        } else if let Some(seed) = seeds.iter().filter(|seed| **seed != own).choose(&mut self.rng) {
-            self.replica.gossip_with(*seed);
-        }
-    }
-
-    async fn handle_changes(&mut self, first: Change) {
-        self.handle_change(first).await;
-        for _ in 1..CHANGES_PER_TURN_MAX {
-            match self.replica.try_changed() {
-                Some(change) => self.handle_change(change).await,
-                None => break,
-            }
-        }
-        if self.replica.take_overflowed() {
-            self.retry_all().await;
-        }
-        self.pass_news_on(self.clock.now());
-        tokio::task::yield_now().await;
-    }
-
-    async fn handle_change(&mut self, change: Change) {
-        if change.name == self.replica_settings.name && change.generation == self.replica_settings.generation
-        {
-            self.defend_own_map(&change).await;
-            return;
-        }
-        match self.take_in(&change) {
-            Ok(applied) => {
-                self.has_news |= applied == Applied::Accepted && change.key != LEASE_KEY;
-                counter!("starling_gossip_records_total").increment(1);
-            }
-            Err(rejected) => {
-                counter!("starling_gossip_rejected_total", "reason" => rejected.reason()).increment(1);
-                self.warn_of_calendar(&rejected);
-                debug!(name = change.name, key = change.key, reason = %rejected, "record refused");
-            }
-        }
-        self.outlive_if_succeeded();
     }
 
     /// Either this machine's calendar is wrong or the other's certificate is over: only a person can
@@ -294,75 +329,8 @@ impl GossipLoop {
         }
     }
 
-    /// Offers the catalogue everything that the maps hold: chitchat tells of changes only, once.
-    async fn retry_all(&mut self) {
-        self.remembering.retry(&mut self.catalogue, self.clock.now(), self.clock.wall());
-        for changes in self.replica.all_values().await.chunks(CHANGES_PER_TURN_MAX) {
-            for change in changes {
-                let _ = self.take_in(change);
-            }
-            tokio::task::yield_now().await;
-        }
-        self.hold_own_map().await;
-        self.outlive_if_succeeded();
-    }
-
-    /// Any member's message can alter our own map; what we said stands, so it is said again.
-    async fn defend_own_map(&mut self, change: &Change) {
-        if self.spoken.get(&change.key) == Some(&change.value) {
-            return;
-        }
-        let now = self.clock.now();
-        let repaired = if now >= self.next_anew {
-            self.next_anew = now + ANEW_PERIOD;
-            self.say_own_map_anew().await
-        } else {
-            self.hold_own_map().await
-        };
-        if repaired > 0 {
-            counter!("starling_gossip_overwritten_total").increment(1);
-        }
-    }
-
-    /// Returns how many values were not as they should be.
-    async fn hold_own_map(&mut self) -> usize {
-        let held = self.replica.hold(&self.spoken).await;
-        self.map_exhausted |= held.is_err();
-        held.unwrap_or_default()
-    }
-
-    /// Returns how many values were not as they should be.
-    async fn say_own_map_anew(&mut self) -> usize {
-        let held = self.replica.hold_anew(&self.spoken).await;
-        self.map_exhausted |= held.is_err();
-        held.unwrap_or_default()
-    }
-
-    fn take_in(&mut self, change: &Change) -> Result<Applied, Rejected> {
-        let taken_in = self.offer(change);
-        self.missed |= match &taken_in {
-            Ok(applied) => *applied == Applied::Waiting,
-            Err(rejected) => rejected.may_heal(),
-        };
-        taken_in
-    }
-
-    fn offer(&mut self, change: &Change) -> Result<Applied, Rejected> {
-        let bytes = from_text(&change.value).unwrap_or_default();
-        let now = self.clock.now();
-        if change.key == LEASE_KEY {
-            let renewal =
-                codec::decode::<Renewal, 64>(&bytes).map_err(|error| Rejected::Unreadable(error.into()))?;
-            let applied = self.catalogue.apply_renewal(&change.name, &renewal, now, self.clock.wall());
-            return applied.map(|()| Applied::Accepted);
-        }
-        self.catalogue.apply_filed(&change.name, &bytes, now, self.clock.wall())
-    }
-
     fn outlive_if_succeeded(&mut self) {
-        let heard =
-            self.catalogue.version_of(self.publisher.owner()).map_or(0, |version| version.incarnation);
-        let now = self.clock.now();
+        let (heard, now) = (self.later_life, self.clock.now());
         if heard <= self.publisher.incarnation() || now < self.next_outlive {
             return;
         }
@@ -375,77 +343,142 @@ impl GossipLoop {
         self.publisher.outlive(heard, self.rng.random());
     }
 
-    /// Carries what the publisher said into the catalogue and the map, and tells a few peers.
+    /// Carries what the publisher said into the catalogue and the map, and makes it news.
     async fn spread(&mut self) {
         self.remembering.begin_life(self.publisher.incarnation()).await;
-        let (mut news, mut any) = (false, false);
+        let mut is_news = false;
         while let Some(said) = self.publisher.poll_said() {
-            any = true;
-            match &said {
-                Said::Renewal(renewal) => debug!(counter = renewal.counter, "lease renewed"),
-                Said::Node(_) | Said::Instance(..) => news = true,
-            }
-            let (key, bytes) = match &said {
-                Said::Node(record) => (NODE_KEY.to_owned(), record.to_bytes()),
-                Said::Instance(id, record) => (instance_key(id), record.to_bytes()),
-                Said::Renewal(renewal) => (LEASE_KEY.to_owned(), codec::encode(renewal)),
+            self.repairing.begin_life(self.publisher.incarnation()).await;
+            let (now, wall) = (self.clock.now(), self.clock.wall());
+            let (key, sealed) = match said {
+                Said::Renewal(renewal) => {
+                    debug!(counter = renewal.counter, "lease renewed");
+                    let name = self.publisher.owner().short_name();
+                    // Its own, so it is good.
+                    let _ = self.catalogue.apply_renewal(&name, &renewal, now, wall);
+                    if std::mem::take(&mut self.is_refuting) {
+                        self.rumours.handle_renewal(self.own.name, renewal, now);
+                    }
+                    self.renewing.handle_renewal(self.own.name, renewal);
+                    if self.is_classic() {
+                        self.repairing.say_renewal(&renewal).await;
+                    }
+                    continue;
+                }
+                Said::Node(record) => (NODE_KEY.to_owned(), record),
+                Said::Instance(id, record) => (instance_key(&id), record),
             };
-            let change = Change {
-                name: self.replica_settings.name.clone(),
-                generation: self.replica_settings.generation,
-                key,
-                value: to_text(&bytes),
-            };
-            if let Err(rejected) = self.take_in(&change) {
-                error!(key = change.key, reason = %rejected, "this node's own record is refused; nobody will accept it");
-            }
-            self.spoken.insert(change.key, change.value);
+            is_news = true;
+            self.say(key, &sealed, now).await;
         }
-        if any {
-            // With every renewal, so that also what somebody removed without a trace comes back.
-            self.say_own_map_anew().await;
-        }
-        if news {
-            self.tell_some(TOLD_AT_ONCE);
+        if is_news && self.is_classic() {
+            self.tell_classic().await;
         }
     }
 
-    fn pass_news_on(&mut self, now: Instant) {
-        if self.has_news && now >= self.next_news {
-            self.has_news = false;
-            self.next_news = now + self.news.period;
-            self.tell_some(self.news.told);
+    async fn say(&mut self, key: String, sealed: &SealedRecord, now: Instant) {
+        let bytes = sealed.to_bytes();
+        let Ok(record) = sealed.unverified() else { return };
+        let filed = Filed::of(&record);
+        if let Err(rejected) = self.catalogue.apply_record(sealed, record, now, self.clock.wall()) {
+            error!(key, reason = %rejected, "this node's own record is refused; nobody will accept it");
         }
+        self.repairing.say(key, filed.version.version, &bytes).await;
+        self.rumours.handle_own(filed, bytes.into(), now);
     }
 
-    fn tell_some(&mut self, count: usize) {
-        let peers: Vec<_> = self.alive_peers().collect();
-        for address in peers.into_iter().choose_multiple(&mut self.rng, count) {
-            self.replica.gossip_with(address);
-        }
+    /// Whether a member of an earlier version is present.
+    fn is_classic(&self) -> bool {
+        self.peers.values().any(|peer| !peer.is_talker)
     }
 
-    fn alive_peers(&self) -> impl Iterator<Item = SocketAddr> + use<> {
-        let own = self.publisher.owner().clone();
-        let snapshot = self.snapshot_out.borrow().clone();
-        let addresses: Vec<_> = snapshot
-            .members
-            .iter()
-            .filter(|(owner, member)| **owner != own && member.presence == Presence::Alive)
-            .map(|(_, member)| member.record.addresses[0])
-            .collect();
-        addresses.into_iter()
+    /// Tells members of an earlier version of news, as they would.
+    async fn tell_classic(&mut self) {
+        let now = self.clock.now();
+        let classic = self.peers.values().filter(|peer| !peer.is_talker && peer.is_alive);
+        let classic = classic.map(|peer| peer.address).choose_multiple(&mut self.rng, CLASSIC_TOLD);
+        for address in classic {
+            self.repairing.gossip_with(address, &self.catalogue, now).await;
+        }
     }
 
     fn publish(&mut self) {
         self.remembering.carry_notes(&mut self.catalogue);
-        if let Some(snapshot) = self.catalogue.poll_snapshot() {
-            let present = snapshot.members.values().filter(|member| member.presence.is_present()).count();
-            gauge!("starling_catalogue_members").set(present as f64);
-            gauge!("starling_catalogue_services").set(snapshot.services.len() as f64);
-            self.remembering.choose_acquaintances(&snapshot, &mut self.rng, self.clock.now());
-            tell_changes(&self.snapshot_out.borrow(), &snapshot);
-            self.snapshot_out.send_replace(Arc::new(snapshot));
+        let Some(snapshot) = self.catalogue.poll_snapshot() else { return };
+        let now = self.clock.now();
+        self.next_publication = now + PUBLICATION_PERIOD;
+        let present = snapshot.members.values().filter(|member| member.presence.is_present()).count();
+        gauge!("starling_catalogue_members").set(present as f64);
+        gauge!("starling_catalogue_services").set(snapshot.services.len() as f64);
+        self.remembering.choose_acquaintances(&snapshot, &mut self.rng, now);
+        tell_changes(&self.snapshot_out.borrow(), &snapshot);
+        self.follow_members(&snapshot, now);
+        self.mending.handle_own(self.catalogue.knows(), now);
+        self.snapshot_out.send_replace(Arc::new(snapshot));
+    }
+
+    /// Chooses anew whom to talk to and whom to watch.
+    fn follow_members(&mut self, snapshot: &Snapshot, now: Instant) {
+        let others = snapshot.members.iter().filter(|(owner, _)| **owner != *self.publisher.owner());
+        let present = others.filter(|(_, member)| member.presence.is_present());
+        let peer = |(owner, member): (&Owner, &Member)| {
+            let peer = Peer {
+                address: member.record.addresses[0],
+                identity: owner.identity.clone(),
+                distance: self.own.locality.distance(&member.record.locality),
+                is_talker: is_talker(&member.record),
+                is_alive: member.presence == Presence::Alive,
+            };
+            (self.catalogue.name_of(owner).unwrap_or_default(), peer)
+        };
+        self.peers = present.map(peer).collect();
+        self.rumours.set_members(self.peers.len() + 1);
+        let named = |(name, peer): (&u64, &Peer)| ((peer.address, peer.identity.clone()), *name);
+        self.names = self.peers.iter().map(named).collect();
+        let talkers = self.peers.values().filter(|peer| peer.is_talker).map(|peer| peer.address).collect();
+        self.post.set_talkers(talkers, self.is_classic());
+        self.neighbours.choose(&self.peers, now, &mut self.rng);
+        self.mending.forget_unless(|peer| self.peers.contains_key(&peer));
+        self.look_after();
+    }
+
+    /// Watches whom it is to watch, and looks at whom it cares for and others doubt.
+    fn look_after(&mut self) {
+        let now = self.clock.now();
+        let talks = |name: &u64| self.peers.get(name).is_some_and(|peer| peer.is_talker);
+        let watched: Vec<u64> = self.catalogue.watched_by(self.own.name).into_iter().filter(talks).collect();
+        let accused: BTreeSet<u64> = self.catalogue.accused(self.cared_for.iter()).filter(talks).collect();
+        for subject in self.looked_at.difference(&accused).copied().collect::<Vec<_>>() {
+            self.catalogue.apply_own_sight(subject, None, now);
+        }
+        let rng = &mut self.rng;
+        self.watching.set(watched.into_iter(), accused.iter().copied(), now, || rng.random());
+        self.looked_at = accused;
+    }
+
+    /// What became clear to this node of somebody.
+    fn handle_seen(&mut self, seen: Seen) {
+        let now = self.clock.now();
+        if self.looked_at.contains(&seen.subject) {
+            self.catalogue.apply_own_sight(seen.subject, Some(seen.is_reachable), now);
+        }
+        if !seen.is_watched {
+            return;
+        }
+        let Some((_, node, _)) = self.catalogue.node_of(seen.subject) else { return };
+        let incarnation = node.version.incarnation;
+        self.sequence = (self.sequence + 1).max(self.clock.wall().unix_millis);
+        let sighting = Sighting {
+            watcher: self.own.name,
+            subject: seen.subject,
+            incarnation,
+            counter: self.catalogue.counter_of(seen.subject),
+            sequence: self.sequence,
+            is_reachable: seen.is_reachable,
+        };
+        let sealed = SealedSighting::seal(sighting, &self.svid);
+        if self.catalogue.apply_sighting(&sealed, now).is_ok() {
+            self.rumours.handle_sighting(self.svid.id(), sealed, now);
         }
     }
 
@@ -456,34 +489,24 @@ impl GossipLoop {
             owner: owner.clone(),
             member: member.clone(),
             heard: self.catalogue.heard(owner, now),
+            doubt: self.catalogue.doubt_of(owner),
+            traffic: self.post.traffic_with(member.record.addresses[0]),
         };
         snapshot.members.iter().map(view).collect()
     }
+}
 
-    async fn leave(&mut self) {
-        self.publisher.leave();
-        for _ in 0..LEAVE_ROUNDS {
-            self.spread().await;
-            self.tell_some(TOLD_AT_ONCE);
-            tokio::time::sleep(LEAVE_PERIOD).await;
+impl Joining {
+    fn new(now: Instant) -> Self {
+        Self {
+            asked: 0,
+            expected: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            next_ask: now,
+            is_welcomed: false,
+            is_referred: false,
+            reports_wanted: 0,
+            welcomes: Allowance::new(hearing::WELCOME_BYTES_PER_SECOND, hearing::WELCOME_BYTES_AT_ONCE, now),
         }
-        info!(owner = %self.publisher.owner(), "left the mesh");
-    }
-
-    /// chitchat ended, by a fault of its own or a message that no honest peer sends. The catalogue
-    /// stands; the map is built again in a new life.
-    async fn restart_replica(&mut self) {
-        error!("the repair path ended unexpectedly and is started again");
-        counter!("starling_gossip_restarts_total").increment(1);
-        self.replica = loop {
-            tokio::time::sleep(JOIN_PERIOD).await;
-            self.replica_settings.generation += 1;
-            match Replica::start(self.replica_settings.clone(), self.link.clone(), self.book.clone()).await {
-                Ok(replica) => break replica,
-                Err(reason) => error!(%reason, "the repair path does not start; trying again"),
-            }
-        };
-        self.map_exhausted = false;
-        self.hold_own_map().await;
     }
 }

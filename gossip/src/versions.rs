@@ -6,14 +6,17 @@
 //! | a stream's header, and its answer | first byte | 1 | 0.1 |
 //! | a sealed record | first byte, signed with the rest | 1 | 0.1 |
 //! | a renewal, and where records are filed | the key: `l`, `n`, `i/…` | | 0.1 |
-//! | a gossip message | third byte, chitchat's | 0 | 0.1 |
+//! | a gossip message | third byte, after the magic | 1 | 0.2 |
+//! | the same, of the repair path, unpacked | third byte, chitchat's | 0 | 0.1 |
+//! | that a node speaks the former | `talk/1` among the capabilities of its node record | 1 | 0.2 |
 //!
 //! **How one changes.** Nothing that a version defines ever changes: what it reads is read by all later
 //! programs, as `tests/fixtures` holds. A field added, dropped or reordered, or a value appended to an
 //! enumeration, is a new version. It takes two releases: the first *reads* it ([`Versions::newest`])
 //! and still writes the one before ([`Versions::written`]), the second writes it. So a mesh may hold
 //! any two releases that follow one another, and whatever is passed on unread (maps of gossip are) is
-//! read by whoever can.
+//! read by whoever can. A node that finds a member without `talk/1` gossips with everybody as 0.1 did, for as long as
+//! that member is there.
 //!
 //! **What an old node does with it.** A record of a newer version is passed on and not used
 //! (`unreadable`); a stream is answered `UnsupportedVersion`, one of a newer kind `UnsupportedKind`, and
@@ -32,6 +35,9 @@ pub struct Versions {
     /// The one it writes: of the versions it reads, one that the release before reads too.
     pub written: u8,
 }
+
+/// What a node says of itself that takes part in talks ([`crate::talk`]) and whose map counts as its records do.
+pub const TALK_CAPABILITY: &str = "talk/1";
 
 /// Of sealed records ([`crate::signature`]). 1: the first.
 pub const RECORD: Versions = Versions { oldest: 1, newest: 1, written: 1 };

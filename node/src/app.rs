@@ -16,7 +16,7 @@ use starling_gossip::clock::{Clock, Instant};
 use starling_gossip::handle::{Gossip, News, Setup};
 use starling_gossip::memory::Remembered;
 use starling_gossip::publisher::NodeDescription;
-use starling_gossip::record::{Label, Locality};
+use starling_gossip::record::Label;
 use starling_gossip::run::GossipLoop;
 use starling_transport::credential_files::CredentialFiles;
 use starling_transport::credentials::Credentials;
@@ -31,11 +31,11 @@ use crate::admin::{Admin, view};
 use crate::balance::Chance;
 use crate::calendar;
 use crate::capacity::Capacity;
+use crate::care;
 use crate::config::Config;
 use crate::config::files::Files;
 use crate::descriptors;
 use crate::drain::{Drain, Shutdown};
-use crate::endpoint::Endpoint;
 use crate::live::LiveTable;
 use crate::local::LocalInstances;
 use crate::memory;
@@ -44,16 +44,11 @@ use crate::proxy::inbound::Inbound;
 use crate::proxy::listeners::{Bound, Listeners};
 use crate::proxy::outbound::{Newcomer, Outbound};
 use crate::reload::{self, ConfigFile, Parts, Reloader};
-use crate::route;
+use crate::router::Router;
 use crate::seeds;
 use crate::sockets::Sockets;
 use crate::store::Store;
 use crate::telemetry::Metrics;
-use crate::upstream::UpstreamLimits;
-
-/// Changes of the catalogue that come within this are computed into one route table: a health
-/// flip waits no longer, and a flood of joins costs twenty tables a second.
-const ROUTES_SETTLE: Duration = Duration::from_millis(50);
 
 /// Kept connections go after one to two of these without work. Longer than the pause between two
 /// requests of a program that polls, shorter than what nginx (75 s) keeps one open.
@@ -137,6 +132,7 @@ impl Node {
             seeds: seed_addresses,
             remembered,
             news: News::default(),
+            budget: config.gossip.budget,
         })
         .await?;
         let local = local_instances(&config, &capacity, gossip.clone(), &clock, rng.random());
@@ -260,14 +256,15 @@ impl Node {
         let table = &self.outbound.table;
         let (pool, seed_addresses) = (transport.pool().clone(), self.seeds.subscribe());
         tasks.spawn(seeds::explain_loneliness(gossip.clone(), pool, seed_addresses));
-        tasks.spawn(keep_routes(
-            gossip.clone(),
-            table.clone(),
-            self.config.node.locality.clone(),
-            self.capacity.upstream,
-            transport.clone(),
-            clock.clone(),
-        ));
+        let router = Router {
+            table: table.clone(),
+            pool: transport.pool().clone(),
+            locality: self.config.node.locality.clone(),
+            limits: self.capacity.upstream,
+            clock: clock.clone(),
+        };
+        tasks.spawn(router.run(gossip.clone(), self.shown.running.clone()));
+        tasks.spawn(care::follow(gossip.clone(), table.clone(), self.shown.running.clone(), clock.clone()));
         if let Some(bytes_max) = self.capacity.memory_max {
             tasks.spawn(memory::keep_below(bytes_max, self.capacity.gates(), clock.clone()));
         }
@@ -376,32 +373,6 @@ fn source_towards(to: &str) -> Option<IpAddr> {
     let socket = UdpSocket::bind(any).ok()?;
     socket.connect(to).ok()?;
     socket.local_addr().ok().map(|local| local.ip())
-}
-
-/// Computes the next route table whenever the catalogue has changed, off the request path.
-async fn keep_routes(
-    gossip: Gossip,
-    table: Arc<ArcSwap<LiveTable>>,
-    locality: Locality,
-    limits: UpstreamLimits,
-    transport: Transport,
-    clock: Clock,
-) {
-    let mut snapshots = gossip.snapshots();
-    loop {
-        let snapshot = snapshots.borrow_and_update().clone();
-        let routes = route::compute(&snapshot, &locality);
-        let pool = transport.pool();
-        let next = table.load().next(routes, &clock, |service, target| {
-            Endpoint::new(target.clone(), service.clone(), pool.clone(), limits, clock.clone())
-        });
-        table.store(Arc::new(next));
-        metrics::counter!("starling_route_tables_total").increment(1);
-        tokio::time::sleep(ROUTES_SETTLE).await;
-        if snapshots.changed().await.is_err() {
-            return;
-        }
-    }
 }
 
 /// Tells the service manager that this node is alive while its gossip is. A loop that ended by a

@@ -14,7 +14,7 @@ use starling_gossip::identity::ServiceName;
 
 use crate::balance::{self, Chance, Shares};
 use crate::endpoint::{Claim, Endpoint};
-use crate::route::{Route, RouteTable, Target};
+use crate::route::{Panic, Route, RouteTable, Target};
 use crate::telemetry::exchange::{Direction, Meter};
 
 /// When all of a service's endpoints fail at once, work waits so long for one to come back: a
@@ -30,6 +30,8 @@ pub(crate) struct LiveTable {
     /// Which snapshot it came from.
     pub(crate) generation: u64,
     routes: BTreeMap<ServiceName, Arc<LiveRoute>>,
+    /// The services whose last known endpoints are kept.
+    pub(crate) panics: BTreeMap<ServiceName, Panic>,
 }
 
 /// One service's route in use.
@@ -69,7 +71,11 @@ impl LiveTable {
             let live = LiveRoute::new(&service, route, previous, clock, &endpoint);
             (service, Arc::new(live))
         };
-        Self { generation: table.generation, routes: table.routes.into_iter().map(live).collect() }
+        Self {
+            generation: table.generation,
+            routes: table.routes.into_iter().map(live).collect(),
+            panics: table.panics,
+        }
     }
 
     /// Whether no service is known.

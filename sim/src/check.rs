@@ -25,6 +25,9 @@ pub const INSTANCE_ID: &str = "main";
 /// Clocks and timers count in milliseconds.
 const TICK: Duration = Duration::from_millis(2);
 
+/// A renewal that chance left out is asked for within so long.
+const HEARD_WITHIN: Duration = Duration::from_secs(2);
+
 /// A snapshot that must not be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("node-{observer} {what} {subject}")]
@@ -66,7 +69,9 @@ pub struct Sight {
 /// What every node has shown so far.
 pub struct Checker {
     lease: Duration,
+    renew: Duration,
     suspect_after: Duration,
+    hears_all: bool,
     newest: BTreeMap<usize, Arc<Snapshot>>,
     /// By observer and subject.
     seen: BTreeMap<usize, Vec<Seen>>,
@@ -80,21 +85,25 @@ impl Checker {
     pub fn new(lease: Duration, renew: Duration) -> Self {
         Self {
             lease,
-            suspect_after: (renew * (RENEWALS_MISSED_MAX + 1)).min(lease),
+            renew,
+            suspect_after: (renew * (RENEWALS_MISSED_MAX + 1)).min(lease * 3 / 4),
+            hears_all: false,
             newest: BTreeMap::new(),
             seen: BTreeMap::new(),
             passed: 0,
         }
     }
 
+    /// The network loses nothing between those who reach each other: whoever is there has been heard lately, so that
+    /// it is known when a lease can end at the earliest, whatever watchers said before.
+    pub fn hearing_all(mut self, hears_all: bool) -> Self {
+        self.hears_all = hears_all;
+        self
+    }
+
     /// How many snapshots were good.
     pub fn passed(&self) -> u64 {
         self.passed
-    }
-
-    /// How long a silent node is believed to be well.
-    pub fn suspect_after(&self) -> Duration {
-        self.suspect_after
     }
 
     /// How `observer` sees all others, by host; nothing if it has shown nothing in this life.
@@ -167,17 +176,18 @@ impl Checker {
         }
         let was_awake = truth.together(observer, observer, now - self.lease);
         let doubted = before.suspect_since.map(|since| now.duration_since(since) + TICK);
+        // Watchers doubt long before renewals are missed; that brings no lease to an earlier end.
+        let heard = truth.last_together(observer, subject, self.renew * 2).filter(|_| self.hears_all);
+        let ends = heard.map(|heard| heard + self.lease);
         match (before.presence, after.presence) {
             (_, Some(Presence::Left)) if !host.has_left && !host.is_hostile && observer != subject => {
                 wrong("believes to have left")
             }
-            (Some(Presence::Alive), Some(Presence::Expired))
-                if was_awake && self.lease > self.suspect_after =>
-            {
-                wrong("gave up without a doubt")
-            }
+            (Some(Presence::Alive), Some(Presence::Expired)) if was_awake => wrong("gave up without a doubt"),
             (Some(Presence::Suspect), Some(Presence::Expired))
-                if was_awake && doubted < Some(self.lease - self.suspect_after) =>
+                if was_awake
+                    && (doubted < Some(self.lease - self.suspect_after)
+                        || ends.is_some_and(|ends| now + HEARD_WITHIN < ends)) =>
             {
                 wrong("gave up before its lease ended")
             }

@@ -3,7 +3,7 @@
 //! It decides nothing and breaks nothing off; a measure that never came is simply not there, and the
 //! check for convergence says so.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use starling::route;
@@ -13,26 +13,34 @@ use starling_gossip::record::Locality;
 use starling_gossip::snapshot::{Presence, Snapshot};
 
 use crate::check::{Checker, Sight};
-use crate::network::Traffic;
 use crate::network::partition::APART;
+use crate::network::traffic::Traffic;
 use crate::report::{MembersAt, Percentiles, Pictures, Rate, Rates, Samples, Word, millis};
 use crate::truth::Truth;
 
 /// Traffic within so long after something happened is a change's, not the steady state's.
 const CHANGE_LASTS: Duration = Duration::from_secs(2);
 
+/// Who could not be reached is suspected within so long, by two watchers and their word. A suspicion of somebody
+/// who has been there for longer is false.
+const SUSPECTED_WITHIN: Duration = Duration::from_secs(10);
+
+/// Over so many seconds the peak of traffic is a mean.
+const PEAK_SECONDS: usize = 10;
+
 /// Words that the picture of who knows what shows at most.
 const WORDS_SHOWN_MAX: usize = 120;
 
 /// Measures of one run, as they come.
 pub struct Measures {
-    suspect_after: Duration,
     lease: Duration,
     samples: Samples,
     words: Vec<Spoken>,
     /// By host: its words here that not everybody may know yet.
     open: BTreeMap<usize, Vec<usize>>,
     joins: BTreeMap<usize, (Instant, BTreeSet<usize>)>,
+    /// By host that came back: its first word after that, when, and who knows.
+    rejoins: BTreeMap<usize, (u64, Instant, BTreeSet<usize>)>,
     crashes: BTreeMap<usize, Crash>,
     leaves: BTreeMap<usize, Instant>,
     suspicions_false: u64,
@@ -41,7 +49,10 @@ pub struct Measures {
     compared: u64,
     steady: Spent,
     change: Spent,
+    /// By host: seconds in the steady state, and bytes that it sent in them.
+    steady_by_host: BTreeMap<usize, (u32, u64)>,
     traffic_before: Traffic,
+    peak: Peak,
     last_happened: Option<Instant>,
     members: Vec<MembersAt>,
     bytes: Vec<BTreeMap<String, u64>>,
@@ -71,6 +82,15 @@ struct Spent {
     by_kind: BTreeMap<&'static str, (u64, u64)>,
 }
 
+/// The most that was sent for a while, from when the mesh first agreed on.
+#[derive(Default)]
+struct Peak {
+    is_counted: bool,
+    /// The last seconds: bytes, and nodes that were up.
+    window: VecDeque<(u64, usize)>,
+    bytes_per_node_s: f64,
+}
+
 /// The figures of a run that are not measures of time.
 pub struct Figures {
     /// See [`crate::report::Run`].
@@ -83,18 +103,22 @@ pub struct Figures {
     pub traffic: crate::report::Traffic,
     /// See [`crate::report::Run`].
     pub bytes_per_node_s: f64,
+    /// See [`crate::report::Run`].
+    pub bytes_per_node_s_max: f64,
+    /// See [`crate::report::Run`].
+    pub bytes_peak_per_node_s: f64,
 }
 
 impl Measures {
-    /// For a mesh of such leases.
-    pub fn new(lease: Duration, suspect_after: Duration) -> Self {
+    /// For a mesh of such a lease.
+    pub fn new(lease: Duration) -> Self {
         Self {
-            suspect_after,
             lease,
             samples: Samples::default(),
             words: Vec::new(),
             open: BTreeMap::new(),
             joins: BTreeMap::new(),
+            rejoins: BTreeMap::new(),
             crashes: BTreeMap::new(),
             leaves: BTreeMap::new(),
             suspicions_false: 0,
@@ -103,7 +127,9 @@ impl Measures {
             compared: 0,
             steady: Spent::default(),
             change: Spent::default(),
-            traffic_before: Traffic::new(),
+            steady_by_host: BTreeMap::new(),
+            traffic_before: Traffic::default(),
+            peak: Peak::default(),
             last_happened: None,
             members: Vec::new(),
             bytes: Vec::new(),
@@ -115,6 +141,12 @@ impl Measures {
         self.last_happened = Some(now);
     }
 
+    /// The mesh agrees for the first time: from now on it is measured how much is sent at most.
+    pub fn agrees(&mut self, now: Instant) {
+        self.happens(now);
+        self.peak.is_counted = true;
+    }
+
     /// `host` says `what` as word `number`; how soon others know is measured.
     pub fn says(&mut self, host: usize, number: u64, what: &'static str, now: Instant) {
         self.open.entry(host).or_default().push(self.words.len());
@@ -124,6 +156,11 @@ impl Measures {
     /// `host` is new.
     pub fn joins(&mut self, host: usize, now: Instant) {
         self.joins.insert(host, (now, BTreeSet::new()));
+    }
+
+    /// `host` is back since `now`, and said word `number` first.
+    pub fn rejoins(&mut self, host: usize, number: u64, now: Instant) {
+        self.rejoins.insert(host, (number, now, BTreeSet::new()));
     }
 
     /// `host` crashes, which served `service`, perhaps with others.
@@ -192,6 +229,13 @@ impl Measures {
         {
             self.samples.add("joined", millis(now - *at));
         }
+        if let Some((first, at, knowing)) = self.rejoins.get_mut(&subject)
+            && *first <= number
+            && truth.together(observer, subject, *at)
+            && knowing.insert(observer)
+        {
+            self.samples.add("rejoined", millis(now - *at));
+        }
     }
 
     fn handle_suspected(&mut self, truth: &Truth, observer: usize, subject: usize, now: Instant) {
@@ -201,7 +245,7 @@ impl Measures {
             }
             Some(_) => {}
             None => {
-                let is_false = truth.together(observer, subject, now - self.suspect_after);
+                let is_false = truth.together(observer, subject, now - SUSPECTED_WITHIN);
                 self.suspicions_false += u64::from(is_false);
             }
         }
@@ -247,13 +291,26 @@ impl Measures {
         let spent = if is_change { &mut self.change } else { &mut self.steady };
         spent.node_seconds += up.len() as f64;
         let mut bytes = BTreeMap::new();
-        for (kind, (messages, all)) in &traffic {
-            let (messages_before, before) = self.traffic_before.get(kind).copied().unwrap_or_default();
-            let sum = spent.by_kind.entry(kind.as_str()).or_default();
+        for (kind, (messages, all)) in &traffic.by_kind {
+            let (messages_before, before) =
+                self.traffic_before.by_kind.get(kind).copied().unwrap_or_default();
+            let sum = spent.by_kind.entry(*kind).or_default();
             sum.0 += messages - messages_before;
             sum.1 += all - before;
-            bytes.insert(kind.as_str().to_owned(), all - before);
+            bytes.insert((*kind).to_owned(), all - before);
         }
+        if !is_change {
+            for host in &up {
+                let sent = |traffic: &Traffic| traffic.by_host.get(host).copied().unwrap_or_default();
+                let sum = self.steady_by_host.entry(*host).or_default();
+                *sum = (sum.0 + 1, sum.1 + sent(&traffic) - sent(&self.traffic_before));
+            }
+        }
+        // What an attacker sends is its own cost; what it makes others send is not.
+        let honest = up.iter().filter(|host| !truth.host(**host).is_hostile);
+        let sent = |traffic: &Traffic, host: &usize| traffic.by_host.get(host).copied().unwrap_or_default();
+        let spent = honest.clone().map(|host| sent(&traffic, host) - sent(&self.traffic_before, host)).sum();
+        self.peak.second(spent, honest.count());
         self.traffic_before = traffic;
         self.bytes.push(bytes);
         self.look_around(truth, checker, &up, elapsed, now);
@@ -321,7 +378,16 @@ impl Measures {
             stale_share: self.stale as f64 / self.compared.max(1) as f64,
             traffic: crate::report::Traffic { steady: self.steady.rates(), change: self.change.rates() },
             bytes_per_node_s: all as f64 / phase.node_seconds.max(1.0),
+            bytes_per_node_s_max: self.bytes_per_node_s_max(),
+            bytes_peak_per_node_s: self.peak.bytes_per_node_s,
         }
+    }
+
+    /// Of hosts that were there long enough for a mean.
+    fn bytes_per_node_s_max(&self) -> f64 {
+        let long = self.steady_by_host.values().map(|(seconds, _)| *seconds).max().unwrap_or_default() / 2;
+        let there = self.steady_by_host.values().filter(|(seconds, _)| *seconds > long);
+        there.map(|(seconds, bytes)| *bytes as f64 / f64::from(*seconds)).fold(0.0, f64::max)
     }
 
     /// What the pictures show; `start` is when virtual time began.
@@ -339,6 +405,24 @@ impl Measures {
             events,
             words: self.words.iter().take(WORDS_SHOWN_MAX).map(word).collect(),
             nodes: truth.hosts().iter().map(|host| host.owner.node.to_string()).collect(),
+        }
+    }
+}
+
+impl Peak {
+    /// What was sent in one more second.
+    fn second(&mut self, bytes: u64, nodes: usize) {
+        if !self.is_counted {
+            return;
+        }
+        self.window.push_back((bytes, nodes));
+        if self.window.len() > PEAK_SECONDS {
+            self.window.pop_front();
+        }
+        if self.window.len() == PEAK_SECONDS {
+            let (bytes, nodes) =
+                self.window.iter().fold((0, 0), |sum, second| (sum.0 + second.0, sum.1 + second.1));
+            self.bytes_per_node_s = self.bytes_per_node_s.max(bytes as f64 / nodes.max(1) as f64);
         }
     }
 }
@@ -367,4 +451,22 @@ fn is_preferred(
     let best = route.candidates.iter().map(|candidate| candidate.rank).min();
     let owner = &truth.host(host).owner;
     route.candidates.iter().any(|it| it.target.owner == *owner && Some(it.rank) == best)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_peak_is_a_mean_over_whole_windows_once_the_mesh_agrees() {
+        let mut peak = Peak::default();
+        peak.second(1_000_000, 2);
+        peak.is_counted = true;
+        (1..PEAK_SECONDS).for_each(|_| peak.second(100, 2));
+        assert_eq!(peak.bytes_per_node_s, 0.0);
+        peak.second(300, 2);
+        assert_eq!(peak.bytes_per_node_s, 60.0);
+        peak.second(0, 2);
+        assert_eq!(peak.bytes_per_node_s, 60.0);
+    }
 }

@@ -13,7 +13,7 @@ use starling_gossip::record::Health;
 use crate::network::Handicap;
 use crate::network::partition::Partition;
 use crate::report::{Checks, Failed, Percentiles, Run, seconds};
-use crate::scenario::{Do, Event, Pick, Scenario};
+use crate::scenario::{Attack, Do, Event, Pick, Scenario};
 use crate::trace::{Turn, Window};
 use crate::world::{Failure, World};
 
@@ -59,21 +59,23 @@ pub fn play(
     Ok(played)
 }
 
-/// Records refused, by reason. One that is merely old news is no refusal worth telling, nor is a renewal that
-/// comes before its owner's record.
+/// What was refused, by reason: records, and messages that cannot be read, cost too much or are too many. One that
+/// is merely old news is no refusal worth telling, nor is a renewal that comes before its owner's record.
 fn rejected(counters: &metrics_util::debugging::Snapshotter) -> BTreeMap<String, u64> {
     let mut rejected = BTreeMap::new();
     for (key, _, _, value) in counters.snapshot().into_vec() {
-        let reason =
-            key.key().labels().find(|label| label.key() == "reason").map(|label| label.value().to_owned());
-        if let (
-            "starling_gossip_rejected_total",
-            Some(reason),
-            metrics_util::debugging::DebugValue::Counter(count),
-        ) = (key.key().name(), reason, value)
-            && !["stale", "unknown_owner"].contains(&reason.as_str())
-        {
-            *rejected.entry(reason).or_default() += count;
+        let metrics_util::debugging::DebugValue::Counter(count) = value else { continue };
+        let reason = match key.key().name() {
+            "starling_gossip_rejected_total" => {
+                key.key().labels().find(|label| label.key() == "reason").map(|label| label.value())
+            }
+            "starling_gossip_malformed_total" => Some("malformed"),
+            "starling_gossip_over_budget_total" => Some("over_budget"),
+            "starling_gossip_shunned_total" => Some("shunned"),
+            _ => None,
+        };
+        if let Some(reason) = reason.filter(|reason| !["stale", "unknown_owner"].contains(reason)) {
+            *rejected.entry(reason.to_owned()).or_default() += count;
         }
     }
     rejected
@@ -123,7 +125,7 @@ enum Step {
     Handicap(usize, Handicap),
     Calendar(usize, i64),
     Attack(usize, usize),
-    EndAttack(usize),
+    EndAttack(usize, Attack),
 }
 
 struct Play<P> {
@@ -151,6 +153,7 @@ impl<P: FnMut(f64)> Play<P> {
         }
         self.converge("equal catalogues after the start", mesh.converge_within.0).await?;
         self.converged = start.elapsed();
+        self.world.measures.agrees(Instant::now());
         self.world.trace().turn(Turn::Converged);
         self.world.run_until(Instant::now() + mesh.quiet.0).await?;
         self.world.take_images();
@@ -265,7 +268,7 @@ impl<P: FnMut(f64)> Play<P> {
                 let event = &self.scenario.event[index];
                 self.world.begin_attack(host, event.attack, event.rate);
             }
-            Step::EndAttack(host) => self.world.end_attack(host),
+            Step::EndAttack(host, attack) => self.world.end_attack(host, attack),
         }
         Ok(())
     }
@@ -339,7 +342,7 @@ impl<P: FnMut(f64)> Play<P> {
             }
             Do::Attack => {
                 self.put(at, Step::Attack(host, index));
-                self.put(end, Step::EndAttack(host));
+                self.put(end, Step::EndAttack(host, event.attack));
             }
             Do::Join | Do::Partition => {}
         }
@@ -414,6 +417,9 @@ impl<P: FnMut(f64)> Play<P> {
     fn report(&self, request: &Request, failed: Option<Failed>) -> Run {
         let world = &self.world;
         let figures = world.measures.figures();
+        let mut connections: Vec<u64> =
+            world.network().connections().values().map(|count| *count as u64).collect();
+        connections.sort_unstable();
         let (events, trace_hash) = world.trace().finish();
         let passed = world.checker.passed() + if failed.is_none() { 2 } else { 0 };
         let acts = world
@@ -431,6 +437,10 @@ impl<P: FnMut(f64)> Play<P> {
             known_ms: Percentiles::of(world.measures.samples().of("known")),
             took_ms: world.measures.took(),
             bytes_per_node_s: figures.bytes_per_node_s,
+            bytes_per_node_s_max: figures.bytes_per_node_s_max,
+            bytes_peak_per_node_s: figures.bytes_peak_per_node_s,
+            connections_max: connections.last().copied().unwrap_or_default(),
+            connections_median: connections.get(connections.len() / 2).copied().unwrap_or_default(),
             traffic: figures.traffic,
             suspicions_false: figures.suspicions_false,
             evictions_false: figures.evictions_false,

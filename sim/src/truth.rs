@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use starling_gossip::clock::Instant;
 use starling_gossip::record::{Instance, Locality, Owner};
@@ -95,6 +96,29 @@ impl Truth {
     /// By host, its component now.
     pub fn components(&self) -> &[u16] {
         self.epochs.last().map_or(&[], |(_, components)| components)
+    }
+
+    /// When `one` must have heard `other` at the latest, who renews within `span`: so long before they last reached each
+    /// other, if they had for that long.
+    pub fn last_together(&self, one: usize, other: usize, span: Duration) -> Option<Instant> {
+        let component = |components: &[u16], host: usize| components.get(host).copied().unwrap_or(APART);
+        let is_together = |components: &[u16]| {
+            component(components, one) != APART && component(components, one) == component(components, other)
+        };
+        let ends = self.epochs.iter().skip(1).map(|(begin, _)| Some(*begin)).chain([None]);
+        let mut since = None;
+        let mut last = None;
+        for ((begin, components), end) in self.epochs.iter().zip(ends) {
+            if !is_together(components) {
+                since = None;
+                continue;
+            }
+            let since = *since.get_or_insert(*begin);
+            // The present goes on; nothing has ended.
+            last =
+                end.map(|end| end - span).filter(|heard| *heard >= since).or(last.filter(|_| end.is_some()));
+        }
+        last
     }
 
     /// Whether both were up and reached each other, over others if need be, all the time since `since`.

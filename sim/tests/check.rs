@@ -12,6 +12,7 @@ use starling_gossip::record::{Health, Instance, Locality, Protocol};
 use starling_gossip::snapshot::Snapshot;
 use starling_sim::check::{Checker, INSTANCE_ID, Violation};
 use starling_sim::keys::{Authority, WALL_AT_START};
+use starling_sim::network::partition::APART;
 use starling_sim::truth::{Saying, Truth};
 
 const LEASE: Duration = Duration::from_secs(10);
@@ -136,17 +137,31 @@ fn nobody_is_given_up_before_the_lease_is_over() {
     assert_eq!(stage.observes(1, &snapshot), Ok(()));
     assert_eq!(stage.observes(2, &snapshot), Ok(()));
     assert_eq!(stage.observes(2, &Arc::default()), Err("forgot, though it was present,"));
-    let suspect = stage.is_silent_for(RENEW * 4);
+    let suspect = stage.is_silent_for(LEASE * 3 / 4);
     assert_eq!(stage.observes(1, &suspect), Ok(()));
-    let expired = stage.is_silent_for(LEASE - RENEW * 4);
+    let expired = stage.is_silent_for(LEASE / 4);
     assert_eq!(stage.observes(1, &expired), Ok(()));
 
     let mut hasty = Stage::new();
     let snapshot = hasty.says(1, true);
     assert_eq!(hasty.observes(1, &snapshot), Ok(()));
-    let suspect = hasty.is_silent_for(RENEW * 4);
+    let suspect = hasty.is_silent_for(LEASE * 3 / 4);
     assert_eq!(hasty.observes(1, &suspect), Ok(()));
-    let expired = hasty.is_silent_for(LEASE - RENEW * 4);
+    let expired = hasty.is_silent_for(LEASE / 4);
     hasty.now -= Duration::from_secs(1);
     assert_eq!(hasty.observes(1, &expired), Err("gave up before its lease ended"));
+
+    // Where nothing is lost, a doubt that watchers raised early brings no lease to an earlier end.
+    let mut doubted = Stage::new();
+    doubted.checker = Checker::new(LEASE, RENEW).hearing_all(true);
+    doubted.truth.begin_epoch(doubted.now, vec![APART, 0, 0]);
+    let snapshot = doubted.says(1, true);
+    assert_eq!(doubted.observes(1, &snapshot), Ok(()));
+    let suspect = doubted.is_silent_for(LEASE * 3 / 4);
+    let expired = doubted.is_silent_for(LEASE / 4);
+    // What these snapshots show is seen earlier: a doubt at once, and the end soon after.
+    doubted.now -= LEASE;
+    assert_eq!(doubted.observes(1, &suspect), Ok(()));
+    doubted.now += Duration::from_secs(3);
+    assert_eq!(doubted.observes(1, &expired), Err("gave up before its lease ended"));
 }

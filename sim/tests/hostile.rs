@@ -33,12 +33,27 @@ fn what_attackers_write_is_well_formed_and_refused_for_what_it_says() {
     for reason in ["bad_signature", "wrong_name", "may_not_announce", "bad_renewal"] {
         assert!(refused(&forged, reason) > 0, "{reason}: {forged}");
     }
-    let accused = report("hostile-accuse --nodes 6");
-    assert!(refused(&accused, "bad_signature") > 0, "{accused}");
+    let accused = report("hostile-accuse --nodes 8");
+    for reason in ["bad_signature", "not_a_watcher"] {
+        assert!(refused(&accused, reason) > 0, "{reason}: {accused}");
+    }
     let resurrected = report("hostile-resurrect --nodes 6");
-    assert!(refused(&resurrected, "bad_renewal") > 0, "{resurrected}");
+    for reason in ["bad_renewal", "unasked"] {
+        assert!(refused(&resurrected, reason) > 0, "{reason}: {resurrected}");
+    }
     for report in [forged, accused, resurrected] {
         assert_eq!(report["checks"]["failed"], 0, "{report}");
         assert_eq!(report["evictions_false"], 0, "{report}");
+        assert_eq!(report["suspicions_false"], 0, "{report}");
     }
+}
+
+#[test]
+fn who_asks_or_sends_too_much_is_refused_and_cut_off() {
+    let flooded = report("hostile-flood --nodes 8");
+    for reason in ["over_budget", "malformed", "bad_signature"] {
+        assert!(refused(&flooded, reason) > 0, "{reason}: {flooded}");
+    }
+    let overrun = report("hostile-overrun --nodes 8");
+    assert!(refused(&overrun, "shunned") > 0, "{overrun}");
 }

@@ -10,6 +10,9 @@ use starling_sim::scenario::{Scenario, list, load, schema};
 /// Small enough for a build without optimisation, large enough for parts and majorities.
 const NODES: &str = "12";
 
+/// Scenarios that last for minutes to prove something about minutes are cut here; longer than most leases.
+const LONGEST: &str = "longest=60s";
+
 #[test]
 fn every_scenario_holds_on_a_small_mesh() {
     let waiting: Mutex<VecDeque<_>> = Mutex::new(list().into());
@@ -17,7 +20,7 @@ fn every_scenario_holds_on_a_small_mesh() {
     let work = || {
         while let Some(listed) = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front() {
             let mut program = Command::new(env!("CARGO_BIN_EXE_starling-sim"));
-            program.args(["run", listed.name, "--nodes", NODES, "--seed", "1"]);
+            program.args(["run", listed.name, "--nodes", NODES, "--set", LONGEST, "--seed", "1"]);
             let output = program.output().expect("it runs");
             if !output.status.success() {
                 let told = format!(

@@ -35,8 +35,8 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         what: "a doubt is as good as the end of a lease",
         file: "gossip/src/known.rs",
-        right: "} else if silent >= self.lease_length() {",
-        wrong: "} else if silent >= self.suspect_after() {",
+        right: "if is_suspect { Presence::Suspect } else { Presence::Alive }",
+        wrong: "if is_suspect { Presence::Expired } else { Presence::Alive }",
         scenario: "converge",
         caught: "gave up without a doubt",
     },

@@ -18,9 +18,11 @@ mod admin;
 mod client;
 mod command;
 mod load;
+pub mod log;
 mod mesh;
 mod node;
 mod passed;
+pub mod process;
 mod program;
 mod wait;
 pub mod workload;
@@ -31,7 +33,7 @@ pub use command::{Finished, starling, starling_in};
 pub use load::{Load, Outcome};
 pub use mesh::{Directory, Mesh};
 pub use node::{Node, NodeConfig};
-pub use program::{Program, find_program, run_program};
+pub use program::{Program, find_program, look_for_program, run_program};
 pub use wait::{PATIENCE, eventually, within};
 
 /// Keys of a service whose node takes the workload at its word: nobody connects to it but callers,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use http::Method;
 use hyper::header::CONNECTION;
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, interval_at};
 
 use crate::client::{HttpConnection, Reply, request};
 
@@ -44,7 +44,12 @@ impl Load {
         let stop = Arc::new(AtomicBool::new(false));
         let pace = Duration::from_secs(1) * 2 / per_second;
         let fresh = tokio::spawn(ask_fresh(address, host.to_owned(), pace, stop.clone()));
-        let kept = |_| tokio::spawn(ask_kept(address, host.to_owned(), pace * KEPT, stop.clone()));
+        // Each at another moment, and between the others', or they would come in bursts.
+        let between = Instant::now() + pace / 2;
+        let kept = |index| {
+            let ticks = interval_at(between + pace * index, pace * KEPT);
+            tokio::spawn(ask_kept(address, host.to_owned(), ticks, stop.clone()))
+        };
         let kept = (0..KEPT).map(kept).collect();
         Self { stop, fresh, kept }
     }
@@ -103,8 +108,7 @@ async fn ask_fresh(address: SocketAddr, host: String, pace: Duration, stop: Arc<
 }
 
 /// One connection after the other, each kept until an answer ends it.
-async fn ask_kept(address: SocketAddr, host: String, pace: Duration, stop: Arc<AtomicBool>) -> Outcome {
-    let mut ticks = interval(pace);
+async fn ask_kept(address: SocketAddr, host: String, mut ticks: Interval, stop: Arc<AtomicBool>) -> Outcome {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut outcome = Outcome::default();
     let mut kept: Option<HttpConnection> = None;

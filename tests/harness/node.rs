@@ -13,6 +13,7 @@ use tokio::process::{Child, ChildStdin};
 use crate::admin::Admin;
 use crate::mesh::{Mesh, replace_file};
 use crate::passed::PassedSockets;
+use crate::process::resident_bytes;
 use crate::wait::{eventually, within};
 use crate::{LEASH, program};
 
@@ -299,10 +300,7 @@ impl Node {
 
     /// Its resident memory, as the system counts it.
     pub fn resident_bytes(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid().as_raw_nonzero()));
-        let status = status.expect("a running process");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
-        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
+        resident_bytes(self.pid())
     }
 
     /// Its process.

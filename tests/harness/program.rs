@@ -22,12 +22,15 @@ pub struct Program {
 
 /// Where `program` is. The suite that asks was chosen by somebody, so a missing program fails it.
 pub fn find_program(program: &str) -> PathBuf {
+    look_for_program(program)
+        .unwrap_or_else(|| panic!("{program} is not installed; `.ci/run` says which packages are needed"))
+}
+
+/// Where `program` is, if it is installed.
+pub fn look_for_program(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let directories = std::env::split_paths(&path).chain(ALSO.iter().map(PathBuf::from));
-    directories
-        .map(|directory| directory.join(program))
-        .find(|file| file.is_file())
-        .unwrap_or_else(|| panic!("{program} is not installed; `.ci/run` says which packages are needed"))
+    directories.map(|directory| directory.join(program)).find(|file| file.is_file())
 }
 
 /// Runs `program` to its end, with nothing on standard input.

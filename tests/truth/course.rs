@@ -7,6 +7,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use starling_tests::log::Notice;
+
 /// The mesh, and what is done to it.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Course {
@@ -39,17 +41,6 @@ pub struct Crash {
     /// How long after its last renewal: others count from that one. A node that once waited for a
     /// processor renews at other moments than its start tells.
     pub since_renewal: Duration,
-}
-
-/// What one node noticed about another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Notice {
-    /// That its instance has this weight.
-    Weight(u16),
-    /// That it has missed several renewals.
-    Suspect,
-    /// That its lease ran out.
-    Expired,
 }
 
 /// Who noticed what about whom, and when, since the first start: by observer, subject and notice.

@@ -23,7 +23,6 @@ use starling_sim::statistics::ks_distance;
 use course::{Course, Delays};
 
 mod course;
-mod log;
 mod real;
 mod relay;
 mod simulated;

@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use serde_json::json;
 use starling_gossip::clock::Clock;
+use starling_tests::log::{Line, Moment, Notice, lines};
 use starling_tests::{Mesh, Node};
 
-use crate::course::{Change, Course, Crash, Delays, Notice, Noticed};
-use crate::log::{Line, Moment, lines};
+use crate::course::{Change, Course, Crash, Delays, Noticed};
 use crate::relay::{self, Place};
 use crate::{CHANGES, CRASHES, INTERVAL, LATE, LEASE, NODES, RENEW, SEEDS};
 

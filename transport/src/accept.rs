@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use quinn::{ConnectionError, Incoming, VarInt};
+use quinn::{ConnectionError, Incoming};
 use rustls::crypto::CryptoProvider;
 
 use crate::admission::{Admission, HalfOpen, admit, source};
@@ -16,8 +16,8 @@ use crate::credentials::Credentials;
 use crate::dial::{authenticated, canonical};
 use crate::header::StreamKind;
 use crate::limits::{DIAL_TIMEOUT_MAX, HALF_OPEN_FAILED_LINGER};
-use crate::pool::Pool;
-use crate::supervise::{close_code, say};
+use crate::pool::{NotAdopted, Pool};
+use crate::supervise::{SHUNNED_REASON, close_code, say};
 use crate::telemetry::{self, Direction};
 use crate::tls;
 use crate::verify::Verdict;
@@ -58,15 +58,14 @@ impl Acceptor {
         config.crypto = crypto;
         let (pool, credentials) = (self.pool.clone(), self.credentials.clone());
         tokio::spawn(async move {
-            match shake_hands(incoming, config, &verdict, &credentials).await {
-                Ok(connection) => telemetry::handshake(Direction::Inbound, welcome(&pool, connection)),
-                Err(outcome) => {
-                    telemetry::handshake(Direction::Inbound, outcome);
-                    // A pool holds the socket, which must not outlive its endpoint's end.
-                    drop(pool);
-                    // Its memory is not free yet, and who fails fast must not begin more for it.
-                    tokio::time::sleep(HALF_OPEN_FAILED_LINGER).await;
-                }
+            let shaken = shake_hands(incoming, config, &verdict, &credentials).await;
+            let welcomed = shaken.and_then(|connection| welcome(&pool, connection));
+            telemetry::handshake(Direction::Inbound, welcomed.err().unwrap_or("ok"));
+            // A pool holds the socket, which must not outlive its endpoint's end.
+            drop(pool);
+            if welcomed.is_err() {
+                // Its memory is not free yet, and who fails fast must not begin more for it.
+                tokio::time::sleep(HALF_OPEN_FAILED_LINGER).await;
             }
             drop(handshake);
         });
@@ -101,14 +100,22 @@ async fn shake_hands(
     }
 }
 
-/// Takes the connection in, unless there is no room for it.
-fn welcome(pool: &Pool, connection: Connection) -> &'static str {
-    if !pool.adopt(&connection) {
-        connection.quinn().close(VarInt::from_u32(close_code::OVERLOADED), b"too many connections");
-        return "overloaded";
+/// Takes the connection in, or says why not, to the peer in words and to us as the outcome's name.
+fn welcome(pool: &Pool, connection: Connection) -> Result<(), &'static str> {
+    match pool.adopt(&connection) {
+        Ok(()) => {
+            tokio::spawn(say(connection, StreamKind::Welcome));
+            Ok(())
+        }
+        Err(NotAdopted::Overloaded) => {
+            connection.close(close_code::OVERLOADED, "too many connections");
+            Err("overloaded")
+        }
+        Err(NotAdopted::Shunned) => {
+            connection.close(close_code::SHUNNED, SHUNNED_REASON);
+            Err("shunned")
+        }
     }
-    tokio::spawn(say(connection, StreamKind::Welcome));
-    "ok"
 }
 
 /// Handshakes under way.

@@ -6,17 +6,20 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use quinn::VarInt;
 use tokio::sync::{Notify, watch};
 
 use rustls::pki_types::CertificateDer;
 use starling_gossip::identity::SpiffeId;
 
+use crate::datagram::{Datagram, MARK_BYTES};
 use crate::header::{HeaderError, StreamHeader};
-use crate::limits::OPEN_TIMEOUT;
+use crate::limits::{DATAGRAM_BYTES_LEAST, OPEN_TIMEOUT};
 use crate::stream::{BeginError, MeshStream, SendHalf};
+use crate::telemetry;
 
 /// Who is at the other end, as proved in the handshake.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +49,8 @@ struct Shared {
     flags_now: AtomicU8,
     work: AtomicUsize,
     attention: AtomicU8,
+    /// Whether a message went or came since the supervisor looked.
+    used: AtomicBool,
     wake: Notify,
 }
 
@@ -116,6 +121,7 @@ impl Connection {
             flags_now: AtomicU8::new(0),
             work: AtomicUsize::new(0),
             attention: AtomicU8::new(LOOKING),
+            used: AtomicBool::new(false),
             wake: Notify::new(),
         };
         Self { shared: Arc::new(shared) }
@@ -208,6 +214,37 @@ impl Connection {
         Ok(stream)
     }
 
+    /// Sends `message` as one datagram. Never waits: what finds the send buffer full pushes the oldest out.
+    /// `false` if it does not fit, the peer takes none, or the connection is lost.
+    pub(crate) fn send_once(&self, message: &[u8]) -> bool {
+        let quinn = &self.shared.quinn;
+        let bytes = MARK_BYTES + message.len();
+        let room = quinn.max_datagram_size().filter(|room| *room >= DATAGRAM_BYTES_LEAST);
+        if room.is_none_or(|room| bytes > room) {
+            return false;
+        }
+        if quinn.datagram_send_buffer_space() < bytes {
+            telemetry::gossip_dropped("send_buffer_full");
+        }
+        let sent = quinn.send_datagram(Datagram::gossip(message)).is_ok();
+        if sent {
+            self.note_use();
+        }
+        sent
+    }
+
+    /// Sends an empty datagram, for its acknowledgement. Fails only on a closed connection, and who
+    /// supervises it notices that.
+    pub(crate) fn probe(&self) {
+        let _ = self.shared.quinn.send_datagram(Datagram::probe());
+    }
+
+    /// Closes it at once, whatever is under way: it is unusable when this returns.
+    pub(crate) fn close(&self, code: u32, reason: &str) {
+        self.shared.quinn.close(VarInt::from_u32(code), reason.as_bytes());
+        self.mark(CLOSED, true);
+    }
+
     fn not_begun(&self, why: BeginError) -> OpenError {
         match why {
             BeginError::Lost(why) => self.lost(why),
@@ -267,7 +304,18 @@ impl Connection {
         self.shared.work.load(Ordering::Acquire) > 0
     }
 
-    /// Somebody wrote. Wakes the supervisor only if it sleeps; usually one atomic read.
+    /// A message went or came: the connection is in use, though nothing may be under way.
+    pub(crate) fn note_use(&self) {
+        self.shared.used.store(true, Ordering::SeqCst);
+        self.touch();
+    }
+
+    /// The supervisor looks: did a message go or come since?
+    pub(crate) fn take_use(&self) -> bool {
+        self.shared.used.swap(false, Ordering::SeqCst)
+    }
+
+    /// Somebody wrote, or was heard. Wakes the supervisor only if it sleeps; usually one atomic read.
     pub(crate) fn touch(&self) {
         if self.shared.attention.load(Ordering::SeqCst) != TOUCHED
             && self.shared.attention.swap(TOUCHED, Ordering::SeqCst) == PARKED
@@ -276,7 +324,7 @@ impl Connection {
         }
     }
 
-    /// The supervisor looks: was anything written since?
+    /// The supervisor looks: did anything happen since?
     pub(crate) fn take_touch(&self) -> bool {
         self.shared.attention.swap(LOOKING, Ordering::SeqCst) == TOUCHED
     }

@@ -59,6 +59,14 @@ pub enum ConnectError {
         /// What happened last.
         last: Box<ConnectError>,
     },
+    /// We have nothing to do with whoever is there, as the gossip core has decided.
+    #[error("{address} is shunned for another {retry_in:?}: it sent more than it may")]
+    Shunned {
+        /// Which address.
+        address: SocketAddr,
+        /// When it will be dialled again.
+        retry_in: Duration,
+    },
     /// The address cannot be dialled from here.
     #[error("{address} cannot be reached: {why}")]
     Unreachable {
@@ -95,6 +103,7 @@ impl ConnectError {
             Self::RefusedByPeer { .. } => "refused_by_peer",
             Self::TimedOut { .. } => "timed_out",
             Self::BackingOff { .. } => "backing_off",
+            Self::Shunned { .. } => "shunned",
             Self::Unreachable { .. } => "unreachable",
             Self::Overloaded => "overloaded",
             Self::Closed => "closed",

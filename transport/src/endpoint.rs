@@ -22,9 +22,9 @@ use crate::credentials::Credentials;
 use crate::dial::Dialler;
 use crate::incoming::IncomingStream;
 use crate::limits::{
-    CALLS_PER_CONNECTION_MAX, CLOSE_FLUSH, GOSSIP_RECEIVED_MAX, HALF_OPEN_BYTES_MAX, HALF_OPEN_MAX,
-    HALF_OPEN_TOTAL_BYTES_MAX, IDLE_TIMEOUT, INCOMING_STREAMS_MAX, INITIAL_RTT, KEEP_ALIVE,
-    MESSAGES_PER_CONNECTION_MAX, PROBE_BUFFER_BYTES_MAX, SOCKET_BUFFER_BYTES, Windows,
+    CALLS_PER_CONNECTION_MAX, CLOSE_FLUSH, DATAGRAM_RECEIVE_BUFFER_BYTES, DATAGRAM_SEND_BUFFER_BYTES,
+    GOSSIP_RECEIVED_MAX, HALF_OPEN_BYTES_MAX, HALF_OPEN_MAX, HALF_OPEN_TOTAL_BYTES_MAX, IDLE_TIMEOUT,
+    INCOMING_STREAMS_MAX, INITIAL_RTT, KEEP_ALIVE, MESSAGES_PER_CONNECTION_MAX, SOCKET_BUFFER_BYTES, Windows,
 };
 use crate::pool::Pool;
 use crate::serve::Inbox;
@@ -188,7 +188,7 @@ fn transport_config(windows: Windows) -> TransportConfig {
         .max_idle_timeout(Some(idle))
         .keep_alive_interval(Some(KEEP_ALIVE))
         .initial_rtt(INITIAL_RTT)
-        .datagram_receive_buffer_size(Some(PROBE_BUFFER_BYTES_MAX))
-        .datagram_send_buffer_size(PROBE_BUFFER_BYTES_MAX);
+        .datagram_receive_buffer_size(Some(DATAGRAM_RECEIVE_BUFFER_BYTES))
+        .datagram_send_buffer_size(DATAGRAM_SEND_BUFFER_BYTES);
     config
 }

@@ -1,13 +1,16 @@
-//! The gossip core's link over QUIC: one unidirectional stream per message.
+//! The gossip core's link over QUIC: per message one datagram, or one unidirectional stream.
 //!
-//! A stream, not a datagram, because a message of many packets would never arrive whole on a
+//! What is to be sent once goes as a datagram if it fits: at once, without a queue, when there is a
+//! connection. All else goes on a stream, because a message of many packets would never arrive whole on a
 //! lossy path. `send` never waits: each peer has a short queue and a task that empties it, and the
-//! newest message is dropped when the queue is full. A message not yet acknowledged counts as work
-//! on its connection, so that gossip notices dead peers for everybody.
+//! newest message is dropped when the queue is full. A message on a stream not yet acknowledged counts as
+//! work on its connection, so that gossip notices dead peers for everybody; a datagram has it watched until
+//! the peer is heard again. It keeps no connection open that nobody uses, and chooses no peers.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -15,8 +18,9 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
+use starling_gossip::identity::SpiffeId;
 use starling_gossip::limits::MESSAGE_BYTES_MAX;
-use starling_gossip::link::{Destination, Link, Received};
+use starling_gossip::link::{Delivery, Destination, Link, Received};
 
 use crate::connection::Connection;
 use crate::header::{StreamHeader, StreamKind};
@@ -36,7 +40,15 @@ pub struct GossipLink {
 #[derive(Clone)]
 struct Sender {
     pool: Pool,
-    queues: Arc<Mutex<BTreeMap<Route, mpsc::Sender<Vec<u8>>>>>,
+    queues: Arc<Mutex<Queues>>,
+}
+
+type Queues = BTreeMap<Route, mpsc::Sender<Message>>;
+
+/// What waits for a connection, or for those before it.
+struct Message {
+    bytes: Vec<u8>,
+    delivery: Delivery,
 }
 
 /// Where messages go, and whom to dial for it: nobody, if `dial` is none.
@@ -56,11 +68,14 @@ impl GossipLink {
 
 #[async_trait]
 impl Link for GossipLink {
-    fn send(&self, to: Destination, message: Vec<u8>) {
+    fn send(&self, to: Destination, message: Vec<u8>, delivery: Delivery) {
         if message.len() > MESSAGE_BYTES_MAX {
             return telemetry::gossip_dropped("oversized");
         }
         let route = Route::new(to);
+        if delivery == Delivery::Once && self.sender.send_at_once(&route, &message) {
+            return;
+        }
         let mut queues = self.sender.queues();
         if !queues.contains_key(&route) {
             if queues.len() >= GOSSIP_PEERS_MAX {
@@ -71,19 +86,33 @@ impl Link for GossipLink {
             queues.insert(route.clone(), queue);
         }
         let queue = queues.get(&route).expect("present or just inserted");
-        if queue.try_send(message).is_err() {
+        if queue.try_send(Message { bytes: message, delivery }).is_err() {
             telemetry::gossip_dropped("send_queue_full");
         }
     }
 
     async fn recv(&self) -> Option<Received> {
-        self.received.lock().await.recv().await
+        let mut received = self.received.lock().await;
+        loop {
+            let message = received.recv().await?;
+            if !self.sender.pool.is_shunned(&message.peer, message.from) {
+                return Some(message);
+            }
+            telemetry::gossip_dropped("shunned");
+        }
+    }
+
+    /// Bounded by [`crate::limits::SHUNNED_MAX`] peers and [`crate::limits::SHUN_MAX`] each. Calls to and
+    /// from the peer use the same connections and end with them: a peer that floods is cut off. What it
+    /// sent before and is not received yet is dropped.
+    fn shun(&self, peer: &SpiffeId, address: SocketAddr, span: Duration) {
+        self.sender.pool.shun(peer, address, span);
     }
 }
 
 impl Sender {
     /// Empties one queue until it was empty for long.
-    async fn run(self, route: Route, mut messages: mpsc::Receiver<Vec<u8>>) {
+    async fn run(self, route: Route, mut messages: mpsc::Receiver<Message>) {
         loop {
             match tokio::time::timeout(GOSSIP_QUEUE_IDLE, messages.recv()).await {
                 Ok(Some(message)) => self.deliver(&route, message).await,
@@ -100,8 +129,18 @@ impl Sender {
         }
     }
 
-    async fn deliver(&self, route: &Route, message: Vec<u8>) {
-        let bytes = message.len();
+    /// Sends a datagram if there is a connection and it fits; says whether it did.
+    fn send_at_once(&self, route: &Route, message: &[u8]) -> bool {
+        let connection = match &route.dial {
+            None => self.pool.connected(route.address),
+            Some(expected) => {
+                self.pool.established(&Target { address: route.address, expected: expected.clone() })
+            }
+        };
+        connection.is_some_and(|connection| send_once(&connection, message))
+    }
+
+    async fn deliver(&self, route: &Route, message: Message) {
         let connection = match &route.dial {
             None => self.pool.connected(route.address).ok_or("not_connected"),
             Some(expected) => {
@@ -109,28 +148,39 @@ impl Sender {
                 self.pool.connect(&target).await.map_err(|error| error.as_str())
             }
         };
-        let outcome = match connection {
-            // Dropped half-written by the timeout, the stream is reset.
-            Ok(connection) => tokio::time::timeout(MESSAGE_TIMEOUT, write(&connection, message))
-                .await
-                .unwrap_or(Err("timed_out")),
-            Err(reason) => Err(reason),
+        let connection = match connection {
+            Ok(connection) => connection,
+            Err(reason) => return telemetry::gossip_dropped(reason),
         };
-        match outcome {
-            Ok(()) => telemetry::gossip_message(Direction::Outbound, bytes),
-            Err(reason) => telemetry::gossip_dropped(reason),
+        if message.delivery == Delivery::Once && send_once(&connection, &message.bytes) {
+            return;
+        }
+        let bytes = Bytes::from(message.bytes);
+        // Dropped half-written by the timeout, the stream is reset.
+        match tokio::time::timeout(MESSAGE_TIMEOUT, write(&connection, bytes.clone())).await {
+            Ok(Ok(())) => telemetry::gossip_message(Direction::Outbound, Delivery::Reliable, &bytes),
+            Ok(Err(reason)) => telemetry::gossip_dropped(reason),
+            Err(_) => telemetry::gossip_dropped("timed_out"),
         }
     }
 
-    fn queues(&self) -> MutexGuard<'_, BTreeMap<Route, mpsc::Sender<Vec<u8>>>> {
+    fn queues(&self) -> MutexGuard<'_, Queues> {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-async fn write(connection: &Connection, message: Vec<u8>) -> Result<(), &'static str> {
+fn send_once(connection: &Connection, message: &[u8]) -> bool {
+    let sent = connection.send_once(message);
+    if sent {
+        telemetry::gossip_message(Direction::Outbound, Delivery::Once, message);
+    }
+    sent
+}
+
+async fn write(connection: &Connection, message: Bytes) -> Result<(), &'static str> {
     let header = StreamHeader::new(StreamKind::Gossip);
     let mut stream = connection.open_message(&header).await.map_err(|_| "connection_lost")?;
-    stream.write_chunk(Bytes::from(message)).await.map_err(|_| "connection_lost")?;
+    stream.write_chunk(message).await.map_err(|_| "connection_lost")?;
     stream.shutdown().await.map_err(|_| "connection_lost")
 }
 

@@ -5,8 +5,8 @@
 //! [`gossip_link::GossipLink`] carries the gossip core's messages. Who a peer is says its
 //! certificate alone; what it may do is the node's business, not decided here.
 //!
-//! IO is at the rim. [`header`], [`silence`], [`backoff`], `retirement` and `admission` are pure:
-//! they take bytes, counters and `now`, and are tested without a network.
+//! IO is at the rim. [`header`], [`silence`], [`backoff`], `datagram`, `retirement`, `shunned` and
+//! `admission` are pure: they take bytes, counters and `now`, and are tested without a network.
 
 mod accept;
 mod admission;
@@ -15,6 +15,7 @@ pub mod backoff;
 pub mod connection;
 pub mod credential_files;
 pub mod credentials;
+mod datagram;
 pub mod dial;
 pub mod endpoint;
 pub mod gossip_link;
@@ -25,6 +26,7 @@ pub mod pool;
 mod registry;
 mod retirement;
 mod serve;
+mod shunned;
 pub mod silence;
 pub mod stream;
 mod supervise;

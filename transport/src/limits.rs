@@ -114,8 +114,8 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// A packet at least this often keeps NAT bindings: the common timeout for UDP is 30 s.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
-/// A connection that carried nothing for so long is given back. In a mesh of 200 nodes that
-/// gossip once a second, a pair meets about every half minute.
+/// A connection that carried nothing for so long is given back: no call, no message, no datagram but
+/// probes. In a mesh of 200 nodes that gossip once a second, a pair meets about every half minute.
 pub const UNUSED_CLOSE: Duration = Duration::from_secs(120);
 
 /// How long the loser of two simultaneous dials stays, once idle: both ends have certainly seen
@@ -198,8 +198,28 @@ pub const PROBE_WHILE_SILENT: Duration = Duration::from_millis(250);
 /// The delay a peer may add before it acknowledges (RFC 9000, section 18.2, the default).
 pub const ACK_DELAY: Duration = Duration::from_millis(25);
 
-/// Probes that may wait to be read; they are empty, and only their arrival matters.
-pub const PROBE_BUFFER_BYTES_MAX: usize = 1_024;
+/// Datagrams of one connection that wait to be read here; the oldest goes first. Fifty full packets:
+/// more than a well-behaved peer says in a second, should it come at once. quinn counts 32 bytes more for each, and
+/// holds nothing for a connection that has none waiting. It is also the most that we say a datagram may
+/// have (RFC 9221, section 3); what fits a packet is far less.
+pub const DATAGRAM_RECEIVE_BUFFER_BYTES: usize = 64 * 1024;
+
+/// Datagrams of one connection that wait to be sent, while the path or the peer is slow; the oldest
+/// goes first, for what is said once is soon stale. As much as the peer has room for.
+pub const DATAGRAM_SEND_BUFFER_BYTES: usize = 64 * 1024;
+
+/// A peer that takes no datagram as long as this takes probes only: programs that know no others announce
+/// 1,024 bytes, and ignore what is in them. Any path carries more, for a QUIC packet may have 1,200
+/// bytes (RFC 9000, section 14), and less than 50 of them are overhead.
+pub const DATAGRAM_BYTES_LEAST: usize = 1_100;
+
+/// Peers that are shunned at one time. A mesh in which more of them go wrong needs people; each
+/// entry takes at most 2 KiB.
+pub const SHUNNED_MAX: usize = 1_024;
+
+/// The longest time a peer is shunned: somebody will have looked at it by then, and if it still floods
+/// it is shunned again.
+pub const SHUN_MAX: Duration = Duration::from_secs(3_600);
 
 /// Socket buffers we ask for; the system may give less. A burst of 4 MiB at 10 Gbit/s lasts 3 ms,
 /// about what a busy scheduler keeps a task waiting.

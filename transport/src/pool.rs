@@ -9,7 +9,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use quinn::VarInt;
 use rand::rngs::StdRng;
 use tokio::sync::watch;
@@ -19,13 +18,14 @@ use starling_gossip::identity::SpiffeId;
 
 use crate::admission::{Occupancy, has_room, may_dial};
 use crate::backoff::Backoff;
-use crate::connection::{CLOSED, Connection, LEAVING, PEER_LEFT, PeerIdentity};
+use crate::connection::{CLOSED, Connection, LEAVING, PEER_LEFT};
 use crate::credentials::Credentials;
 use crate::dial::{ConnectError, Dialler, canonical};
 use crate::limits::{BACKOFFS_MAX, DIAL_TIMEOUT, DIALS_MAX};
 use crate::registry::Registry;
 use crate::serve::{Inbox, serve};
-use crate::supervise::{close_code, supervise};
+use crate::shunned::Shunned;
+use crate::supervise::{SHUNNED_REASON, close_code, supervise};
 use crate::telemetry::{self, Direction};
 use crate::verify::Expected;
 
@@ -71,8 +71,18 @@ struct Table {
     registry: Registry,
     dials: BTreeMap<DialKey, watch::Receiver<DialOutcome>>,
     failures: BTreeMap<DialKey, Failure>,
+    shunned: Shunned,
     rng: StdRng,
     closed: bool,
+}
+
+/// Why a connection that a peer dialled is not taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NotAdopted {
+    /// There is no room for it.
+    Overloaded,
+    /// We have nothing to do with the peer.
+    Shunned,
 }
 
 /// What is remembered of a failed dial.
@@ -102,6 +112,7 @@ impl Pool {
             registry: Registry::default(),
             dials: BTreeMap::new(),
             failures: BTreeMap::new(),
+            shunned: Shunned::default(),
             rng,
             closed: false,
         };
@@ -138,6 +149,35 @@ impl Pool {
     /// A usable connection to `address`, whoever dialled it and whoever the peer is. Never dials.
     pub fn connected(&self, address: SocketAddr) -> Option<Connection> {
         self.table().registry.usable(canonical(address), &Expected::Anybody, None)
+    }
+
+    /// A usable connection to `target`, if there is one. Never dials.
+    pub(crate) fn established(&self, target: &Target) -> Option<Connection> {
+        let local = self.shared.credentials.id();
+        self.table().registry.usable(canonical(target.address), &target.expected, Some(local))
+    }
+
+    /// Has nothing to do with `peer` at `address` for `span`: closes what is open, refuses what it dials
+    /// once its handshake has proved who it is, and does not dial it. Its calls go the same way, because
+    /// they share its connections: a peer that floods is cut off.
+    pub(crate) fn shun(&self, peer: &SpiffeId, address: SocketAddr, span: Duration) {
+        let address = canonical(address);
+        let mut table = self.table();
+        let fresh = table.shunned.insert(peer, address, span, self.clock().now());
+        for connection in table.registry.iter().filter(|one| is_to(one, peer, address)) {
+            connection.close(close_code::SHUNNED, SHUNNED_REASON);
+        }
+        drop(table);
+        if fresh {
+            telemetry::peer_shunned();
+            tracing::warn!(%peer, %address, ?span, "a peer sent more than it may: it is cut off for a while, its calls as well");
+        }
+        self.changed();
+    }
+
+    /// Whether we have nothing to do with `peer` at `address`, which is as a connection shows it.
+    pub(crate) fn is_shunned(&self, peer: &SpiffeId, address: SocketAddr) -> bool {
+        self.table().shunned.wait(peer, address, self.clock().now()).is_some()
     }
 
     /// Every peer with a connection, and every identity whose last dial failed.
@@ -191,16 +231,19 @@ impl Pool {
         self.table().registry.occupancy(ip, identity)
     }
 
-    /// Takes in a connection that a peer dialled; `false` if there is no room for it.
-    pub(crate) fn adopt(&self, connection: &Connection) -> bool {
+    /// Takes in a connection that a peer dialled.
+    pub(crate) fn adopt(&self, connection: &Connection) -> Result<(), NotAdopted> {
         let mut table = self.table();
         let peer = connection.peer();
+        if table.shunned.wait(&peer.id, peer.address, self.clock().now()).is_some() {
+            return Err(NotAdopted::Shunned);
+        }
         if !has_room(table.registry.occupancy(peer.address.ip(), Some(&peer.id))) {
-            return false;
+            return Err(NotAdopted::Overloaded);
         }
         self.attend(connection);
         self.enter(&mut table, connection.clone());
-        true
+        Ok(())
     }
 
     /// Whether any connection has streams or messages under way.
@@ -238,6 +281,9 @@ impl Pool {
         if let Some(connection) = table.registry.usable(address, &target.expected, Some(&local)) {
             return Ok(Lookup::Found(connection));
         }
+        if let Some(retry_in) = table.shunned_at(address, &target.expected, self.clock().now()) {
+            return Err(ConnectError::Shunned { address, retry_in });
+        }
         let key = DialKey { address, expected: target.expected.clone(), local };
         if let Some(outcome) = table.dials.get(&key) {
             return Ok(Lookup::Dialling(outcome.clone()));
@@ -271,6 +317,7 @@ impl Pool {
         telemetry::handshake(Direction::Outbound, outcome);
         let mut table = self.table();
         table.dials.remove(&key);
+        let result = result.and_then(|connection| table.unless_shunned(connection, self.clock().now()));
         let result = match result {
             Ok(connection) => {
                 self.enter(&mut table, connection.clone());
@@ -290,9 +337,9 @@ impl Pool {
 
     fn enter(&self, table: &mut Table, connection: Connection) {
         let peer = connection.peer().clone();
-        for other in table.registry.iter().filter(|other| same_peer(other, &peer)) {
+        for other in table.registry.iter().filter(|other| is_to(other, &peer.id, peer.address)) {
             // Perhaps the peer was restarted and this one is dead: asking is how to find out.
-            let _ = other.quinn().send_datagram(Bytes::new());
+            other.probe();
             other.touch();
         }
         for expected in [Expected::Anybody, Expected::Exactly(peer.id)] {
@@ -346,13 +393,29 @@ impl Pool {
     }
 }
 
-fn same_peer(connection: &Connection, peer: &PeerIdentity) -> bool {
-    connection.peer().id == peer.id && connection.peer().address == peer.address
+fn is_to(connection: &Connection, peer: &SpiffeId, address: SocketAddr) -> bool {
+    connection.peer().address == address && connection.peer().id == *peer
 }
 
 impl Table {
+    /// How much longer `address` is not dialled. Whoever is shunned there is likely who would answer.
+    fn shunned_at(&self, address: SocketAddr, expected: &Expected, now: Instant) -> Option<Duration> {
+        match expected {
+            Expected::Anybody => self.shunned.wait_for_anybody(address, now),
+            Expected::Exactly(id) => self.shunned.wait(id, address, now),
+        }
+    }
+
+    /// The peer may have been shunned while it was dialled.
+    fn unless_shunned(&self, connection: Connection, now: Instant) -> Result<Connection, ConnectError> {
+        let (id, address) = (&connection.peer().id, connection.peer().address);
+        let Some(retry_in) = self.shunned.wait(id, address, now) else { return Ok(connection) };
+        connection.close(close_code::SHUNNED, SHUNNED_REASON);
+        Err(ConnectError::Shunned { address, retry_in })
+    }
+
     fn remember_failure(&mut self, key: &DialKey, error: &ConnectError, clock: &Clock) {
-        if matches!(error, ConnectError::Closed | ConnectError::Overloaded) {
+        if matches!(error, ConnectError::Closed | ConnectError::Overloaded | ConnectError::Shunned { .. }) {
             return;
         }
         if !self.failures.contains_key(key) && self.failures.len() >= BACKOFFS_MAX {

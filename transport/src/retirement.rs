@@ -2,7 +2,8 @@
 //!
 //! Closing cuts what the peer may have just sent, so nobody closes alone. One end, once idle long
 //! enough, says goodbye: it opens no more streams. The other then opens none either, and closes
-//! when its own are done. The loser of two simultaneous dials goes the same way, only sooner.
+//! when its own are done. The loser of two simultaneous dials goes the same way, only sooner. A datagram
+//! is no work that anybody waits for, but shows that the connection is used, at either end.
 
 use starling_gossip::clock::Instant;
 
@@ -13,6 +14,8 @@ use crate::limits::{GOODBYE_WAIT, LOSER_LINGER, UNUSED_CLOSE};
 pub(crate) struct Situation {
     /// Streams or messages are under way.
     pub(crate) busy: bool,
+    /// A message went or came since the last look.
+    pub(crate) used: bool,
     /// A better connection to the same peer exists.
     pub(crate) superseded: bool,
     /// The peer said goodbye.
@@ -49,6 +52,9 @@ impl Retirement {
         }
         if situation.peer_left {
             return Step::Close;
+        }
+        if situation.used && !self.said_goodbye {
+            self.idle_since = None;
         }
         let idle_since = *self.idle_since.get_or_insert(now);
         let patience = match (self.said_goodbye, situation.superseded) {
@@ -92,7 +98,7 @@ mod tests {
     fn streams_are_never_cut() {
         let now = Clock::System.now();
         let mut retirement = Retirement::default();
-        let busy = Situation { busy: true, superseded: true, peer_left: true };
+        let busy = Situation { busy: true, superseded: true, peer_left: true, ..Situation::default() };
         assert_eq!(retirement.handle_situation(busy, now + UNUSED_CLOSE * 9), Step::Stay);
         assert_eq!(retirement.handle_situation(Situation { busy: false, ..busy }, now), Step::Close);
     }
@@ -106,5 +112,27 @@ mod tests {
         retirement.handle_situation(Situation { busy: true, ..loser }, now + LOSER_LINGER);
         assert_eq!(retirement.handle_situation(loser, now + LOSER_LINGER), Step::Stay);
         assert_eq!(retirement.handle_situation(loser, now + LOSER_LINGER * 2), Step::SayGoodbye);
+    }
+
+    #[test]
+    fn use_begins_the_wait_anew_until_goodbye_is_said() {
+        let mut now = Clock::System.now();
+        let mut retirement = Retirement::default();
+        let used = Situation { used: true, ..Situation::default() };
+        for _ in 0..9 {
+            assert_eq!(retirement.handle_situation(used, now), Step::Stay);
+            assert_eq!(retirement.poll_timeout(), Some(now + UNUSED_CLOSE));
+            now += UNUSED_CLOSE - GOODBYE_WAIT;
+        }
+        now += GOODBYE_WAIT;
+        assert_eq!(retirement.handle_situation(Situation::default(), now), Step::SayGoodbye);
+        assert_eq!(retirement.handle_situation(used, now + GOODBYE_WAIT), Step::Close);
+    }
+
+    #[test]
+    fn who_was_left_goes_whatever_came_last() {
+        let now = Clock::System.now();
+        let left = Situation { used: true, peer_left: true, ..Situation::default() };
+        assert_eq!(Retirement::default().handle_situation(left, now), Step::Close);
     }
 }

@@ -1,17 +1,19 @@
-//! What a peer sends on a connection: streams read up to their header, and handed on.
+//! What a peer sends on a connection: streams read up to their header, datagrams, and handed on.
 //!
 //! Calls go to the node, gossip messages to the gossip loop, each through a bounded queue: a full
 //! one refuses the newest. Unknown versions and kinds are answered, not punished: the peer may be
 //! newer than we are.
 
+use bytes::Bytes;
 use quinn::{ReadExactError, RecvStream, SendStream, VarInt};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
 use starling_gossip::limits::MESSAGE_BYTES_MAX;
-use starling_gossip::link::Received;
+use starling_gossip::link::{Delivery, Received};
 
 use crate::connection::{Connection, PEER_LEFT, WELCOMED, WorkGuard};
+use crate::datagram::Datagram;
 use crate::header::{
     HeaderError, PREAMBLE_BYTES, Preamble, Refusal, RefusalReason, StreamHeader, StreamKind,
 };
@@ -48,6 +50,10 @@ pub(crate) async fn serve(connection: Connection, inbox: Inbox) {
             message = connection.quinn().accept_uni() => {
                 let Ok(recv) = message else { return };
                 tokio::spawn(read_message(recv, connection.clone(), inbox.gossip.clone()));
+            }
+            datagram = connection.quinn().read_datagram() => {
+                let Ok(datagram) = datagram else { return };
+                take_datagram(datagram, &connection, &inbox.gossip);
             }
         }
     }
@@ -97,7 +103,7 @@ async fn read_message(mut recv: RecvStream, connection: Connection, gossip: mpsc
         }
     };
     match kind {
-        StreamKind::Gossip => read_gossip(recv, &connection, gossip).await,
+        StreamKind::Gossip => read_gossip(recv, &connection, &gossip).await,
         StreamKind::Welcome => drop(connection.mark(WELCOMED, true)),
         StreamKind::Goodbye => drop(connection.mark(PEER_LEFT, true)),
         StreamKind::Tcp { .. } | StreamKind::Http1 { .. } | StreamKind::Http2 { .. } => {
@@ -107,19 +113,32 @@ async fn read_message(mut recv: RecvStream, connection: Connection, gossip: mpsc
     }
 }
 
-async fn read_gossip(mut recv: RecvStream, connection: &Connection, gossip: mpsc::Sender<Received>) {
+async fn read_gossip(mut recv: RecvStream, connection: &Connection, gossip: &mpsc::Sender<Received>) {
     let message = match tokio::time::timeout(MESSAGE_TIMEOUT, recv.read_to_end(MESSAGE_BYTES_MAX)).await {
         Ok(Ok(message)) => message,
         Ok(Err(quinn::ReadToEndError::TooLong)) => return telemetry::gossip_dropped("oversized"),
         Ok(Err(quinn::ReadToEndError::Read(_))) | Err(_) => return telemetry::gossip_dropped("truncated"),
     };
-    let bytes = message.len();
-    let peer = connection.peer();
-    let received = Received { from: peer.address, peer: peer.id.clone(), message };
-    match gossip.try_send(received) {
-        Ok(()) => telemetry::gossip_message(Direction::Inbound, bytes),
-        Err(_) => telemetry::gossip_dropped("receive_queue_full"),
+    hand_on(message, Delivery::Reliable, connection, gossip);
+}
+
+fn take_datagram(datagram: Bytes, connection: &Connection, gossip: &mpsc::Sender<Received>) {
+    match Datagram::decode(datagram) {
+        Datagram::Probe => {}
+        // Copied: a slice would hold the whole packet, or all that came with it, while it waits.
+        Datagram::Gossip(message) => hand_on(message.to_vec(), Delivery::Once, connection, gossip),
+        Datagram::Unknown => telemetry::datagram_ignored(),
     }
+}
+
+fn hand_on(message: Vec<u8>, delivery: Delivery, connection: &Connection, gossip: &mpsc::Sender<Received>) {
+    connection.note_use();
+    let Ok(place) = gossip.try_reserve() else {
+        return telemetry::gossip_dropped("receive_queue_full");
+    };
+    telemetry::gossip_message(Direction::Inbound, delivery, &message);
+    let peer = connection.peer();
+    place.send(Received { from: peer.address, peer: peer.id.clone(), message });
 }
 
 /// There is no way back on such a stream; the stop's code is all the sender hears.

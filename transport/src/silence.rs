@@ -31,7 +31,7 @@ pub struct Sample {
     pub rtt: Duration,
     /// Whether any stream or message is under way.
     pub busy: bool,
-    /// Whether somebody wrote since the last sample; quinn may not have sent it yet.
+    /// Whether the connection was used since the last sample; quinn may not have sent yet what was written.
     pub touched: bool,
 }
 

@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use quinn::{ConnectionStats, VarInt};
 use tokio::sync::watch;
 
@@ -30,7 +29,12 @@ pub(crate) mod close_code {
     pub(crate) const ABANDONED: u32 = 3;
     /// The peer's identity is believed no more.
     pub(crate) const REVOKED: u32 = 4;
+    /// The peer sent more than it may; for a while we have nothing to do with it.
+    pub(crate) const SHUNNED: u32 = 5;
 }
+
+/// What a peer hears with [`close_code::SHUNNED`].
+pub(crate) const SHUNNED_REASON: &str = "you sent more than you may";
 
 /// Watches `connection` until it is closed. `changes` hears of silence and of its end.
 pub(crate) async fn supervise(connection: Connection, clock: Clock, changes: Arc<watch::Sender<u64>>) {
@@ -48,8 +52,6 @@ pub(crate) async fn supervise(connection: Connection, clock: Clock, changes: Arc
             }
             () = connection.woken() => {}
             () = sleep_until(due) => {}
-            // Probes are empty: their arrival was the point.
-            _ = connection.quinn().read_datagram() => {}
         }
     }
     connection.mark(CLOSED, true);
@@ -78,8 +80,7 @@ fn look(
         }
     }
     if verdict.probe {
-        // Fails only on a closed connection, which the loop notices.
-        let _ = connection.quinn().send_datagram(Bytes::new());
+        connection.probe();
     }
     retire(connection, retirement, now);
     let due = earlier(silence.poll_timeout(), retirement.poll_timeout());
@@ -93,6 +94,7 @@ fn retire(connection: &Connection, retirement: &mut Retirement, now: Instant) {
     let flags = connection.flags_now();
     let situation = Situation {
         busy: connection.is_busy(),
+        used: connection.take_use(),
         superseded: flags & SUPERSEDED != 0,
         peer_left: flags & PEER_LEFT != 0,
     };

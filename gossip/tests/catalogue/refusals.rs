@@ -37,7 +37,7 @@ fn bench(kind: KeyKind) -> Bench {
     let (Record::Node(node), Record::Instance(instance)) = (open(&said[0]), open(&said[2])) else {
         panic!("a node record first, then instances");
     };
-    let next = Version { version: 9, ..node.version };
+    let next = Version { version: 1 << 40, ..node.version };
     let node = NodeRecord { version: next, ..node };
     let instance = InstanceRecord { version: next, ..instance };
     Bench { authority, watched, svid, said, node, instance }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use starling_gossip::identity::SpiffeId;
-use starling_gossip::link::{Destination, Link, Received};
+use starling_gossip::link::{Delivery, Destination, Link, Received};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
@@ -30,6 +30,8 @@ struct State {
     connections: BTreeSet<(SocketAddr, SocketAddr)>,
     /// Addresses on the far side of a partition.
     cut_off: BTreeSet<SocketAddr>,
+    /// Who will have nothing to do with whom.
+    shunned: BTreeSet<(SocketAddr, SocketAddr)>,
 }
 
 struct Host {
@@ -42,7 +44,13 @@ pub(crate) struct HostLink {
     network: Arc<Network>,
     address: SocketAddr,
     identity: SpiffeId,
-    queue: tokio::sync::Mutex<mpsc::Receiver<(Instant, Received)>>,
+    queue: tokio::sync::Mutex<Queue>,
+}
+
+struct Queue {
+    messages: mpsc::Receiver<(Instant, Received)>,
+    /// On its way, and kept if nobody waits for it any more.
+    next: Option<(Instant, Received)>,
 }
 
 impl Network {
@@ -50,7 +58,12 @@ impl Network {
     pub(crate) fn host(self: &Arc<Self>, address: SocketAddr, identity: SpiffeId) -> Arc<HostLink> {
         let (sender, receiver) = mpsc::channel(QUEUED_MAX);
         self.state().hosts.insert(address, Host { identity: identity.clone(), queue: sender });
-        Arc::new(HostLink { network: self.clone(), address, identity, queue: receiver.into() })
+        Arc::new(HostLink {
+            network: self.clone(),
+            address,
+            identity,
+            queue: Queue { messages: receiver, next: None }.into(),
+        })
     }
 
     /// Nobody answers at `address` any more.
@@ -80,7 +93,8 @@ impl State {
             Destination::Seed(_) => true,
             Destination::Connected(_) => self.connections.contains(&(from.address, address)),
         };
-        if !may_go || !self.hosts.contains_key(&from.address) {
+        let is_shunned = self.shunned.contains(&(address, from.address));
+        if !may_go || is_shunned || !self.hosts.contains_key(&from.address) {
             return;
         }
         let received = Received { from: from.address, peer: from.identity.clone(), message };
@@ -91,13 +105,22 @@ impl State {
 
 #[async_trait]
 impl Link for HostLink {
-    fn send(&self, to: Destination, message: Vec<u8>) {
+    fn send(&self, to: Destination, message: Vec<u8>, _delivery: Delivery) {
         self.network.state().deliver(self, &to, message);
     }
 
+    fn shun(&self, _peer: &SpiffeId, address: SocketAddr, _span: Duration) {
+        self.network.state().shunned.insert((self.address, address));
+    }
+
     async fn recv(&self) -> Option<Received> {
-        let (at, received) = self.queue.lock().await.recv().await?;
-        sleep_until(at).await;
-        Some(received)
+        let mut queue = self.queue.lock().await;
+        if queue.next.is_none() {
+            queue.next = Some(queue.messages.recv().await?);
+        }
+        if let Some((at, _)) = &queue.next {
+            sleep_until(*at).await;
+        }
+        queue.next.take().map(|(_, received)| received)
     }
 }

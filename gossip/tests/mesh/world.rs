@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use starling_gossip::clock::{Clock, Instant};
-use starling_gossip::handle::{Gossip, News, Setup};
+use starling_gossip::handle::{Budget, Gossip, News, Setup};
 use starling_gossip::publisher::NodeDescription;
 use starling_gossip::record::{Health, Instance, Label, Locality, Protocol};
 use starling_gossip::snapshot::{Presence, Snapshot};
@@ -110,6 +110,7 @@ impl World {
             seeds: watch::channel(vec![address(0)]).1,
             remembered: None,
             news: News::default(),
+            budget: Budget::default(),
         }
     }
 

@@ -5,6 +5,7 @@
 
 mod guard;
 mod instances;
+pub mod members;
 mod stall;
 pub mod view;
 
@@ -202,7 +203,8 @@ impl State {
             "/ready" => text(StatusCode::OK, "ready\n"),
             "/metrics" => text(StatusCode::OK, shown.metrics.render()),
             "/v1/node" => answer(&view::node(shown)),
-            "/v1/members" => answer(&view::members(shown).await),
+            "/v1/members" => answer(&members::members(shown).await),
+            "/v1/convergence" => answer(&members::convergence(shown).await),
             "/v1/services" => answer(&view::services(shown)),
             "/v1/instances" => answer(&view::local_instances(shown)),
             "/v1/routes" => answer(&view::routes(shown)),

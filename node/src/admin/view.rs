@@ -2,19 +2,18 @@
 //!
 //! Every list is sorted, every age is in milliseconds on this node's own clock.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use starling_gossip::clock::Instant;
 use starling_gossip::identity::ServiceName;
 use starling_gossip::record::{Label, Locality};
 use starling_gossip::snapshot::{Presence, ServiceInstance, Snapshot};
-use starling_transport::pool::PeerStatus;
 
 use crate::app::Shown;
-use crate::live::LiveRoute;
+use crate::live::{LiveRoute, LiveTable};
 use crate::local::{InstanceState, Source};
-use crate::route::Target;
+use crate::route::{Panic, Target};
 
 /// `/v1/node`
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -59,33 +58,6 @@ pub(crate) fn summary(snapshot: &Snapshot) -> String {
     format!("members: {alive} alive, {suspect} suspect; services: {services}, instances: {instances}")
 }
 
-/// One of `/v1/members`
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct MemberView {
-    /// Its node's name.
-    pub node: String,
-    /// Its SPIFFE ID.
-    pub identity: String,
-    /// Where it listens.
-    pub address: String,
-    /// `alive`, `suspect`, `left` or `expired`.
-    pub state: String,
-    /// Why it is suspect, in words.
-    pub reason: Option<String>,
-    /// Which life of the node.
-    pub incarnation: u64,
-    /// Since it last renewed its lease; what lies before this node's start is by the calendar.
-    pub lease_age_ms: u64,
-    /// How long a renewal lasts.
-    pub lease_ms: u64,
-    /// Where it stands.
-    pub locality: Locality,
-    /// The program's version.
-    pub version: String,
-    /// The round trip to it, while this node is connected with it.
-    pub rtt_us: Option<u64>,
-}
-
 /// One of `/v1/services`
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ServiceView {
@@ -93,6 +65,23 @@ pub struct ServiceView {
     pub name: String,
     /// Who serves it.
     pub instances: Vec<InstanceView>,
+    /// Whether this node distrusts what it knows of it; `null` is no.
+    pub panic: Option<PanicView>,
+}
+
+/// Why last known instances of a service are kept
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PanicView {
+    /// Since it began.
+    pub age_ms: u64,
+    /// How many instances are kept now.
+    pub retained: usize,
+    /// How many leases had run out at once when it began.
+    pub lost: usize,
+    /// Of how many instances.
+    pub known: usize,
+    /// Why, in words.
+    pub reason: String,
 }
 
 /// One instance of a service
@@ -118,6 +107,8 @@ pub struct InstanceView {
     pub locality: Locality,
     /// Since this node learned the newest about it.
     pub age_ms: u64,
+    /// Its lease ran out, and this node goes on using it all the same.
+    pub retained: bool,
 }
 
 /// One of `/v1/instances`: what this node itself serves
@@ -169,6 +160,8 @@ pub struct CandidateView {
     pub share: f64,
     /// How far its node stands: 0 near to 3 far.
     pub distance: u8,
+    /// Its lease ran out, and it is kept because most of the service was lost at once: used last.
+    pub retained: bool,
     /// Why it gets no new work at present although it may.
     pub trouble: Option<String>,
     /// Work under way.
@@ -211,69 +204,50 @@ pub(super) fn node(shown: &Shown) -> NodeView {
     }
 }
 
-pub(super) async fn members(shown: &Shown) -> Vec<MemberView> {
-    let peers = shown.transport.pool().peers();
-    let view = |view: starling_gossip::handle::MemberView| {
-        let record = &view.member.record;
-        let address = record.addresses[0];
-        let peer = peers.iter().find(|peer| peer.address == address && peer.identity == view.owner.identity);
-        let is_remembered = view.heard.as_ref().is_some_and(|heard| heard.is_remembered);
-        let (state, reason) = state_of(view.member.presence, is_remembered, peer);
-        MemberView {
-            node: view.owner.node.to_string(),
-            identity: view.owner.identity.to_string(),
-            address: address.to_string(),
-            state: state.as_str().to_owned(),
-            reason: reason.map(str::to_owned),
-            incarnation: record.version.incarnation,
-            lease_age_ms: view.heard.map_or(0, |heard| heard.lease_age.as_millis() as u64),
-            lease_ms: record.lease.length_millis.into(),
-            locality: record.locality.clone(),
-            version: record.program.to_string(),
-            rtt_us: peer.and_then(|peer| peer.rtt).map(|rtt| rtt.as_micros() as u64),
-        }
-    };
-    shown.gossip.members().await.into_iter().map(view).collect()
-}
-
-/// What the catalogue knows of a member, and what this node has seen for itself.
-fn state_of(
-    presence: Presence,
-    is_remembered: bool,
-    peer: Option<&PeerStatus>,
-) -> (Presence, Option<&'static str>) {
-    match (presence, peer) {
-        (Presence::Suspect, _) if is_remembered => (
-            Presence::Suspect,
-            Some("it has not been heard since this node started; known from node.data_dir"),
-        ),
-        (Presence::Alive, Some(peer)) if !peer.connected => {
-            (Presence::Suspect, Some("it could not be reached from here"))
-        }
-        (Presence::Alive, Some(peer)) if !peer.responsive => {
-            (Presence::Suspect, Some("it has fallen silent towards this node"))
-        }
-        (Presence::Suspect, _) => (Presence::Suspect, Some("it has missed several renewals of its lease")),
-        (presence, _) => (presence, None),
-    }
-}
-
 pub(super) fn services(shown: &Shown) -> Vec<ServiceView> {
-    let snapshot = snapshot(shown);
-    snapshot.services.keys().filter_map(|name| service_of(shown, &snapshot, name.as_str())).collect()
+    let (snapshot, table) = (snapshot(shown), shown.table.load());
+    let names: BTreeSet<&ServiceName> = snapshot.services.keys().chain(table.panics.keys()).collect();
+    names.into_iter().filter_map(|name| service_of(shown, &snapshot, &table, name.as_str())).collect()
 }
 
 pub(super) fn service(shown: &Shown, name: &str) -> Option<ServiceView> {
-    service_of(shown, &snapshot(shown), name)
+    service_of(shown, &snapshot(shown), &shown.table.load(), name)
 }
 
-fn service_of(shown: &Shown, snapshot: &Snapshot, name: &str) -> Option<ServiceView> {
+fn service_of(shown: &Shown, snapshot: &Snapshot, table: &LiveTable, name: &str) -> Option<ServiceView> {
     let now = shown.clock.now();
-    let instances = snapshot.services.get(name)?.iter().map(|offered| instance(offered, now)).collect();
-    Some(ServiceView { name: name.to_owned(), instances })
+    let (present, panic) = (snapshot.services.get(name), table.panics.get(name));
+    if present.is_none() && panic.is_none() {
+        return None;
+    }
+    // The table may be older than the snapshot, which then knows better who has been heard again.
+    let is_gone = |offered: &&ServiceInstance| {
+        snapshot.members.get(&offered.owner).is_none_or(|member| !member.presence.is_present())
+    };
+    let kept = panic.into_iter().flat_map(|panic| &panic.instances).filter(is_gone);
+    let present = present.into_iter().flatten().map(|offered| instance(offered, false, now));
+    Some(ServiceView {
+        name: name.to_owned(),
+        instances: present.chain(kept.map(|offered| instance(offered, true, now))).collect(),
+        panic: panic.map(|panic| panic_of(panic, now)),
+    })
 }
 
-fn instance(offered: &ServiceInstance, now: Instant) -> InstanceView {
+fn panic_of(panic: &Panic, now: Instant) -> PanicView {
+    let Panic { lost, known, .. } = *panic;
+    PanicView {
+        age_ms: age(now, panic.since),
+        retained: panic.instances.len(),
+        lost,
+        known,
+        reason: format!(
+            "the leases of {lost} of {known} instances ran out at once, so this node distrusts its view: they are \
+             used after all others until it has failed to reach them for routing.max_stale"
+        ),
+    }
+}
+
+fn instance(offered: &ServiceInstance, retained: bool, now: Instant) -> InstanceView {
     let instance = &offered.instance;
     InstanceView {
         id: offered.id.to_string(),
@@ -286,6 +260,7 @@ fn instance(offered: &ServiceInstance, now: Instant) -> InstanceView {
         weight: instance.weight,
         locality: offered.node.locality.clone(),
         age_ms: age(now, offered.learned_at),
+        retained,
     }
 }
 
@@ -340,6 +315,7 @@ fn route_of(service: &ServiceName, live: &LiveRoute, generation: u64, now: Insta
                     address: address.to_string(),
                     share,
                     distance: candidate.rank.distance,
+                    retained: candidate.rank.retained,
                     trouble: endpoint.trouble().map(str::to_owned),
                     in_flight: endpoint.in_flight(),
                     requests: endpoint.requests(),
@@ -356,6 +332,6 @@ fn snapshot(shown: &Shown) -> std::sync::Arc<Snapshot> {
     shown.gossip.snapshots().borrow().clone()
 }
 
-fn age(now: Instant, then: Instant) -> u64 {
+pub(super) fn age(now: Instant, then: Instant) -> u64 {
     now.saturating_duration_since(then).as_millis() as u64
 }

@@ -8,6 +8,7 @@ mod check;
 mod config;
 mod demo;
 mod files;
+pub(crate) mod members;
 mod output;
 mod run;
 pub(crate) mod show;
@@ -56,7 +57,7 @@ enum Command {
     /// Exits with 0 if the local node is ready, with 1 if it drains or does not answer: for probes.
     Ready(ask::Asked),
     /// Who is in the mesh, as the local node sees it.
-    Members(ask::Asked),
+    Members(members::Arguments),
     /// What is served in the mesh, and by whom.
     Services(ask::Asked),
     /// What the local node itself serves, and how well.
@@ -98,7 +99,7 @@ fn dispatch(command: Command, output: Output) -> Result<(), Failure> {
         Command::Demo(arguments) => demo::run(&arguments, output),
         Command::DemoWorkload(arguments) => demo::run_workload(arguments),
         Command::Ready(asked) => show::ready(&asked, output),
-        Command::Members(asked) => show::members(&asked, output),
+        Command::Members(arguments) => members::run(&arguments, output),
         Command::Services(asked) => show::services(&asked, output),
         Command::Instances(asked) => show::instances(&asked, output),
         Command::Routes(arguments) => show::routes(&arguments, output),

@@ -1,4 +1,4 @@
-//! What the local node shows, as tables: members, services, routes; and its few actions.
+//! What the local node shows, as tables: services, instances, routes; and its few actions.
 
 use anyhow::Context as _;
 use serde::Serialize;
@@ -9,10 +9,11 @@ use starling_gossip::record::Locality;
 use super::ask::Asked;
 use super::output::{Failure, Output};
 use super::table::{age, table};
-use crate::admin::view::{
-    CandidateView, InstanceView, LocalInstanceView, MemberView, RouteView, ServiceView,
-};
+use crate::admin::view::{CandidateView, InstanceView, LocalInstanceView, RouteView, ServiceView};
 use crate::reload::plan::NeedsRestart;
+
+/// What is said of an instance that its service's panic keeps.
+const KEPT: &str = "kept: its lease ran out with most others of the service";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct RouteArguments {
@@ -26,11 +27,6 @@ pub(super) fn ready(asked: &Asked, output: Output) -> Result<(), Failure> {
     asked.request("GET", "/ready").context("not ready")?;
     output.print("ready", &json!({ "ready": true }));
     Ok(())
-}
-
-pub(super) fn members(asked: &Asked, output: Output) -> Result<(), Failure> {
-    let members: Vec<MemberView> = asked.get("/v1/members")?;
-    print(output, &members, members_table)
 }
 
 pub(super) fn services(asked: &Asked, output: Output) -> Result<(), Failure> {
@@ -71,7 +67,7 @@ pub(super) fn reload(asked: &Asked, output: Output) -> Result<(), Failure> {
     Ok(())
 }
 
-fn print<T: Serialize + DeserializeOwned>(
+pub(super) fn print<T: Serialize + DeserializeOwned>(
     output: Output,
     rows: &[T],
     shown: impl Fn(&[T]) -> String,
@@ -97,24 +93,6 @@ fn instances_table(instances: &[LocalInstanceView]) -> String {
     table(head, &instances.iter().map(row).collect::<Vec<_>>())
 }
 
-/// `/v1/members` for people.
-pub(crate) fn members_table(members: &[MemberView]) -> String {
-    let row = |member: &MemberView| {
-        [
-            member.node.clone(),
-            member.state.clone(),
-            member.address.clone(),
-            locality(&member.locality),
-            age(member.lease_age_ms),
-            member.rtt_us.map_or_else(|| "-".to_owned(), |micros| format!("{:.1}ms", micros as f64 / 1000.0)),
-            member.identity.clone(),
-            member.reason.clone().unwrap_or_default(),
-        ]
-    };
-    let rows: Vec<_> = members.iter().map(row).collect();
-    table(["node", "state", "address", "locality", "renewed", "rtt", "identity", ""], &rows)
-}
-
 /// `/v1/services` for people.
 pub(crate) fn services_table(services: &[ServiceView]) -> String {
     let row = |service: &ServiceView, instance: &InstanceView| {
@@ -128,13 +106,14 @@ pub(crate) fn services_table(services: &[ServiceView]) -> String {
             instance.weight.to_string(),
             locality(&instance.locality),
             age(instance.age_ms),
+            if instance.retained { KEPT.to_owned() } else { String::new() },
         ]
     };
     let rows: Vec<_> = services
         .iter()
         .flat_map(|service| service.instances.iter().map(move |instance| row(service, instance)))
         .collect();
-    table(["service", "health", "node", "id", "protocol", "version", "weight", "locality", "age"], &rows)
+    table(["service", "health", "node", "id", "protocol", "version", "weight", "locality", "age", ""], &rows)
 }
 
 /// `/v1/routes` for people.
@@ -148,7 +127,7 @@ pub(crate) fn routes_table(routes: &[RouteView]) -> String {
             candidate.in_flight.to_string(),
             candidate.requests.to_string(),
             candidate.address.clone(),
-            candidate.trouble.clone().unwrap_or_default(),
+            notes(candidate),
         ]
     };
     let mut rows = Vec::new();
@@ -163,7 +142,12 @@ pub(crate) fn routes_table(routes: &[RouteView]) -> String {
     table(["service", "node", "id", "share", "in flight", "requests", "address", ""], &rows)
 }
 
-fn locality(locality: &Locality) -> String {
+fn notes(candidate: &CandidateView) -> String {
+    let kept = candidate.retained.then_some(KEPT);
+    kept.into_iter().chain(candidate.trouble.as_deref()).collect::<Vec<_>>().join("; ")
+}
+
+pub(super) fn locality(locality: &Locality) -> String {
     let levels = [&locality.region, &locality.zone, &locality.site];
     let named: Vec<_> = levels.into_iter().flatten().map(ToString::to_string).collect();
     if named.is_empty() { "-".to_owned() } else { named.join("/") }

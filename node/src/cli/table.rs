@@ -32,6 +32,16 @@ pub(crate) fn age(millis: u64) -> String {
     }
 }
 
+/// Bytes for people, by thousands: `640B`, `12KB`, `90MB`, `30GB`.
+pub(crate) fn bytes(bytes: u64) -> String {
+    match bytes {
+        0..=9_999 => format!("{bytes}B"),
+        10_000..=9_999_999 => format!("{}KB", bytes / 1_000),
+        10_000_000..=9_999_999_999 => format!("{}MB", bytes / 1_000_000),
+        _ => format!("{}GB", bytes / 1_000_000_000),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -40,6 +50,12 @@ mod tests {
     fn columns_are_aligned_and_lines_have_no_tail() {
         let rows = [["web-1".to_owned(), "alive".to_owned()], ["db".to_owned(), String::new()]];
         assert_eq!(table(["node", "state"], &rows), "NODE   STATE\nweb-1  alive\ndb");
+    }
+
+    #[test]
+    fn amounts_are_short() {
+        let shown = [0, 9_999, 10_000, 9_999_999, 10_000_000, 10_000_000_000].map(bytes);
+        assert_eq!(shown, ["0B", "9999B", "10KB", "9999KB", "10MB", "10GB"]);
     }
 
     #[test]

@@ -113,14 +113,29 @@ pub(super) const GRPC_SERVICE_BYTES_MAX: usize = 255;
 /// Words a probe's program is given; more belong into a script.
 pub(super) const EXEC_ARGUMENTS_MAX: usize = 64;
 
-/// Repair rounds: bandwidth is about 343 bytes × nodes / interval, and failure detection waits for
-/// several rounds.
+/// How often a node talks to three others in calm. A renewal takes about as many rounds as the mesh's
+/// size has digits; above half a minute a lease would run out on the way.
 pub(super) const GOSSIP_INTERVAL: RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_secs(30);
 
-/// Every renewal is pushed to the whole mesh.
+/// Every renewal goes through the whole mesh, about 50 bytes to each node and three times as much from it.
 pub(super) const GOSSIP_RENEW: RangeInclusive<Duration> =
     Duration::from_millis(200)..=Duration::from_secs(600);
+
+/// Bytes a second. With less than a kilobyte no renewal would get through in a mesh of a hundred; ten
+/// megabytes are a whole line of 80 Mbit/s.
+pub(super) const GOSSIP_BUDGET: RangeInclusive<u64> = 1_000..=10_000_000;
+
+/// A node talks to twelve neighbours, watches three and is watched by three; above a thousand it would be
+/// connected with everybody.
+pub(super) const GOSSIP_CONNECTIONS: RangeInclusive<u32> = 16..=1_024;
+
+/// Leases end at most an hour after the last renewal, so nothing is "at once" over a longer time.
+pub(super) const PANIC_WINDOW: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
+
+/// Below a second one lost packet would decide; who wants endpoints kept for longer than a day wants a
+/// list of addresses.
+pub(super) const MAX_STALE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(86_400);
 
 /// A host's name: RFC 1035, section 2.3.4.
 pub(super) const DNS_NAME_BYTES_MAX: usize = 253;

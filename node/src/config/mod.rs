@@ -23,6 +23,7 @@ mod probe;
 mod reader;
 mod registration;
 mod relations;
+mod routing;
 pub mod schema;
 mod section;
 mod service;
@@ -44,6 +45,7 @@ pub use mistake::{Mistake, Mistakes, Place, Sources, Wrong};
 pub use node::{Gossip, IdentityFiles, Mesh, Node};
 pub use probe::{Probe, ProbeQuestion};
 pub(crate) use registration::RegistrationReader;
+pub use routing::Routing;
 pub use service::{Outbound, Service};
 pub(crate) use value::{parse_duration, show_duration};
 pub use workload_tls::{ClientFiles, WorkloadTls};
@@ -71,8 +73,10 @@ pub struct Config {
     pub http_proxy: Option<HttpProxy>,
     /// Where people and programs ask it.
     pub admin: Admin,
-    /// How often it repairs and renews.
+    /// How often it talks and renews, and what that may cost.
     pub gossip: Gossip,
+    /// When it distrusts its own view.
+    pub routing: Routing,
     /// One line per request; `None` is off.
     pub access_log: Option<AccessLog>,
     /// What it says about itself.
@@ -150,6 +154,7 @@ fn read(mut root: Section<'_>, base: &Path) -> Option<Config> {
     let http_proxy = has_http_proxy.then(|| local::read_http_proxy(http_proxy, &mut claims));
     let admin = local::read_admin(root.section("admin"), base, &mut claims);
     let gossip = node::read_gossip(root.section("gossip"));
+    let routing = routing::read(root.section("routing"));
     let access_log = local::read_access_log(root.section("access_log"), base);
     let log = local::read_log(root.section("log"));
     let limits = limits::read(root.section("limits"));
@@ -164,6 +169,7 @@ fn read(mut root: Section<'_>, base: &Path) -> Option<Config> {
         http_proxy,
         admin,
         gossip,
+        routing,
         access_log,
         log,
         limits,

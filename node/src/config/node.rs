@@ -4,18 +4,22 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use starling_gossip::handle::Budget;
 use starling_gossip::identity::NodeName;
 use starling_gossip::limits::{LEASE_MILLIS_MAX, LEASE_MILLIS_MIN, RENEWALS_MISSED_MAX};
 use starling_gossip::record::Locality;
 
 use super::address::{Host, HostPort};
-use super::limits::{DRAIN_TIMEOUT, GOSSIP_INTERVAL, GOSSIP_RENEW, SEEDS_MAX};
+use super::limits::{
+    DRAIN_TIMEOUT, GOSSIP_BUDGET, GOSSIP_CONNECTIONS, GOSSIP_INTERVAL, GOSSIP_RENEW, SEEDS_MAX,
+};
 use super::mistake::Wrong;
 use super::reader::Reader;
 use super::relations::Claims;
 use super::section::{Given, Section};
 use super::value::{
-    HOST_PORT, duration, label, listen_address, node_name, path, peer_address, show_duration, socket_address,
+    HOST_PORT, duration, label, listen_address, node_name, number, path, peer_address, show_duration, size,
+    socket_address,
 };
 
 /// `[node]`.
@@ -60,13 +64,18 @@ pub struct IdentityFiles {
 /// `[gossip]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gossip {
-    /// Between repair rounds. Urgent news does not wait for them.
+    /// How often this node talks to three others while nothing changes. News does not wait for it.
     pub interval: Duration,
     /// How long after its last renewal others may believe in this node.
     pub lease: Duration,
     /// How often this node renews.
     pub renew: Duration,
+    /// What gossip may cost.
+    pub budget: Budget,
 }
+
+/// Renewals in one lease unless something else is said: three may be missed before it ends.
+const RENEWALS_IN_A_LEASE: u32 = 4;
 
 /// The port of a node when nothing else is said.
 const DEFAULT_PORT: u16 = 7400;
@@ -134,7 +143,8 @@ impl Default for Gossip {
         Self {
             interval: Duration::from_secs(1),
             lease: Duration::from_secs(120),
-            renew: Duration::from_secs(5),
+            renew: Duration::from_secs(30),
+            budget: Budget::default(),
         }
     }
 }
@@ -143,11 +153,16 @@ pub(super) fn read_gossip(mut section: Section<'_>) -> Gossip {
     let default = Gossip::default();
     let lease_range =
         Duration::from_millis(LEASE_MILLIS_MIN.into())..=Duration::from_millis(LEASE_MILLIS_MAX.into());
-    let gossip = Gossip {
-        interval: section.or("interval", default.interval, duration(GOSSIP_INTERVAL)),
-        lease: section.or("lease", default.lease, duration(lease_range)),
-        renew: section.or("renew", default.renew, duration(GOSSIP_RENEW)),
-    };
+    let interval = section.or("interval", default.interval, duration(GOSSIP_INTERVAL));
+    let lease = section.or("lease", default.lease, duration(lease_range));
+    // Who only shortens the lease means to be forgotten sooner, and not to be told to renew oftener.
+    let renew = section.or("renew", default.renew.min(lease / RENEWALS_IN_A_LEASE), duration(GOSSIP_RENEW));
+    let bytes_per_second = section.or("budget", default.budget.bytes_per_second.into(), size(GOSSIP_BUDGET));
+    let connections_max =
+        section.or("connections_max", default.budget.connections_max as u32, number(GOSSIP_CONNECTIONS));
+    let budget =
+        Budget { bytes_per_second: bytes_per_second as u32, connections_max: connections_max as usize };
+    let gossip = Gossip { interval, lease, renew, budget };
     // A node must look suspect before it is gone, or one lost renewal too many drops it unseen.
     let suspect_after = gossip.renew * RENEWALS_MISSED_MAX;
     if gossip.lease <= suspect_after {

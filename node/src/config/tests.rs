@@ -46,6 +46,7 @@ fn five_lines_are_enough_and_the_rest_has_defaults() {
     assert_eq!(config.admin.listen, address("127.0.0.1:7402"));
     assert_eq!((config.http_proxy, config.access_log), (None, None));
     assert_eq!((config.gossip, config.limits), (Gossip::default(), Limits::default()));
+    assert_eq!(config.routing, Routing::default());
     let web = &config.services[0];
     assert_eq!((web.id.as_str(), web.protocol, web.weight), ("web", Protocol::Http, 100));
     assert_eq!((&web.probe, &web.allow), (&Some(Probe::of_accepting()), &Allow::Anybody));
@@ -90,6 +91,42 @@ fn everything_that_can_be_said_is_understood() {
     assert_eq!(config.access_log.expect("on").format, LogFormat::Json);
     assert_eq!(config.admin.socket, Some(PathBuf::from("/etc/starling/run/admin.sock")));
     assert_eq!(config.limits.attempts_max, 1);
+    let budget = config.gossip.budget;
+    assert_eq!((budget.bytes_per_second, budget.connections_max), (16_000, 32));
+    let Routing { panic_threshold, panic_window, max_stale } = config.routing;
+    assert_eq!((panic_threshold, panic_window), (30, Duration::from_secs(10)));
+    assert_eq!(max_stale, Duration::from_secs(60));
+}
+
+#[test]
+fn a_shorter_lease_alone_is_renewed_oftener() {
+    let gossip = parse("[gossip]\nlease = \"20s\"").expect("a lease").gossip;
+    assert_eq!((gossip.lease, gossip.renew), (Duration::from_secs(20), Duration::from_secs(5)));
+    let gossip = parse("[gossip]\nlease = \"1h\"").expect("a lease").gossip;
+    assert_eq!(gossip.renew, Gossip::default().renew, "a longer one is not renewed more seldom");
+}
+
+#[test]
+fn shares_and_sizes_are_written_in_several_ways() {
+    for (text, percent) in [("\"0%\"", 0), ("\" 100 %\"", 100), ("70", 70)] {
+        let config = parse(&format!("[routing]\npanic_threshold = {text}")).expect(text);
+        assert_eq!(config.routing.panic_threshold, percent);
+    }
+    let variables = [("STARLING_ROUTING__PANIC_THRESHOLD", "20")];
+    assert_eq!(parse_with(SMALLEST, &variables).expect("a share").routing.panic_threshold, 20);
+    for (text, bytes) in [("8000", 8_000), ("\"8KB\"", 8_000), ("\"8KiB\"", 8_192), ("\"8Ki\"", 8_192)] {
+        let config = parse(&format!("[gossip]\nbudget = {text}")).expect(text);
+        assert_eq!(config.gossip.budget.bytes_per_second, bytes, "{text}");
+    }
+    for bytes in [1, 1_000, 1_024, 8_000, 1_000_000, 1 << 20, 10_000_000, 64 << 20, 3_000_000_000] {
+        let shown = value::show_size(bytes);
+        assert!(shown.len() < 8, "{shown}");
+        assert_eq!(
+            parse(&format!("[limits]\nmemory_max = \"{shown}\"")).is_ok(),
+            bytes > 32 << 20,
+            "{shown}"
+        );
+    }
 }
 
 /// Four mistakes of four kinds in one file are four messages.
@@ -230,7 +267,18 @@ pub(super) const WRONG: &[(&str, &str, &str)] = &[
     ("[node]\ndrain_timeout = \"soon\"", "node.drain_timeout", "not a duration"),
     ("[node]\ndrain_timeout = \"2h\"", "node.drain_timeout", "write 0s to 1h"),
     ("[gossip]\nlease = \"99999999999999999d\"", "gossip.lease", "not a duration"),
-    ("[gossip]\nlease = \"10s\"", "gossip.lease", "make lease longer than 15s"),
+    ("[gossip]\nlease = \"10s\"\nrenew = \"5s\"", "gossip.lease", "make lease longer than 15s"),
+    ("[gossip]\nrenew = \"1m\"", "gossip.lease", "make lease longer than 3m"),
+    ("[gossip]\nbudget = \"a lot\"", "gossip.budget", "not an amount of bytes"),
+    ("[gossip]\nbudget = 500", "gossip.budget", "write 1KB to 10MB"),
+    ("[gossip]\nbudget = \"1GiB\"", "gossip.budget", "1GiB is out of range"),
+    ("[gossip]\nconnections_max = 8", "gossip.connections_max", "from 16 to 1024"),
+    ("[routing]\npanic_threshold = \"half\"", "routing.panic_threshold", "not a share"),
+    ("[routing]\npanic_threshold = \"50\"", "routing.panic_threshold", "write a share from \"0%\""),
+    ("[routing]\npanic_threshold = 101", "routing.panic_threshold", "101 is out of range"),
+    ("[routing]\npanic_window = \"0s\"", "routing.panic_window", "write 1s to 1h"),
+    ("[routing]\nmax_stale = \"30d\"", "routing.max_stale", "write 1s to 1d"),
+    ("[routing]\nmaxstale = \"1m\"", "routing.maxstale", "did you mean \"max_stale\"?"),
     ("[gossip]\ninterval = \"1ms\"", "gossip.interval", "out of range"),
     ("[limits]\nattempts_max = 0", "limits.attempts_max", "from 1 to 10"),
     ("[limits]\nconnection_max = 1", "limits.connection_max", "did you mean \"connections_max\"?"),

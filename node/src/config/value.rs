@@ -36,6 +36,8 @@ const NODE_NAME: &str = r"^[-._a-zA-Z0-9]{1,63}$";
 /// As for a node's name, with every visible character of ASCII.
 const LABEL: &str = r"^[!-~]{1,63}$";
 
+const PERCENT: &str = r"^\s*[-+]?[0-9]+\s*%\s*$";
+
 const DURATION: &str = r"^[0-9]+\s*(ms|s|m|h|d)\s*$";
 
 /// A text that is not empty.
@@ -127,6 +129,39 @@ where
     )
 }
 
+/// A share such as `"50%"`, in percent.
+pub(super) fn percent() -> Reader<u8> {
+    let schema = json!({
+        "anyOf": [
+            { "type": "integer", "minimum": 0, "maximum": 100 },
+            { "type": "string", "pattern": PERCENT },
+        ],
+        "description": "A share from 0% to 100%.",
+    });
+    Reader::new(
+        schema,
+        |percent: &u8| format!("{percent}%").into(),
+        move |given| {
+            let suggestion = "write a share from \"0%\" to \"100%\"";
+            let percent = match given.value {
+                Value::Integer(number) => Some(*number),
+                _ => {
+                    let text = text(given)?.trim();
+                    let number = text.strip_suffix('%').or(given.textual.then_some(text));
+                    number.and_then(|number| number.trim_end().parse().ok())
+                }
+            };
+            let Some(percent) = percent else {
+                return wrong(format!("{} is not a share", given.value), suggestion);
+            };
+            match u8::try_from(percent) {
+                Ok(fitting) if fitting <= 100 => Ok(fitting),
+                _ => wrong(format!("{percent} is out of range"), suggestion),
+            }
+        },
+    )
+}
+
 /// A duration such as `"500ms"`, within `range`.
 pub(super) fn duration(range: RangeInclusive<Duration>) -> Reader<Duration> {
     let (least, most) = (show_duration(*range.start()), show_duration(*range.end()));
@@ -175,8 +210,8 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, Wrong> {
     }
 }
 
-/// An amount of memory such as `"64MiB"`, in bytes, within `range`. Units as Kubernetes writes them
-/// (`Mi`) are understood.
+/// An amount such as `"64MiB"` or `"8KB"`, in bytes, within `range`: KiB and its kin count by 1024, KB by
+/// 1000. Units as Kubernetes writes them (`Mi`) are understood.
 pub(super) fn size(range: RangeInclusive<u64>) -> Reader<u64> {
     let (least, most) = (show_size(*range.start()), show_size(*range.end()));
     let schema = json!({
@@ -184,7 +219,7 @@ pub(super) fn size(range: RangeInclusive<u64>) -> Reader<u64> {
             { "type": "integer", "minimum": range.start(), "maximum": range.end() },
             { "type": "string", "pattern": SIZE },
         ],
-        "description": format!("An amount of memory from {least} to {most}."),
+        "description": format!("An amount of bytes from {least} to {most}."),
     });
     Reader::new(
         schema,
@@ -195,8 +230,8 @@ pub(super) fn size(range: RangeInclusive<u64>) -> Reader<u64> {
                 _ => parse_size(text(given)?.trim()),
             };
             let Some(bytes) = parsed else {
-                let example = "write a whole number and its unit, such as \"64MiB\" or \"2GiB\"";
-                return wrong(format!("{} is not an amount of memory", given.value), example);
+                let example = "write a whole number and its unit, such as \"64MiB\" or \"8KB\"";
+                return wrong(format!("{} is not an amount of bytes", given.value), example);
             };
             if !range.contains(&bytes) {
                 return wrong(
@@ -209,9 +244,18 @@ pub(super) fn size(range: RangeInclusive<u64>) -> Reader<u64> {
     )
 }
 
-const SIZE: &str = r"^\s*[0-9]+\s*(B|[KMGT]iB?)?\s*$";
+const SIZE: &str = r"^\s*[0-9]+\s*(B|[KMGT]iB?|[KMG]B)?\s*$";
 
-const SIZE_UNITS: [(&str, u64); 4] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+/// The largest first; of two near each other, the one that memory is counted in.
+const SIZE_UNITS: [(&str, u64); 7] = [
+    ("TiB", 1 << 40),
+    ("GiB", 1 << 30),
+    ("GB", 1_000_000_000),
+    ("MiB", 1 << 20),
+    ("MB", 1_000_000),
+    ("KiB", 1 << 10),
+    ("KB", 1_000),
+];
 
 fn parse_size(text: &str) -> Option<u64> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
@@ -219,7 +263,11 @@ fn parse_size(text: &str) -> Option<u64> {
     let unit = unit.trim();
     let each = match unit {
         "" | "B" => 1,
-        _ => SIZE_UNITS.iter().find(|(name, _)| *name == unit || name.strip_suffix('B') == Some(unit))?.1,
+        _ => {
+            let is_it =
+                |name: &str| name == unit || (unit.ends_with('i') && name.strip_suffix('B') == Some(unit));
+            SIZE_UNITS.iter().find(|(name, _)| is_it(name))?.1
+        }
     };
     number.parse::<u64>().ok()?.checked_mul(each)
 }

@@ -25,8 +25,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use crate::admin::view::{CandidateView, MemberView, RouteView};
-use crate::cli::show::{members_table, routes_table};
+use crate::admin::members::MemberView;
+use crate::admin::view::{CandidateView, RouteView};
+use crate::cli::members::members_table;
+use crate::cli::show::routes_table;
 use observe::{Expected, Seen};
 use plan::{CALLER, Plan, WEB};
 use report::{Crash, Measured, Narrator, time};

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 
 use super::plan::Plan;
-use crate::admin::view::{MemberView, ServiceView};
+use crate::admin::members::MemberView;
+use crate::admin::view::ServiceView;
 use crate::cli::ask::Asked;
 
 /// What every node should see before the mesh stands.

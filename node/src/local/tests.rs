@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use starling_gossip::clock::{Clock, WallTime};
-use starling_gossip::handle::{Gossip, News, Setup};
-use starling_gossip::link::{Destination, Link, Received};
+use starling_gossip::handle::{Budget, Gossip, News, Setup};
+use starling_gossip::identity::SpiffeId;
+use starling_gossip::link::{Delivery, Destination, Link, Received};
 use starling_gossip::publisher::NodeDescription;
 use starling_gossip::record::{Health, Instance, Locality};
 use starling_gossip::svid::{Svid, TrustBundle};
@@ -30,7 +31,9 @@ struct Alone;
 
 #[async_trait]
 impl Link for Alone {
-    fn send(&self, _to: Destination, _message: Vec<u8>) {}
+    fn send(&self, _to: Destination, _message: Vec<u8>, _delivery: Delivery) {}
+
+    fn shun(&self, _peer: &SpiffeId, _address: SocketAddr, _span: Duration) {}
 
     async fn recv(&self) -> Option<Received> {
         std::future::pending().await
@@ -72,6 +75,7 @@ impl World {
             seeds: seed_addresses,
             remembered: None,
             news: News::default(),
+            budget: Budget::default(),
         })
         .await
         .expect("gossip");

@@ -13,12 +13,13 @@ use starling_gossip::identity::SpiffeId;
 use crate::config::{Config, Key, Keys, Limits, Log, Node};
 
 /// Keys, and sections with all their keys, that a running node takes over.
-const LIVE: [&str; 9] = [
+const LIVE: [&str; 10] = [
     "service",
     "outbound",
     "http_proxy",
     "mesh.seeds",
     "node.drain_timeout",
+    "routing",
     "log.level",
     "limits.connections_max",
     "limits.requests_in_flight_max",
@@ -83,6 +84,7 @@ fn merge(running: &Config, next: &Config) -> Config {
         outbounds: next.outbounds.clone(),
         http_proxy: next.http_proxy,
         mesh: next.mesh.clone(),
+        routing: next.routing,
         node: Node { drain_timeout: next.node.drain_timeout, ..running.node.clone() },
         log: Log { level: next.log.level.clone(), ..running.log.clone() },
         limits: Limits {
@@ -284,6 +286,7 @@ mod tests {
         let expected = Config { sources: next.sources.clone(), keys: taken.keys.clone(), ..running.clone() };
         let expected = Config { services: next.services, outbounds: next.outbounds, ..expected };
         let expected = Config { http_proxy: next.http_proxy, mesh: next.mesh, ..expected };
+        let expected = Config { routing: next.routing, ..expected };
         let node = Node { drain_timeout: next.node.drain_timeout, ..running.node };
         let log = Log { level: next.log.level, ..running.log };
         let idle = running.limits.idle_streams_per_endpoint_max;

@@ -4,6 +4,8 @@
 //! is total: what it leaves out is listed in the table with the reason, for people to ask. It
 //! knows no connection and no failure of this node's own; those are `endpoint`'s.
 
+pub(crate) mod retention;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,6 +15,8 @@ use starling_gossip::identity::ServiceName;
 use starling_gossip::record::{Health, Instance, Label, Locality, Owner, Protocol};
 use starling_gossip::snapshot::{Presence, ServiceInstance, Snapshot};
 
+pub use retention::Panic;
+
 /// Every service's route, computed from one snapshot.
 #[derive(Clone, Debug, Default)]
 pub struct RouteTable {
@@ -20,6 +24,8 @@ pub struct RouteTable {
     pub generation: u64,
     /// By service.
     pub routes: BTreeMap<ServiceName, Route>,
+    /// The services whose last known endpoints are kept; those are candidates of the last rank.
+    pub panics: BTreeMap<ServiceName, Panic>,
 }
 
 /// Where calls of one service may go.
@@ -64,6 +70,8 @@ pub struct Target {
 /// How much a candidate is preferred.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rank {
+    /// Its lease ran out, and it is kept because most of its service was lost at once.
+    pub retained: bool,
     /// Its node is suspect, or nobody has probed it yet.
     pub doubtful: bool,
     /// How far away its node stands (see [`Locality::distance`]).
@@ -106,21 +114,42 @@ impl Exclusion {
 
 /// Computes all routes as seen from `here`.
 pub fn compute(snapshot: &Snapshot, here: &Locality) -> RouteTable {
-    let route = |(service, instances): (&ServiceName, &Vec<ServiceInstance>)| {
-        (service.clone(), route_of(instances, here))
-    };
-    RouteTable { generation: snapshot.generation, routes: snapshot.services.iter().map(route).collect() }
+    compute_keeping(snapshot, BTreeMap::new(), here)
 }
 
-fn route_of(instances: &[ServiceInstance], here: &Locality) -> Route {
-    let protocol = common_protocol(instances);
-    let mut route = Route { protocol, candidates: Vec::new(), excluded: Vec::new() };
-    for offered in instances {
-        let target = Target {
+/// The same, with endpoints that the snapshot does not have any more.
+pub fn compute_keeping(
+    snapshot: &Snapshot,
+    panics: BTreeMap<ServiceName, Panic>,
+    here: &Locality,
+) -> RouteTable {
+    let lost = panics.keys().filter(|service| !snapshot.services.contains_key(*service));
+    let route = |service: &ServiceName| {
+        let present = snapshot.services.get(service).into_iter().flatten().map(|offered| (offered, false));
+        let kept = panics.get(service).into_iter().flat_map(|panic| &panic.instances);
+        let instances: Vec<_> = present.chain(kept.map(|offered| (offered, true))).collect();
+        (service.clone(), route_of(&instances, here))
+    };
+    let routes = snapshot.services.keys().chain(lost).map(route).collect();
+    RouteTable { generation: snapshot.generation, routes, panics }
+}
+
+impl Target {
+    fn of(offered: &ServiceInstance) -> Self {
+        Self {
             owner: offered.owner.clone(),
             instance: offered.id.clone(),
             address: offered.node.addresses[0],
-        };
+        }
+    }
+}
+
+/// Each with whether it is kept against the snapshot.
+fn route_of(instances: &[(&ServiceInstance, bool)], here: &Locality) -> Route {
+    let protocol = common_protocol(instances);
+    let mut route = Route { protocol, candidates: Vec::new(), excluded: Vec::new() };
+    for (offered, retained) in instances {
+        let target = Target::of(offered);
         match exclusion(offered, protocol) {
             Some(reason) => route.excluded.push(Excluded { target, reason }),
             None => route.candidates.push(Candidate {
@@ -129,6 +158,7 @@ fn route_of(instances: &[ServiceInstance], here: &Locality) -> Route {
                 locality: offered.node.locality.clone(),
                 incarnation: offered.node.version.incarnation,
                 rank: Rank {
+                    retained: *retained,
                     doubtful: offered.presence == Presence::Suspect
                         || offered.instance.health == Health::Unknown,
                     distance: here.distance(&offered.node.locality),
@@ -142,8 +172,8 @@ fn route_of(instances: &[ServiceInstance], here: &Locality) -> Route {
 }
 
 /// What most instances speak; HTTP if as many speak either.
-fn common_protocol(instances: &[ServiceInstance]) -> Protocol {
-    let tcp = instances.iter().filter(|offered| offered.instance.protocol == Protocol::Tcp).count();
+fn common_protocol(instances: &[(&ServiceInstance, bool)]) -> Protocol {
+    let tcp = instances.iter().filter(|(offered, _)| offered.instance.protocol == Protocol::Tcp).count();
     if tcp * 2 > instances.len() { Protocol::Tcp } else { Protocol::Http }
 }
 
@@ -159,4 +189,4 @@ fn exclusion(offered: &ServiceInstance, protocol: Protocol) -> Option<Exclusion>
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -6,14 +6,11 @@ use starling_gossip::record::{Lease, NodeRecord, Version};
 use super::*;
 
 /// An instance of `web` at `node`, healthy, near and sure unless `change` says otherwise.
-fn offered(
+pub(crate) fn offered(
     node: &str,
     change: impl FnOnce(&mut ServiceInstance, &mut Instance, &mut NodeRecord),
 ) -> ServiceInstance {
-    let owner = Owner {
-        identity: "spiffe://acme/svc/web".parse().expect("an identity"),
-        node: node.parse().expect("a name"),
-    };
+    let owner = owner(node);
     let mut instance = Instance {
         service: "web".parse().expect("a name"),
         protocol: Protocol::Http,
@@ -45,6 +42,14 @@ fn offered(
     };
     change(&mut offered, &mut instance, &mut record);
     ServiceInstance { instance: Arc::new(instance), node: Arc::new(record), ..offered }
+}
+
+/// One of the service's.
+pub(crate) fn owner(node: &str) -> Owner {
+    Owner {
+        identity: "spiffe://acme/svc/web".parse().expect("an identity"),
+        node: node.parse().expect("a name"),
+    }
 }
 
 fn plain(node: &str) -> ServiceInstance {

@@ -95,6 +95,10 @@ fn describe() {
     describe_gauge!("starling_catalogue_members", "Members whose lease runs");
     describe_gauge!("starling_catalogue_services", "Services that somebody announces");
     describe_counter!("starling_route_tables_total", "Route tables computed");
+    describe_gauge!(
+        "starling_route_retained_endpoints",
+        "Endpoints that are kept although their leases ran out, because most of their service did at once"
+    );
     describe_gauge!("starling_store_healthy", "1 while node.data_dir can be written");
     describe_counter!("starling_store_errors_total", "Errors of node.data_dir, by operation");
     describe_counter!("starling_store_set_aside_total", "Damaged store files set aside");

@@ -57,20 +57,21 @@ fn print(mesh: &Mesh, answer: &Answer) {
             starling_sim::estimate::By::Model => "event model",
         };
         println!(
-            "  {:>3.0} %  {by}: {} nodes, a round every {} ms, a round trip of {} ms, loss {} %",
+            "  {:>3.0} %  {by}: {} nodes, a round trip of {} ms, loss {} %",
             row.weight * 100.0,
             row.nodes,
-            row.interval_ms,
             row.rtt_ms,
             row.loss * 100.0
         );
     }
     let model = &answer.model_error;
-    println!(
-        "the event model against full simulations, {} pairs: a change is known {}",
-        model.rows,
-        plus_minus(model.known_percent)
-    );
+    if model.rows > 0 {
+        println!(
+            "the event model against full simulations, {} pairs: a change is known {}",
+            model.rows,
+            plus_minus(model.known_percent)
+        );
+    }
     for caution in &answer.cautions {
         println!("caution: {caution}");
     }

@@ -14,9 +14,6 @@ pub(super) struct Mesh {
     /// How many nodes.
     #[arg(long)]
     pub nodes: usize,
-    /// Between a node's rounds of reconciliation, such as 500ms or 1s.
-    #[arg(long, default_value = "1s")]
-    pub interval: Span,
     /// The mean round trip between two nodes.
     #[arg(long, default_value = "20ms")]
     pub rtt: Span,
@@ -27,7 +24,7 @@ pub(super) struct Mesh {
     #[arg(long, default_value = "120s")]
     pub lease: Span,
     /// How often a node renews its lease.
-    #[arg(long, default_value = "5s")]
+    #[arg(long, default_value = "30s")]
     pub renew: Span,
 }
 
@@ -35,21 +32,20 @@ impl Mesh {
     /// The mesh with messages that differ by `jitter`, or what is wrong with it.
     pub(super) fn settings(&self, jitter: Span) -> anyhow::Result<Settings> {
         let Self { nodes, loss, .. } = *self;
-        let (interval, rtt, jitter) = (self.interval.0, self.rtt.0, jitter.0);
+        let (rtt, jitter) = (self.rtt.0, jitter.0);
         let (lease, renew) = (self.lease.0, self.renew.0);
         ensure!((NODES_MIN..=NODES_MAX).contains(&nodes), "--nodes must be {NODES_MIN} to {NODES_MAX}");
         ensure!((0.0..=LOSS_MAX).contains(&loss), "--loss is a share from 0 to {LOSS_MAX}, not {loss}");
-        ensure!(!interval.is_zero() && !renew.is_zero(), "--interval and --renew must be more than 0");
-        ensure!(!rtt.is_zero(), "--rtt must be more than 0");
+        ensure!(!rtt.is_zero() && !renew.is_zero(), "--rtt and --renew must be more than 0");
         ensure!(jitter <= rtt, "--jitter must not be more than --rtt, which it is part of");
         ensure!(lease >= renew * 2, "--lease must be at least twice --renew");
-        Ok(Settings { nodes, interval, path: Path { rtt, jitter, loss }, lease, renew })
+        Ok(Settings { nodes, path: Path { rtt, jitter, loss }, lease, renew })
     }
 
     /// In one line.
     pub(super) fn headline(&self) -> String {
-        let Self { nodes, interval, rtt, loss, .. } = self;
+        let Self { nodes, rtt, loss, .. } = self;
         let percent = loss * 100.0;
-        format!("{nodes} nodes, a round every {interval}, a round trip of {rtt}, {percent} % of packets lost")
+        format!("{nodes} nodes, a round trip of {rtt}, {percent} % of packets lost")
     }
 }

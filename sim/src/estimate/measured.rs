@@ -1,7 +1,7 @@
 //! What was measured, and what it says about places nearby.
 //!
 //! Between rows it is not the figures that are interpolated but how far the formula is off: that
-//! changes slowly. Near means: a similar number of nodes, a similar share of a round that a
+//! changes slowly. Near means: a similar number of nodes, a similar share of the time between two tellings that a
 //! message takes, a similar loss. Lease and renewal need no rows; the formula is exact about them.
 
 use std::cmp::Ordering;
@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use starling_gossip::handle::News;
 
 use super::{Errors, Figures, StandsOn, formula};
 use crate::model::{Path, Percentiles, Settings};
@@ -46,8 +47,6 @@ pub struct Row {
     pub by: By,
     /// How many nodes.
     pub nodes: usize,
-    /// Between a node's rounds.
-    pub interval_ms: f64,
     /// The mean round trip.
     pub rtt_ms: f64,
     /// By how much messages differ.
@@ -92,7 +91,6 @@ impl Row {
         Self {
             by,
             nodes: settings.nodes,
-            interval_ms: millis(settings.interval),
             rtt_ms: millis(settings.path.rtt),
             jitter_ms: millis(settings.path.jitter),
             loss: settings.path.loss,
@@ -107,7 +105,6 @@ impl Row {
         let millis = |millis: f64| Duration::from_secs_f64(millis / 1000.0);
         Settings {
             nodes: self.nodes,
-            interval: millis(self.interval_ms),
             path: Path { rtt: millis(self.rtt_ms), jitter: millis(self.jitter_ms), loss: self.loss },
             lease: millis(self.lease_ms),
             renew: millis(self.renew_ms),
@@ -117,7 +114,7 @@ impl Row {
 
 impl Place {
     fn of(settings: &Settings) -> Self {
-        let message = settings.path.rtt.as_secs_f64() / settings.interval.as_secs_f64();
+        let message = settings.path.rtt.as_secs_f64() / News::default().period.as_secs_f64();
         let loss = settings.path.loss.sqrt() * DOUBLINGS_PER_ROOT_OF_LOSS;
         Self([(settings.nodes as f64).log2(), message.max(1e-6).log2(), loss])
     }
@@ -157,7 +154,7 @@ impl Table {
 
     /// In which respects `settings` are beyond all rows.
     pub(super) fn outside(&self, settings: &Settings) -> Vec<String> {
-        let names = ["the number of nodes", "the round trip as a share of the interval", "the loss"];
+        let names = ["the number of nodes", "the round trip", "the loss"];
         let asked = Place::of(settings).0;
         let is_outside = |axis: usize| {
             let along = || self.entries.iter().map(|entry| entry.place.0[axis]);
@@ -182,23 +179,17 @@ impl Table {
     }
 
     /// What the formula says, corrected by how far it was off at `nearest`: by as many times where it
-    /// speaks of news and cost, by as many rounds where a lease was waited for first.
-    pub(super) fn correct(&self, formula: Figures, settings: &Settings, nearest: &[Weighted]) -> Figures {
-        let interval_ms = settings.interval.as_secs_f64() * 1000.0;
+    /// speaks of news and cost, by as many milliseconds where something was waited for first.
+    pub(super) fn correct(&self, formula: Figures, nearest: &[Weighted]) -> Figures {
         let mut values = formula.values();
         for (at, value) in values.iter_mut().enumerate() {
             let of = |(number, weight): &Weighted| {
                 let Entry { row, formula, .. } = &self.entries[*number];
                 let (measured, said) = (row.figures.values()[at], formula.values()[at]);
-                let rounds = (measured - said) / row.interval_ms;
-                weight * if Figures::WAITS.contains(&at) { rounds } else { measured / said }
+                weight * if Figures::WAITS.contains(&at) { measured - said } else { measured / said }
             };
             let correction: f64 = nearest.iter().map(of).sum();
-            *value = if Figures::WAITS.contains(&at) {
-                *value + correction * interval_ms
-            } else {
-                *value * correction
-            };
+            *value = if Figures::WAITS.contains(&at) { *value + correction } else { *value * correction };
         }
         Figures::from_values(values)
     }
@@ -212,7 +203,7 @@ impl Table {
     pub(super) fn error(&self) -> Errors {
         let ask = |(number, entry): (usize, &Entry)| {
             let nearest = self.nearest(&entry.row.settings(), Some(number));
-            (self.correct(entry.formula, &entry.row.settings(), &nearest), entry.row.figures)
+            (self.correct(entry.formula, &nearest), entry.row.figures)
         };
         Errors::of(self.entries.iter().enumerate().map(ask))
     }
@@ -230,8 +221,8 @@ impl Table {
 
     pub(super) fn stands_on(&self, nearest: &[Weighted]) -> Vec<StandsOn> {
         let name = |(number, weight): &Weighted| {
-            let Row { by, nodes, interval_ms, rtt_ms, loss, .. } = self.entries[*number].row;
-            StandsOn { weight: *weight, by, nodes, interval_ms, rtt_ms, loss }
+            let Row { by, nodes, rtt_ms, loss, .. } = self.entries[*number].row;
+            StandsOn { weight: *weight, by, nodes, rtt_ms, loss }
         };
         nearest.iter().map(name).collect()
     }
@@ -241,7 +232,7 @@ impl Figures {
     /// How many numbers they are.
     const COUNT: usize = 14;
 
-    /// Those that begin with the wait for a lease.
+    /// Those that begin with a wait: for watchers, for the end of a lease.
     const WAITS: Range<usize> = 4..12;
 
     fn values(&self) -> [f64; Self::COUNT] {

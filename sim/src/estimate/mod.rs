@@ -47,7 +47,7 @@ pub struct Figures {
     pub expired_ms: Percentiles,
     /// Messages that each node sends in calm.
     pub messages_per_node_s: f64,
-    /// Bytes that each node sends in calm, without what QUIC and IP add.
+    /// Bytes that each node sends in calm, those that QUIC adds included.
     pub bytes_per_node_s: f64,
 }
 
@@ -77,8 +77,6 @@ pub struct StandsOn {
     pub by: By,
     /// In a mesh of how many.
     pub nodes: usize,
-    /// Between rounds.
-    pub interval_ms: f64,
     /// The mean round trip.
     pub rtt_ms: f64,
     /// The share of packets lost.
@@ -90,7 +88,7 @@ pub fn estimate(settings: &Settings, table: &Table) -> Estimate {
     let formula = formula::figures(settings);
     let outside = table.outside(settings);
     let nearest = if outside.is_empty() { table.nearest(settings, None) } else { Vec::new() };
-    let corrected = table.correct(formula, settings, &nearest);
+    let corrected = table.correct(formula, &nearest);
     Estimate {
         formula,
         table: (!nearest.is_empty()).then_some(corrected),
@@ -112,7 +110,7 @@ fn cautions(settings: &Settings, table: &Table, outside: &[String]) -> Vec<Strin
     }
     if settings.nodes > nodes_max() {
         cautions.push(format!(
-            "a digest has room for about {} nodes today: beyond, this is what the same protocol would do with a larger one",
+            "repair has room for about {} nodes today: beyond, this is what the same protocol would do with more",
             nodes_max()
         ));
     }

@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 
+use rand::RngCore as _;
 use rand::rngs::StdRng;
 use starling_gossip::link::Destination;
 use starling_gossip::memory::{INSTANCE_PREFIX, NODE_KEY};
@@ -10,6 +11,7 @@ use starling_gossip::record::{Health, Instance, InstanceRecord, Protocol, Record
 
 use super::forge::seal;
 use super::sight::{Scheme, Shot, Sight};
+use super::talk::{self, Item};
 use super::wire::{self, Operation, Status};
 
 /// Round after round, one peer after another.
@@ -37,7 +39,11 @@ impl Scheme for Equivocate {
         } else {
             (format!("{INSTANCE_PREFIX}main"), instance(sight, version, is_one_half)?)
         };
-        let value = starling_gossip::to_text(&seal(sight, &record, None));
+        let sealed = seal(sight, &record, None);
+        if !self.round.is_multiple_of(3) {
+            return Some((to, talk::talk(rng.next_u64(), vec![Item::Record(sealed)])));
+        }
+        let value = starling_gossip::to_text(&sealed);
         let map = Operation::Map { map: sight.own_map()?, collected: 0 };
         let value = Operation::Value { key, value, version: self.map_version, status: Status::Set };
         Some((to, wire::ack(&[map, value])))

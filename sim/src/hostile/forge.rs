@@ -10,7 +10,7 @@ use starling_gossip::record::{Health, Instance, InstanceRecord, Owner, Record, R
 use starling_gossip::signature::SealedRecord;
 use starling_gossip::svid::SIGNATURE_BYTES;
 
-use super::sight::{Scheme, Shot, Sight, Victim};
+use super::sight::{Scheme, Shot, Sight, Victim, Word};
 use super::wire::MapName;
 
 /// Where a forged record says that its victim listens.
@@ -55,6 +55,17 @@ pub(super) fn seal(sight: &Sight, record: &Record, old: Option<&[u8]>) -> Vec<u8
     }
 }
 
+/// A node of the attacker's own identity that nobody ever started. What it says is true: who holds the key may
+/// say so.
+pub(super) fn ghost(sight: &Sight, number: u32) -> Option<Record> {
+    let mut node = sight.own.as_ref()?.as_ref().clone();
+    node.owner =
+        Owner { identity: sight.owner.identity.clone(), node: format!("ghost-{number}").parse().ok()? };
+    let [.., high, low] = number.to_be_bytes();
+    node.addresses = vec![SocketAddr::from(([198, 18, high, low], 7400))];
+    Some(Record::Node(node))
+}
+
 fn altered_instance(
     sight: &mut Sight,
     victim: &Victim,
@@ -68,8 +79,7 @@ fn altered_instance(
         alter(instance);
     }
     let bytes = seal(sight, &record, Some(sealed).filter(|_| !is_own_key));
-    let value = sight.value(key, &bytes);
-    sight.set(victim.map.clone(), vec![value], rng)
+    sight.tell(victim.map.clone(), &[Word::new(key, bytes)], false, rng)
 }
 
 /// The victim is said to serve what the attacker serves, and so to draw its calls.
@@ -79,8 +89,8 @@ fn another_service(sight: &mut Sight, victim: &Victim, rng: &mut StdRng) -> Opti
         version.version += 1;
         instance.service = sight.service.clone();
     }
-    let value = sight.value(key, &seal(sight, &record, None));
-    sight.set(victim.map.clone(), vec![value], rng)
+    let word = Word::new(key, seal(sight, &record, None));
+    sight.tell(victim.map.clone(), &[word], false, rng)
 }
 
 fn altered_node(sight: &mut Sight, victim: &Victim, rng: &mut StdRng, is_own_chain: bool) -> Option<Shot> {
@@ -90,15 +100,15 @@ fn altered_node(sight: &mut Sight, victim: &Victim, rng: &mut StdRng, is_own_cha
     if is_own_chain {
         node.chain.clone_from(&sight.own.as_ref()?.chain);
     }
-    let value = sight.value(NODE_KEY, &seal(sight, &Record::Node(node), None));
-    sight.set(victim.map.clone(), vec![value], rng)
+    let word = Word::new(NODE_KEY, seal(sight, &Record::Node(node), None));
+    sight.tell(victim.map.clone(), &[word], false, rng)
 }
 
 /// True records of another, found where only the attacker's belong.
 fn in_its_own_map(sight: &mut Sight, victim: &Victim, rng: &mut StdRng) -> Option<Shot> {
     let map = sight.own_map()?;
-    let values = victim.sealed.values().map(|bytes| sight.value("i/stolen", bytes)).collect();
-    sight.set(map, values, rng)
+    let words: Vec<_> = victim.sealed.values().map(|bytes| Word::new("i/stolen", bytes.clone())).collect();
+    sight.tell(map, &words, false, rng)
 }
 
 /// The attacker says of itself, rightly signed, that it serves what the victim serves.
@@ -114,8 +124,8 @@ fn for_its_own_instance(sight: &mut Sight, victim: &Victim, rng: &mut StdRng) ->
         id,
         instance: Some(instance),
     });
-    let value = sight.value(&format!("{INSTANCE_PREFIX}stolen"), &seal(sight, &record, None));
-    sight.set(sight.own_map()?, vec![value], rng)
+    let word = Word::new(&format!("{INSTANCE_PREFIX}stolen"), seal(sight, &record, None));
+    sight.tell(sight.own_map()?, &[word], false, rng)
 }
 
 /// Another node of the victim's identity, which nobody ever started.
@@ -126,8 +136,8 @@ fn an_invented_owner(sight: &mut Sight, victim: &Victim, rng: &mut StdRng) -> Op
     let mut node = victim.node.as_ref().clone();
     node.owner = owner.clone();
     let map = MapName { name: owner.short_name(), generation: node.version.incarnation, address: ELSEWHERE };
-    let value = sight.value(NODE_KEY, &seal(sight, &Record::Node(node), None));
-    sight.set_new(map, vec![value], rng)
+    let word = Word::new(NODE_KEY, seal(sight, &Record::Node(node), None));
+    sight.tell(map, &[word], true, rng)
 }
 
 /// Links that lead to no anchor: the next, and one as far ahead as a chain goes.
@@ -137,6 +147,6 @@ fn a_renewal(sight: &mut Sight, victim: &Victim, rng: &mut StdRng) -> Option<Sho
     let far = starling_gossip::limits::LEASE_LINKS_MAX;
     let counter = if rng.random_bool(0.5) { seen + 1 } else { far };
     let renewal = Renewal { incarnation, counter, link: rng.random() };
-    let value = sight.value(LEASE_KEY, &codec::encode(&renewal));
-    sight.set(victim.map.clone(), vec![value], rng)
+    let word = Word::new(LEASE_KEY, codec::encode(&renewal));
+    sight.tell(victim.map.clone(), &[word], false, rng)
 }

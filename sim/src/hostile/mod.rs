@@ -3,16 +3,18 @@
 //! Beside an honest gossip loop, which makes it a member that hears everything, an [`Attacker`] sends
 //! messages of its own making. Each way to attack is a `sight::Scheme` in a file of its own: it
 //! decides what is said to whom; this file gives it time and eyes and sends. What a message must look
-//! like is in `wire`. Nothing here is ever run by an honest node.
+//! like is in `talk`, and for chitchat's part in `wire`. Nothing here is ever run by an honest node.
 
 mod accuse;
 mod equivocate;
 mod flood;
 mod forge;
+mod lie;
 mod outrun;
 mod replay;
 mod resurrect;
 mod sight;
+mod talk;
 mod wire;
 
 use std::net::SocketAddr;
@@ -21,7 +23,7 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use starling_gossip::identity::ServiceName;
-use starling_gossip::link::Link as _;
+use starling_gossip::link::{Delivery, Link as _};
 use starling_gossip::record::Owner;
 use starling_gossip::snapshot::Snapshot;
 use starling_gossip::svid::Svid;
@@ -69,9 +71,10 @@ impl Attacker {
                 next_look = Instant::now() + LOOK_PERIOD;
                 let snapshot = self.snapshots.borrow_and_update().clone();
                 sight.look(&snapshot, &self.disk);
+                sight.tapped = self.link.tapped();
             }
             if let Some((to, message)) = scheme.next(&mut sight, &mut self.rng) {
-                self.link.send(to, message);
+                self.link.send(to, message, Delivery::Reliable);
             }
         }
     }
@@ -84,15 +87,18 @@ fn scheme(attack: Attack) -> Option<Box<dyn Scheme>> {
         Attack::Withhold => return None,
         Attack::Equivocate => Box::<equivocate::Equivocate>::default(),
         Attack::Flood => Box::<flood::Flood>::default(),
+        Attack::Invent => Box::<flood::Invent>::default(),
         Attack::Accuse => Box::<accuse::Accuse>::default(),
         Attack::Resurrect => Box::<resurrect::Resurrect>::default(),
         Attack::Outrun => Box::<outrun::Outrun>::default(),
         Attack::Reset => Box::<outrun::Reset>::default(),
+        Attack::Lie => Box::<lie::Lie>::default(),
+        Attack::Overrun => Box::<lie::Overrun>::default(),
     })
 }
 
-/// A message of the node at `own` without the news of others in it: what somebody sends who passes
+/// A message of the node `own` at `address` without the news of others in it: what somebody sends who passes
 /// nothing on. Its own word still goes out, so that nobody doubts it.
-pub fn withheld(message: Vec<u8>, own: SocketAddr) -> Vec<u8> {
-    wire::own_news_only(&message, own).unwrap_or(message)
+pub fn withheld(message: Vec<u8>, own: &Owner, address: SocketAddr) -> Vec<u8> {
+    talk::own_news_only(&message, talk::number(own), address).unwrap_or(message)
 }

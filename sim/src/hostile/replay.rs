@@ -8,7 +8,7 @@ use starling_gossip::codec;
 use starling_gossip::memory::LEASE_KEY;
 use starling_gossip::record::Owner;
 
-use super::sight::{Scheme, Shot, Sight, Victim};
+use super::sight::{Scheme, Shot, Sight, Victim, Word};
 use super::wire::MapName;
 
 /// Old words kept of one owner, the newest: each is a few hundred bytes.
@@ -17,17 +17,16 @@ const WORDS_MAX: usize = 64;
 /// Everything that was ever heard.
 #[derive(Default)]
 pub(super) struct Replay {
-    heard: BTreeMap<Owner, Vec<Word>>,
+    heard: BTreeMap<Owner, Vec<Said>>,
     round: usize,
 }
 
 /// Something that an owner said, as it travelled.
 #[derive(Clone, PartialEq, Eq)]
-struct Word {
+struct Said {
     /// The map of the life in which it was said.
     map: MapName,
-    key: String,
-    bytes: Vec<u8>,
+    word: Word,
 }
 
 impl Replay {
@@ -36,9 +35,9 @@ impl Replay {
             let heard = self.heard.entry(victim.owner.clone()).or_default();
             let renewal = victim.renewal.map(|renewal| (LEASE_KEY.to_owned(), codec::encode(&renewal)));
             for (key, bytes) in victim.sealed.clone().into_iter().chain(renewal) {
-                let word = Word { map: victim.map.clone(), key, bytes };
-                if !heard.contains(&word) {
-                    heard.push(word);
+                let said = Said { map: victim.map.clone(), word: Word { key, bytes } };
+                if !heard.contains(&said) {
+                    heard.push(said);
                 }
             }
             heard.drain(..heard.len().saturating_sub(WORDS_MAX));
@@ -50,16 +49,19 @@ impl Scheme for Replay {
     fn next(&mut self, sight: &mut Sight, rng: &mut StdRng) -> Option<Shot> {
         self.listen(&sight.victims);
         self.round += 1;
-        let victim = sight.victim(rng)?;
-        let is_old =
-            |word: &&Word| word.key == LEASE_KEY || victim.sealed.get(&word.key) != Some(&word.bytes);
-        let word = self.heard.get(&victim.owner)?.iter().filter(is_old).choose(rng)?.clone();
-        let value = sight.value(&word.key, &word.bytes);
-        // Into the map of the present life, or to bring the old one back.
-        if self.round.is_multiple_of(2) {
-            sight.set(victim.map, vec![value], rng)
-        } else {
-            sight.set_new(word.map, vec![value], rng)
+        if self.round.is_multiple_of(4)
+            && let Some(message) = sight.tapped.iter().choose(rng)
+        {
+            // As it came, whatever it is: others' sightings, answers, snapshots, halves of exchanges.
+            return Some((sight.peer(rng)?.1, message.clone()));
         }
+        let victim = sight.victim(rng)?;
+        let is_old = |Said { word, .. }: &&Said| {
+            word.key == LEASE_KEY || victim.sealed.get(&word.key) != Some(&word.bytes)
+        };
+        let Said { map, word } = self.heard.get(&victim.owner)?.iter().filter(is_old).choose(rng)?.clone();
+        // Into the map of the present life, or to bring the old one back.
+        let is_new = !self.round.is_multiple_of(2);
+        sight.tell(if is_new { map } else { victim.map }, &[word], is_new, rng)
     }
 }

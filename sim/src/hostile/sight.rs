@@ -6,16 +6,19 @@ use std::sync::Arc;
 
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
+use rand::{Rng as _, RngCore as _};
 use starling_gossip::clock::Instant;
+use starling_gossip::codec;
 use starling_gossip::identity::ServiceName;
 use starling_gossip::link::Destination;
-use starling_gossip::memory::{self, NODE_KEY};
+use starling_gossip::memory::{self, LEASE_KEY, NODE_KEY};
 use starling_gossip::record::{Instance, NodeRecord, Owner, Record, Renewal};
 use starling_gossip::signature::SealedRecord;
 use starling_gossip::snapshot::{Presence, Snapshot};
 use starling_gossip::svid::Svid;
 use starling_gossip::to_text;
 
+use super::talk::{self, Item, ReportedLease};
 use super::wire::{self, Entry, MapName, Operation, Status};
 use crate::disk::Disk;
 
@@ -24,6 +27,13 @@ const VERSIONS_BEGIN: u64 = 1 << 20;
 
 /// How far versions grow in a millisecond: owners who repair their maps never catch up in between.
 const VERSIONS_PER_MILLI: u64 = 64;
+
+/// Something said under a key of somebody's map, as its owner's bytes are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Word {
+    pub(super) key: String,
+    pub(super) bytes: Vec<u8>,
+}
 
 /// A message and whom it is for.
 pub(super) type Shot = (Destination, Vec<u8>);
@@ -44,6 +54,8 @@ pub(super) struct Sight {
     pub(super) peers: Vec<(SocketAddr, Destination)>,
     /// Everybody of another identity: who holds an identity's key *is* that identity.
     pub(super) victims: Vec<Victim>,
+    /// Messages of others that came to its node, the newest last.
+    pub(super) tapped: Vec<Vec<u8>>,
     /// What its own node's map may be told to hold of it.
     begun: Instant,
     version: u64,
@@ -71,6 +83,7 @@ impl Sight {
             own: None,
             peers: Vec::new(),
             victims: Vec::new(),
+            tapped: Vec::new(),
             begun,
             version: VERSIONS_BEGIN,
         }
@@ -130,29 +143,66 @@ impl Sight {
         self.own.as_deref().map(map_of)
     }
 
-    /// An operation that sets `key` to `bytes` as everybody's maps write them.
-    pub(super) fn value(&mut self, key: &str, bytes: &[u8]) -> Operation {
-        Operation::Value {
-            key: key.to_owned(),
-            value: to_text(bytes),
-            version: self.version(),
-            status: Status::Set,
-        }
+    /// Itself, as talks name it.
+    pub(super) fn number(&self) -> u64 {
+        talk::number(&self.owner)
     }
 
-    /// A message to some peer that sets keys of `map`, which exists already.
-    pub(super) fn set(&mut self, map: MapName, values: Vec<Operation>, rng: &mut StdRng) -> Option<Shot> {
+    /// Operations on `map`, which exists already, to some peer by the repair path.
+    pub(super) fn repair(
+        &mut self,
+        map: MapName,
+        operations: Vec<Operation>,
+        rng: &mut StdRng,
+    ) -> Option<Shot> {
         let (_, to) = self.peer(rng)?;
-        let operations = [vec![Operation::Map { map, collected: 0 }], values].concat();
-        Some((to, wire::ack(&operations)))
+        Some((to, wire::ack(&[vec![Operation::Map { map, collected: 0 }], operations].concat())))
     }
 
-    /// Like [`Self::set`], for a map that nobody may know yet.
-    pub(super) fn set_new(&mut self, map: MapName, values: Vec<Operation>, rng: &mut StdRng) -> Option<Shot> {
+    /// Says `words` of `map` to some peer, in any of the ways in which records travel; by the repair path as
+    /// `is_new`, if nobody may know the map yet.
+    pub(super) fn tell(
+        &mut self,
+        map: MapName,
+        words: &[Word],
+        is_new: bool,
+        rng: &mut StdRng,
+    ) -> Option<Shot> {
         let (_, to) = self.peer(rng)?;
-        let entry = Entry { map: map.clone(), heartbeat: 1, collected: 0, newest: 0 };
-        let operations = [vec![Operation::Map { map, collected: 0 }], values].concat();
-        Some((to, wire::syn_ack(&[entry], &operations)))
+        let (leases, records): (Vec<&Word>, Vec<&Word>) = words.iter().partition(|it| it.key == LEASE_KEY);
+        let records: Vec<Vec<u8>> = records.into_iter().map(|word| word.bytes.clone()).collect();
+        let owner = u64::from_str_radix(&map.name, 16).ok()?;
+        let renewals = leases.into_iter().filter_map(|word| codec::decode::<Renewal, 64>(&word.bytes).ok());
+        let message = match rng.random_range(0..6) {
+            0 => {
+                let entry = Entry { map: map.clone(), heartbeat: 1, collected: 0, newest: 0 };
+                let set = words.iter().map(|word| Operation::Value {
+                    key: word.key.clone(),
+                    value: to_text(&word.bytes),
+                    version: self.version(),
+                    status: Status::Set,
+                });
+                let set: Vec<_> = set.collect();
+                let operations = [vec![Operation::Map { map, collected: 0 }], set].concat();
+                if is_new { wire::syn_ack(&[entry], &operations) } else { wire::ack(&operations) }
+            }
+            1 if !records.is_empty() => talk::join(records, rng.random()),
+            2 => {
+                let lease = |renewal| ReportedLease { owner, renewal, age_millis: 0 };
+                talk::welcome(records, renewals.map(lease).collect(), rng.random())
+            }
+            _ => {
+                let renewals = renewals.map(|renewal| Item::Renewal(owner, renewal));
+                talk::talk(rng.next_u64(), records.into_iter().map(Item::Record).chain(renewals).collect())
+            }
+        };
+        Some((to, message))
+    }
+}
+
+impl Word {
+    pub(super) fn new(key: &str, bytes: Vec<u8>) -> Self {
+        Self { key: key.to_owned(), bytes }
     }
 }
 

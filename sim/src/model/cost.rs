@@ -1,64 +1,83 @@
-//! What messages weigh: chitchat's format, counted.
+//! PURE: what a node sends in calm, added up from what it says how often, and from what QUIC adds.
 //!
-//! A SYN is a digest, a SYN-ACK a digest and a delta, an ACK a delta (`message.rs` and `digest.rs` of
-//! chitchat 0.11). A digest names everybody, so almost all of the cost grows with the mesh.
+//! Nothing of it grows with the mesh but renewals: each node passes each owner's on.
 
-use std::time::Duration;
+use crate::network::connection::UNUSED_CLOSE;
+use crate::network::fate::packets;
+use crate::network::quic::{
+    ACK_BYTES, FRAME_BYTES, HANDSHAKE_BYTES, KEEP_ALIVE, KEEP_ALIVE_BYTES, PACKET_OVERHEAD_BYTES,
+    PATH_PROBES_BYTES,
+};
 
-use super::digest_entry_bytes;
+use super::{NEIGHBOUR_KEPT, NEIGHBOURS, PING_PERIOD, Settings, TALK_PERIOD, TALK_TOLD, WATCHERS};
 
-/// Magic number, version, kind, and the count of a digest's entries.
-const DIGEST_ENVELOPE_BYTES: usize = 2 + 1 + 1 + 2;
+/// Head of a talk (4), a count or two, and the digest of all that its sender holds.
+const TALK_BYTES: f64 = 16.0;
 
-/// The name of the mesh in a SYN: its length and a trust domain such as `example.org`.
-const CLUSTER_BYTES: usize = 2 + 11;
+/// One renewal: an owner, a counter, a hash, a few bytes between.
+const RENEWAL_BYTES: f64 = 50.0;
 
-/// Magic number, version, kind, and a delta that says nothing.
-const ACK_BYTES: usize = 2 + 1 + 1 + 1;
+/// Head, and a number to tell answers apart.
+const PING_BYTES: f64 = 16.0;
 
-/// One renewed lease in a delta that holds some: an owner, a counter, a hash as base64, packed.
-/// Measured in full runs; alone it takes about 130.
-const RENEWAL_BYTES: f64 = 70.0;
+/// A question for one owner's renewal.
+const QUESTION_BYTES: f64 = 24.0;
 
-/// What was sent, all nodes together.
+/// What a node sends each second in calm.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Traffic {
-    /// In how much time.
-    pub time: Duration,
-    /// Messages that begin an exchange.
-    pub syns: u64,
-    /// Their answers.
-    pub syn_acks: u64,
-    /// The answers' answers.
-    pub acks: u64,
-    /// Times that one owner's renewal was sent.
-    pub renewals: u64,
+pub struct Calm {
+    /// Messages.
+    pub messages: f64,
+    /// Bytes, those that QUIC adds included.
+    pub bytes: f64,
 }
 
-/// A SYN of a mesh of `nodes`; the SYN-ACK takes as much, and what it carries.
-pub fn exchange_bytes(nodes: usize) -> usize {
-    DIGEST_ENVELOPE_BYTES + CLUSTER_BYTES + nodes * digest_entry_bytes()
+/// Of each node of such a mesh.
+pub fn calm(settings: &Settings) -> Calm {
+    let others = (settings.nodes - 1) as f64;
+    let renewals = others / settings.renew.as_secs_f64();
+    let mut calm = Calm::default();
+    let talks = (TALK_TOLD as f64).min(others) / TALK_PERIOD.as_secs_f64();
+    calm.add(talks, TALK_BYTES + renewals * TALK_PERIOD.as_secs_f64() * RENEWAL_BYTES, true);
+    let pings = (WATCHERS as f64).min(others) / PING_PERIOD.as_secs_f64();
+    // An acknowledgement travels along with the answer.
+    calm.add(pings, PING_BYTES, false);
+    calm.add(pings, PING_BYTES, true);
+    // Whoever has missed renewals asks for all of them at once.
+    let missed = renewals * (1.0 - reached(settings));
+    let questions = missed.min(1.0 / TALK_PERIOD.as_secs_f64());
+    calm.add(questions, TALK_BYTES + QUESTION_BYTES * (missed / questions.max(f64::MIN_POSITIVE)), false);
+    calm.add(questions, TALK_BYTES + RENEWAL_BYTES * (missed / questions.max(f64::MIN_POSITIVE)), true);
+    calm.bytes += connections(others);
+    calm
 }
 
-/// The last message of an exchange, when it carries little.
-pub(super) fn ack_bytes() -> usize {
-    ACK_BYTES
+impl Calm {
+    /// So many messages, and what QUIC adds to each.
+    fn add(&mut self, messages: f64, bytes: f64, is_acknowledged_alone: bool) {
+        let packets = packets(bytes as usize);
+        let acknowledgements = packets.div_ceil(2) - usize::from(!is_acknowledged_alone && packets == 1);
+        let added = FRAME_BYTES + packets * PACKET_OVERHEAD_BYTES + acknowledgements * ACK_BYTES;
+        self.messages += messages;
+        self.bytes += messages * (bytes + added as f64);
+    }
 }
 
-impl Traffic {
-    /// Messages that each node sends.
-    pub fn messages_per_node_s(&self, nodes: usize) -> f64 {
-        self.per_node_s((self.syns + self.syn_acks + self.acks) as f64, nodes)
-    }
+/// The share of nodes that a renewal reaches without being asked for: of those who are told, each tells so many
+/// (the final size of an epidemic, by iteration).
+fn reached(settings: &Settings) -> f64 {
+    const ITERATIONS: usize = 50;
+    let told = (TALK_TOLD as f64).min((settings.nodes - 1) as f64) * (1.0 - settings.path.loss);
+    (0..ITERATIONS).fold(1.0, |reached, _| 1.0 - (-told * reached).exp())
+}
 
-    /// Bytes that each node sends. Every node renews, and what was counted was one node's.
-    pub fn bytes_per_node_s(&self, nodes: usize) -> f64 {
-        let digests = (self.syns + self.syn_acks) as f64 * exchange_bytes(nodes) as f64;
-        let renewals = self.renewals as f64 * nodes as f64 * RENEWAL_BYTES;
-        self.per_node_s(digests + self.acks as f64 * ACK_BYTES as f64 + renewals, nodes)
-    }
-
-    fn per_node_s(&self, amount: f64, nodes: usize) -> f64 {
-        amount / nodes as f64 / self.time.as_secs_f64().max(f64::MIN_POSITIVE)
-    }
+/// Connections: a neighbour is replaced now and then, at either end; those no longer used are kept alive until they
+/// are given back. In a small mesh most are there already.
+fn connections(others: f64) -> f64 {
+    let replaced = 2.0 / NEIGHBOUR_KEPT.as_secs_f64();
+    let unused = replaced * UNUSED_CLOSE.as_secs_f64();
+    let used = (2 * NEIGHBOURS + 2 * WATCHERS) as f64 + unused;
+    let is_new = (1.0 - used / others).max(0.0);
+    let opened = replaced * is_new * (HANDSHAKE_BYTES + PATH_PROBES_BYTES) as f64;
+    opened + unused * is_new * KEEP_ALIVE_BYTES as f64 / KEEP_ALIVE.as_secs_f64()
 }

@@ -1,51 +1,71 @@
-//! An EVENT MODEL of the gossip: how one record, and one lease, spread through thousands of nodes.
+//! An EVENT MODEL of the gossip: how one rumour, one renewal and one crash get known to thousands of nodes.
 //!
-//! The full simulation runs the node's own code, and its cost grows with the square of the nodes. This
-//! model keeps one number per node (the newest version of *one* owner's map that the node holds) and
-//! plays the same exchange around it: rounds with three peers, SYN, SYN-ACK and ACK with what each
-//! side lacks, news passed on at once, seeds asked now and then. What differs from the product:
+//! The full simulation runs the node's own code. This model keeps one moment per node (when it heard) and plays
+//! the same protocol around it: a rumour told to three of twelve neighbours at once and in three more rounds
+//! (`spread`), a renewal told with the next talk (`spread`), three watchers that ask and say so (`watch`). What a
+//! node sends in calm is added up (`cost`), not played. What differs from the product:
 //!
-//! - All nodes know each other and hold all maps. The product's digest has room for
-//!   [`nodes_max`] maps; beyond that the model says what the same protocol would do with a larger one.
-//! - One change at a time: the pause between two tellings (`News::period`) never binds.
-//! - Bandwidth and computing cost no time; whether two nodes are still connected is drawn by chance.
-//! - A crashed node stays a candidate for rounds; chitchat drops it after about eight.
+//! - All nodes know each other, are connected to their neighbours, and stand equally far apart.
+//! - One thing at a time: neither batches nor budgets ever bind. Computing costs no time.
+//! - Neighbours stay who they are. Who is missed by all tellers is repaired after a fixed time.
 //!
 //! It is not the source of truth: `sim/tests/model.rs` holds it against full runs. It needs no runtime
 //! and no entropy but its seed's, and is the same in each run.
 
 mod cost;
-mod delay;
-mod epidemic;
+mod path;
 mod percentiles;
+mod spread;
+mod watch;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use crate::network::connection::UNUSED_CLOSE;
-use rand::SeedableRng as _;
 use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
 use serde::Serialize;
-use starling_gossip::limits::{DIGEST_BYTES_MAX, RENEWALS_MISSED_MAX, entry_bytes};
+use starling_gossip::limits::{DIGEST_BYTES_MAX, entry_bytes};
 
-pub use cost::{Traffic, exchange_bytes};
-pub use delay::Path;
-pub use epidemic::NotWithin;
+pub use cost::{Calm, calm};
+pub use path::Path;
 pub use percentiles::Percentiles;
 
-use epidemic::{Crash, Epidemic};
+use spread::{Mesh, Micros, micros};
 
-/// Peers of one regular round: `GOSSIP_COUNT` in chitchat 0.11's `server.rs`, which keeps it to
-/// itself. The messages counted in a full run (`sim/tests/model.rs`) tell when it differs.
-pub const PEERS_PER_ROUND: usize = 3;
+/// Gossip neighbours that a node tells.
+pub const NEIGHBOURS: usize = 12;
 
-/// Hosts that everybody is told of, as in the full simulation's worlds.
-pub const SEEDS: usize = 3;
+/// One of them is replaced this often.
+pub const NEIGHBOUR_KEPT: Duration = Duration::from_secs(30);
 
-/// Fewest nodes that can be modelled: one to speak, and as many as one round asks.
-pub const NODES_MIN: usize = PEERS_PER_ROUND + 1;
+/// How often a node talks of what needs no haste, and to how many neighbours.
+pub const TALK_PERIOD: Duration = Duration::from_secs(1);
+/// See [`TALK_PERIOD`].
+pub const TALK_TOLD: usize = 3;
 
-/// Most nodes that are modelled. About 30 bytes each; it is time that grows.
+/// After so many renewal periods without a word of an owner, a node asks for it.
+pub const ASKED_AFTER: f64 = 1.3;
+
+/// Nodes that watch each node, and how many of them are believed.
+pub const WATCHERS: usize = 3;
+/// See [`WATCHERS`].
+pub const WATCHERS_BELIEVED: usize = 2;
+
+/// How often a watcher asks.
+pub const PING_PERIOD: Duration = Duration::from_secs(1);
+
+/// From a question that is not answered until the watcher says so: half a second, and three more questions 400 ms
+/// apart.
+pub const UNANSWERED_AFTER: Duration = Duration::from_millis(500 + 3 * 400);
+
+/// Digests differ for longer than news takes: who was missed by a rumour is repaired after so long, and after the next
+/// talk.
+pub const REPAIRED_AFTER: Duration = Duration::from_secs(2);
+
+/// Fewest nodes that can be modelled: one, and its watchers.
+pub const NODES_MIN: usize = WATCHERS + 1;
+
+/// Most nodes that are modelled. About 100 bytes each; it is time that grows.
 pub const NODES_MAX: usize = 100_000;
 
 /// In a small mesh one change says little, so one seed plays several: until about so many moments are
@@ -58,8 +78,6 @@ const REPEATS_MAX: usize = 50;
 pub struct Settings {
     /// How many nodes, [`NODES_MIN`] to [`NODES_MAX`].
     pub nodes: usize,
-    /// Between a node's rounds.
-    pub interval: Duration,
     /// What lies between any two nodes.
     pub path: Path,
     /// How long others believe in a silent node.
@@ -83,34 +101,19 @@ pub struct Measured {
     pub expired_ms: Percentiles,
     /// Messages that each node sends in calm.
     pub messages_per_node_s: f64,
-    /// Bytes that each node sends in calm, without what QUIC and IP add.
+    /// Bytes that each node sends in calm, those that QUIC adds included.
     pub bytes_per_node_s: f64,
 }
 
-/// How many maps the product's digest has room for, with addresses of IPv4.
+/// How many maps the repair path's digest has room for, with addresses of IPv4.
 pub fn nodes_max() -> usize {
-    DIGEST_BYTES_MAX / digest_entry_bytes()
-}
-
-/// One node's entry in a digest: an owner's short name of 16 digits, and an IPv4 address.
-pub(crate) fn digest_entry_bytes() -> usize {
+    /// Of an owner's name in a digest.
     const SHORT_NAME_BYTES: usize = 16;
-    entry_bytes(SHORT_NAME_BYTES, SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0))
+    let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+    DIGEST_BYTES_MAX / entry_bytes(SHORT_NAME_BYTES, address)
 }
 
 impl Settings {
-    /// When a node that is not heard is suspected, from its last renewal on.
-    pub fn suspect_after(&self) -> Duration {
-        (self.renew * (RENEWALS_MISSED_MAX + 1)).min(self.lease)
-    }
-
-    /// The share of pairs that have not talked for so long that their connection is gone: nobody's
-    /// rounds led to the other. Seeds and news, which connect a few more, are left out.
-    pub fn cold_share(&self) -> f64 {
-        let rounds = 2.0 * UNUSED_CLOSE.as_secs_f64() / self.interval.as_secs_f64();
-        (1.0 - PEERS_PER_ROUND as f64 / (self.nodes - 1) as f64).max(0.0).powf(rounds)
-    }
-
     /// How often one seed should play a change, and a crash.
     pub fn repeats(&self) -> usize {
         (MEASURES_PER_SEED / self.nodes).clamp(1, REPEATS_MAX)
@@ -118,28 +121,43 @@ impl Settings {
 }
 
 /// Plays `repeats` changes and crashes with the chance of `seed`; see [`Settings::repeats`].
-pub fn run(settings: &Settings, seed: u64, repeats: usize) -> Result<Measured, NotWithin> {
+pub fn run(settings: &Settings, seed: u64, repeats: usize) -> Measured {
     let mut rng = StdRng::seed_from_u64(seed);
-    let all: Result<Vec<_>, _> = (0..repeats).map(|_| once(settings, &mut rng)).collect();
-    Ok(Measured::mean(&all?))
+    let part = 1.0 / repeats as f64;
+    // Crashes evenly over the time between two renewals, each at any moment of its part.
+    let mut at = |nth: usize| (nth as f64 + rng.random::<f64>()) * part;
+    let moments: Vec<f64> = (0..repeats).map(&mut at).collect();
+    let all: Vec<_> = moments.into_iter().map(|at| once(settings, at, &mut rng)).collect();
+    Measured::mean(&all)
 }
 
-fn once(settings: &Settings, rng: &mut StdRng) -> Result<Measured, NotWithin> {
-    let known = Epidemic::new(settings, rng).change()?;
-    let crash: Crash = Epidemic::new(settings, rng).crash()?;
-    let silent = |after: Duration| {
-        let moment = |heard: &i64| heard + after.as_micros() as i64;
-        Percentiles::of(crash.last_heard.iter().map(moment).collect())
+/// A change; and a crash when such a share of the time between two renewals has passed.
+fn once(settings: &Settings, crashed_at: f64, rng: &mut StdRng) -> Measured {
+    let mesh = Mesh::new(settings, rng);
+    let owner = rng.random_range(0..settings.nodes);
+    let known = mesh.rumour(owner, None, rng);
+    let (renewal, talked_at) = mesh.renewal(owner, rng);
+    let suspected = watch::suspected(&mesh, owner, rng);
+    // Before the owner has talked of its last renewal, nobody has heard it.
+    let renew = micros(settings.renew) as i64;
+    let crashed_at = (renew as f64 * crashed_at) as i64;
+    let is_unheard = crashed_at < talked_at as i64;
+    let last_heard = |heard: i64| heard - crashed_at - if is_unheard { renew } else { 0 };
+    let age = |heard: i64| crashed_at + if is_unheard || heard > crashed_at { renew } else { 0 };
+    let of_others = |all: &[Micros], measure: &dyn Fn(i64) -> i64| {
+        let others = all.iter().enumerate().filter(|(node, _)| *node != owner);
+        Percentiles::of(others.map(|(_, heard)| measure(*heard as i64)).collect())
     };
-    Ok(Measured {
-        known_ms: Percentiles::of(known),
-        renewal_ms: Percentiles::of(crash.renewals_took),
-        renewal_age_ms: Percentiles::of(crash.ages),
-        suspect_ms: silent(settings.suspect_after()),
-        expired_ms: silent(settings.lease),
-        messages_per_node_s: crash.traffic.messages_per_node_s(settings.nodes),
-        bytes_per_node_s: crash.traffic.bytes_per_node_s(settings.nodes),
-    })
+    let calm = calm(settings);
+    Measured {
+        known_ms: of_others(&known, &|heard| heard),
+        renewal_ms: of_others(&renewal, &|heard| heard),
+        renewal_age_ms: of_others(&renewal, &age),
+        suspect_ms: of_others(&suspected, &|heard| heard),
+        expired_ms: of_others(&renewal, &|heard| last_heard(heard) + micros(settings.lease) as i64),
+        messages_per_node_s: calm.messages,
+        bytes_per_node_s: calm.bytes,
+    }
 }
 
 impl Measured {

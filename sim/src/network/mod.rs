@@ -3,13 +3,16 @@
 //! It keeps what [`Link`] demands of identity: a message for a member reaches nobody else, one for
 //! a connection needs a connection, and who has none pays for a handshake. It carries messages, not
 //! packets; what loss does to a message is decided in [`fate`], who reaches whom in [`partition`], who is connected in
-//! [`connection`].
+//! [`connection`], how often the unreachable are dialled in [`dial`]; what all that costs on the wire says [`quic`].
 
 pub mod connection;
+pub mod dial;
 pub mod fate;
 pub mod partition;
+pub mod quic;
+pub mod traffic;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -19,23 +22,27 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use starling_gossip::identity::SpiffeId;
 use starling_gossip::kind::MessageKind;
-use starling_gossip::link::{Destination, Link, Received};
+use starling_gossip::link::{Delivery, Destination, Link, Received};
+use starling_gossip::record::Owner;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use crate::scenario::Conditions;
 use crate::trace::{Event, Trace};
 use connection::{Connections, IDLE_TIMEOUT};
+use dial::Dials;
 use partition::{Partition, Partitions};
+use quic::{FRAME_BYTES, PACKET_OVERHEAD_BYTES};
+use traffic::Traffic;
 
 /// Messages on their way to one host; more are dropped, the newest first.
 const ON_THE_WAY_MAX: usize = 8192;
 
+/// Messages that a tapped host keeps.
+const TAPPED_MAX: usize = 256;
+
 /// Where addresses begin; a host that moves listens on the next port.
 const PORT: u16 = 7400;
-
-/// Messages and bytes by kind, all hosts together; lost messages included.
-pub type Traffic = BTreeMap<MessageKind, (u64, u64)>;
 
 /// How one host differs from others.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -60,7 +67,10 @@ struct State {
     paths: Vec<Vec<Conditions>>,
     hosts: BTreeMap<usize, Host>,
     connections: Connections,
+    dials: Dials,
     partitions: Partitions,
+    /// Pairs that have nothing to do with each other, and until when.
+    shunning: BTreeMap<[usize; 2], Instant>,
     traffic: Traffic,
     queue_max: usize,
     sequence: u64,
@@ -72,7 +82,10 @@ struct Host {
     site: usize,
     handicap: Handicap,
     paused_since: Option<Instant>,
-    withholds: bool,
+    /// Who it is, if it passes nothing on.
+    withholds: Option<Owner>,
+    /// What it heard lately, if somebody wants to hear it again.
+    tapped: Option<VecDeque<Vec<u8>>>,
     /// When what it has sent so far will have left, if its bandwidth is bounded.
     sends_at: Instant,
     /// When it is done with the last message it took in.
@@ -80,6 +93,16 @@ struct Host {
     /// By arrival; the number keeps those of one moment in the order of sending.
     on_the_way: BTreeMap<(Instant, u64), Received>,
     news: Arc<Notify>,
+}
+
+/// What lies between two hosts that are there.
+struct Way {
+    from: usize,
+    target: usize,
+    conditions: Conditions,
+    /// The share of packets that are lost, handicaps included; and of those that go back.
+    loss: f64,
+    loss_back: f64,
 }
 
 /// One host's end of the network.
@@ -99,8 +122,10 @@ impl Network {
             paths,
             hosts: BTreeMap::new(),
             connections: Connections::default(),
+            dials: Dials::default(),
             partitions: Partitions::default(),
-            traffic: Traffic::new(),
+            shunning: BTreeMap::new(),
+            traffic: Traffic::default(),
             queue_max: 0,
             sequence: 0,
         };
@@ -122,7 +147,8 @@ impl Network {
             site,
             handicap: Handicap::default(),
             paused_since: None,
-            withholds: false,
+            withholds: None,
+            tapped: None,
             sends_at: Instant::now(),
             takes_at: Instant::now(),
             on_the_way: BTreeMap::new(),
@@ -136,6 +162,7 @@ impl Network {
     pub fn unplug(&self, host: usize) {
         let mut state = self.state();
         state.hosts.remove(&host);
+        state.dials.forget(host);
         state.connections.cut(|one, other| one == host || other == host);
     }
 
@@ -162,9 +189,14 @@ impl Network {
         self.with_host(host, |host| host.handicap = handicap);
     }
 
-    /// `host` passes on nothing that it heard, from now on or no longer.
-    pub fn set_withholding(&self, host: usize, withholds: bool) {
-        self.with_host(host, |host| host.withholds = withholds);
+    /// `host`, which is the node `own`, passes on nothing that it heard, from now on; or no longer.
+    pub fn set_withholding(&self, host: usize, own: Option<Owner>) {
+        self.with_host(host, |host| host.withholds = own);
+    }
+
+    /// What reaches `host` from now on is kept for [`HostLink::tapped`].
+    pub fn tap(&self, host: usize) {
+        self.with_host(host, |host| host.tapped = Some(VecDeque::new()));
     }
 
     /// The network falls into parts; the number heals it.
@@ -188,7 +220,20 @@ impl Network {
 
     /// What was sent so far.
     pub fn traffic(&self) -> Traffic {
-        self.state().traffic.clone()
+        let mut state = self.state();
+        let State { connections, traffic, .. } = &mut *state;
+        connections.settle(Instant::now(), traffic);
+        traffic.clone()
+    }
+
+    /// By host that is plugged in: how many connections it has.
+    pub fn connections(&self) -> BTreeMap<usize, usize> {
+        let state = self.state();
+        let mut counts: BTreeMap<usize, usize> = state.hosts.keys().map(|host| (*host, 0)).collect();
+        for host in state.connections.pairs(Instant::now()).flat_map(|(one, other)| [one, other]) {
+            counts.entry(host).and_modify(|count| *count += 1);
+        }
+        counts
     }
 
     /// The most messages that ever waited at one host.
@@ -208,26 +253,37 @@ impl Network {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn send(&self, from: &HostLink, to: &Destination, message: Vec<u8>) {
+    fn send(&self, from: &HostLink, to: &Destination, message: Vec<u8>, delivery: Delivery) {
         let Some(target) = host_of(to.address()) else { return };
         let mut state = self.state();
         let Some(sender) = state.hosts.get(&from.host).filter(|it| it.address == from.address) else {
             return;
         };
-        if sender.paused_since.is_some() || !state.may_go(from.host, target, to) {
+        if sender.paused_since.is_some() {
             return;
         }
-        let message =
-            if sender.withholds { crate::hostile::withheld(message, sender.address) } else { message };
-        let traffic = state.traffic.entry(MessageKind::of(&message)).or_default();
-        traffic.0 += 1;
-        traffic.1 += message.len() as u64;
-        let arrivals = state.arrivals(from.host, target, message.len());
+        let message = match &sender.withholds {
+            Some(own) => crate::hostile::withheld(message, own, sender.address),
+            None => message,
+        };
+        let Some(way) = state.connect(from.host, target, to) else { return };
+        let arrivals = state.arrivals(&way, &message, delivery);
         let is_lost = arrivals.is_empty();
         self.trace.record(from.host, Event::Sent { to: target, message: &message, is_lost });
         let received = Received { from: from.address, peer: from.identity.clone(), message };
         for at in arrivals {
             state.put_on_the_way(target, at, received.clone());
+        }
+    }
+
+    fn shun(&self, host: usize, other: usize, span: Duration) {
+        let mut state = self.state();
+        state.shunning.insert([host, other], Instant::now() + span);
+        state.connections.cut(|one, two| (one, two) == (host.min(other), host.max(other)));
+        for (at, from) in [(host, other), (other, host)] {
+            if let Some(host) = state.hosts.get_mut(&at) {
+                host.on_the_way.retain(|_, received| host_of(received.from) != Some(from));
+            }
         }
     }
 
@@ -245,20 +301,71 @@ impl Network {
         }
         let received = first.remove();
         plugged.takes_at = now + plugged.handicap.slow;
+        if let Some(tapped) = &mut plugged.tapped {
+            tapped.push_back(received.message.clone());
+            tapped.drain(..tapped.len().saturating_sub(TAPPED_MAX));
+        }
         state.queue_max = state.queue_max.max(waiting);
         Ok(received)
     }
 }
 
 impl State {
-    fn may_go(&self, from: usize, target: usize, to: &Destination) -> bool {
-        let Some(host) = self.hosts.get(&target) else { return false };
-        let is_there = host.address == to.address();
-        match to {
-            Destination::Member { identity, .. } => is_there && *identity == host.identity,
-            Destination::Seed(_) => is_there,
-            Destination::Connected(_) => is_there && self.is_connected(from, target),
+    /// The way for a message, with a connection if there can be one; else the sender may dial in vain.
+    fn connect(&mut self, from: usize, target: usize, to: &Destination) -> Option<Way> {
+        let now = Instant::now();
+        let is_connected = self.is_connected(from, target);
+        let way = self.way(from, target).filter(|_| self.is_named(target, to));
+        let way = way.filter(|_| !self.is_shunned(from, target, now));
+        if is_connected && way.is_some() {
+            return way;
         }
+        if matches!(to, Destination::Connected(_)) {
+            return None;
+        }
+        let way = way.filter(|_| self.can_connect(from, target));
+        let took = way
+            .as_ref()
+            .and_then(|way| fate::handshake(&way.conditions, [way.loss, way.loss_back], &mut self.rng));
+        let Some(took) = took else {
+            if self.dials.fails(from, target, now) {
+                self.traffic.failed_dial(from);
+            }
+            return None;
+        };
+        self.dials.succeeds(from, target);
+        self.connections.open(from, target, now, now + took);
+        self.traffic.handshake([from, target]);
+        way
+    }
+
+    fn way(&self, from: usize, target: usize) -> Option<Way> {
+        let (sender, receiver) = (self.hosts.get(&from)?, self.hosts.get(&target)?);
+        let conditions = self.paths[sender.site][receiver.site].clone();
+        let back = &self.paths[receiver.site][sender.site];
+        let lost = |conditions: &Conditions, from: &Handicap, to: &Handicap| {
+            1.0 - (1.0 - conditions.loss) * (1.0 - from.loss_out) * (1.0 - to.loss_in)
+        };
+        Some(Way {
+            from,
+            target,
+            loss: lost(&conditions, &sender.handicap, &receiver.handicap),
+            loss_back: lost(back, &receiver.handicap, &sender.handicap),
+            conditions,
+        })
+    }
+
+    /// Whether the host is whom a message is for.
+    fn is_named(&self, target: usize, to: &Destination) -> bool {
+        self.hosts.get(&target).is_some_and(|host| {
+            let is_right = !matches!(to, Destination::Member { identity, .. } if *identity != host.identity);
+            host.address == to.address() && is_right
+        })
+    }
+
+    fn is_shunned(&self, one: usize, other: usize, now: Instant) -> bool {
+        let shuns = |by, whom| self.shunning.get(&[by, whom]).is_some_and(|until| now < *until);
+        shuns(one, other) || shuns(other, one)
     }
 
     /// Whether the two have a connection that still works, or does as far as they know.
@@ -277,42 +384,41 @@ impl State {
     }
 
     /// When a message arrives, each time it does.
-    fn arrivals(&mut self, from: usize, target: usize, bytes: usize) -> Vec<Instant> {
-        let now = Instant::now();
-        let (Some(sender), Some(receiver)) = (self.hosts.get(&from), self.hosts.get(&target)) else {
-            return Vec::new();
-        };
-        let conditions = self.paths[sender.site][receiver.site].clone();
-        let passing =
-            (1.0 - conditions.loss) * (1.0 - sender.handicap.loss_out) * (1.0 - receiver.handicap.loss_in);
-        let sends_at = sender.sends_at.max(now);
-        let is_connected = self.is_connected(from, target);
-        let travelled = fate::travel(&conditions, 1.0 - passing, bytes, &mut self.rng);
+    fn arrivals(&mut self, way: &Way, message: &[u8], delivery: Delivery) -> Vec<Instant> {
+        let Way { from, target, ref conditions, loss, .. } = *way;
+        let (now, bytes) = (Instant::now(), message.len());
+        let (delivery, packets) = (fate::delivery(delivery, bytes), fate::packets(bytes));
+        let travelled = fate::travel(conditions, loss, bytes, delivery, &mut self.rng);
+        let travelled = travelled.filter(|_| !self.partitions.block(from, target));
         let is_twice = self.rng.random_bool(conditions.duplicate);
-        if !is_connected && !self.can_connect(from, target) {
-            return Vec::new();
-        }
-        let Some(travelled) = travelled.filter(|_| !self.partitions.block(from, target)) else {
-            return Vec::new();
-        };
-        self.connections.touch(from, target, now);
-        // A handshake takes a round trip before the first message leaves (RFC 9001, section 4).
-        let handshake = if is_connected { Duration::ZERO } else { conditions.latency.0 * 2 };
-        let sent = match conditions.bandwidth {
+        let overhead = FRAME_BYTES + packets * PACKET_OVERHEAD_BYTES;
+        let Some(sent) = self.leaves_at(way, bytes + overhead, now) else { return Vec::new() };
+        let again = fate::sent_again(loss, packets, delivery, travelled.is_some());
+        let again = again * (bytes + overhead) as f64 / packets as f64;
+        self.traffic.message(from, MessageKind::of(message), bytes);
+        self.traffic.overhead(from, overhead + again as usize);
+        self.connections.use_for(from, target, sent, &mut self.traffic);
+        let Some(travelled) = travelled else { return Vec::new() };
+        let first = sent + travelled;
+        self.connections.arrive((from, target), packets, first, &mut self.traffic);
+        if is_twice { vec![first, first + conditions.latency.0] } else { vec![first] }
+    }
+
+    /// When a message has left its sender, handshake and bandwidth considered, if it ever does.
+    fn leaves_at(&mut self, way: &Way, bytes_on_wire: usize, now: Instant) -> Option<Instant> {
+        let sender = self.hosts.get_mut(&way.from)?;
+        let free = match way.conditions.bandwidth {
             0 => now,
             bandwidth => {
-                let on_wire = bytes + fate::packets(bytes) * fate::PACKET_OVERHEAD_BYTES;
-                sends_at + Duration::from_secs_f64(on_wire as f64 / bandwidth as f64)
+                let takes = Duration::from_secs_f64(bytes_on_wire as f64 / bandwidth as f64);
+                sender.sends_at.max(now) + takes
             }
         };
-        if sent > now + fate::GIVEN_UP {
-            return Vec::new();
+        if free > now + fate::GIVEN_UP {
+            return None;
         }
-        if let Some(sender) = self.hosts.get_mut(&from) {
-            sender.sends_at = sent;
-        }
-        let first = sent + handshake + travelled;
-        if is_twice { vec![first, first + conditions.latency.0] } else { vec![first] }
+        sender.sends_at = free;
+        Some(self.connections.leaves_at(way.from, way.target, free))
     }
 
     fn put_on_the_way(&mut self, target: usize, at: Instant, received: Received) {
@@ -330,12 +436,26 @@ impl HostLink {
     pub fn address(&self) -> SocketAddr {
         self.address
     }
+
+    /// What reached this host lately, if it is tapped.
+    pub fn tapped(&self) -> Vec<Vec<u8>> {
+        let state = self.network.state();
+        let tapped = state.hosts.get(&self.host).and_then(|host| host.tapped.as_ref());
+        tapped.into_iter().flatten().cloned().collect()
+    }
 }
 
 #[async_trait]
 impl Link for HostLink {
-    fn send(&self, to: Destination, message: Vec<u8>) {
-        self.network.send(self, &to, message);
+    fn send(&self, to: Destination, message: Vec<u8>, delivery: Delivery) {
+        self.network.send(self, &to, message, delivery);
+    }
+
+    /// A host has one identity, so its number says whom it is about.
+    fn shun(&self, _peer: &SpiffeId, address: SocketAddr, span: Duration) {
+        if let Some(other) = host_of(address) {
+            self.network.shun(self.host, other, span);
+        }
     }
 
     async fn recv(&self) -> Option<Received> {

@@ -11,9 +11,11 @@ use super::{Percentiles, Rates, Report, Run, Traffic};
 pub type Figures = BTreeMap<String, f64>;
 
 /// Figures that are one number, with what they mean in words.
-pub(crate) const SINGLES: [(&str, &str); 15] = [
+pub(crate) const SINGLES: [(&str, &str); 19] = [
     ("bytes_per_node_s", "bytes per node and second"),
     ("bytes_per_node_s_change", "the same, during change"),
+    ("bytes_per_node_s_max", "the same, of the node that sent most"),
+    ("bytes_peak_per_node_s", "the same, at most for ten seconds"),
     ("messages_per_node_s", "messages per node and second"),
     ("messages_per_node_s_change", "the same, during change"),
     ("suspicions_false", "false suspicions"),
@@ -21,6 +23,8 @@ pub(crate) const SINGLES: [(&str, &str); 15] = [
     ("rejected", "records refused"),
     ("stale_share", "share of stale words"),
     ("queue_max", "longest queue, messages"),
+    ("connections_max", "most connections of a node"),
+    ("connections_median", "connections, median"),
     ("converged_s", "all equal after the start, s"),
     ("recovered_s", "all equal after the last event, s"),
     ("checks_failed", "failed checks"),
@@ -30,7 +34,7 @@ pub(crate) const SINGLES: [(&str, &str); 15] = [
 ];
 
 /// Percentiles by the end of their figures' names.
-pub(crate) const PERCENTILES: [&str; 5] = ["p50", "p90", "p99", "p99_9", "p100"];
+pub(crate) const PERCENTILES: [&str; 5] = ["p50", "p90", "p99", "p999", "p100"];
 
 /// The fields that a report and a run have in common.
 macro_rules! figures_of {
@@ -38,11 +42,15 @@ macro_rules! figures_of {
         let of = $measured;
         let singles = [
             ("bytes_per_node_s", of.bytes_per_node_s),
+            ("bytes_per_node_s_max", of.bytes_per_node_s_max),
+            ("bytes_peak_per_node_s", of.bytes_peak_per_node_s),
             ("suspicions_false", of.suspicions_false as f64),
             ("evictions_false", of.evictions_false as f64),
             ("rejected", of.rejected as f64),
             ("stale_share", of.stale_share),
             ("queue_max", of.queue_max as f64),
+            ("connections_max", of.connections_max as f64),
+            ("connections_median", of.connections_median as f64),
             ("converged_s", of.converged_s),
             ("recovered_s", of.recovered_s),
             ("checks_failed", of.checks.failed as f64),
@@ -71,8 +79,8 @@ impl Run {
 impl Percentiles {
     /// The five, by the names in `PERCENTILES`.
     pub(crate) fn named(&self) -> [(&'static str, f64); 5] {
-        let [p50, p90, p99, p99_9, p100] = PERCENTILES;
-        [(p50, self.p50), (p90, self.p90), (p99, self.p99), (p99_9, self.p99_9), (p100, self.p100)]
+        let [p50, p90, p99, p999, p100] = PERCENTILES;
+        [(p50, self.p50), (p90, self.p90), (p99, self.p99), (p999, self.p999), (p100, self.p100)]
     }
 }
 

@@ -43,8 +43,21 @@ pub struct Report {
     pub took_ms: BTreeMap<String, Percentiles>,
     /// `known_ms` in rounds (intervals), and the bound of an ideal push epidemic.
     pub rounds: Rounds,
-    /// Bytes that each node sent, in the steady state if the scenario has one, else overall.
+    /// Bytes that each node sent, those that QUIC adds included, in the steady state if the scenario has one,
+    /// else overall.
     pub bytes_per_node_s: f64,
+    /// The same of the node that sent most while nothing happened.
+    #[serde(default)]
+    pub bytes_per_node_s_max: f64,
+    /// The most that nodes sent on average in ten seconds, from when the mesh first agreed on.
+    #[serde(default)]
+    pub bytes_peak_per_node_s: f64,
+    /// The most connections that one node had in the end.
+    #[serde(default)]
+    pub connections_max: u64,
+    /// How many half of the nodes had at most.
+    #[serde(default)]
+    pub connections_median: u64,
     /// What each node sent, by phase and kind of message.
     pub traffic: Traffic,
     /// A node that was up and reachable was suspected.
@@ -103,15 +116,16 @@ pub struct Traffic {
     pub change: Rates,
 }
 
-/// By kind of message.
+/// By kind of message. What QUIC adds has kinds of its own: `quic` (headers, acknowledgements, packets sent again),
+/// `handshake` and `keep-alive`.
 pub type Rates = BTreeMap<String, Rate>;
 
 /// Per node and second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Rate {
-    /// Bytes, without what a transport adds.
+    /// Bytes.
     pub bytes: f64,
-    /// Messages.
+    /// Messages; what QUIC adds has none.
     pub messages: f64,
 }
 
@@ -151,6 +165,18 @@ pub struct Run {
     pub took_ms: BTreeMap<String, Percentiles>,
     /// See [`Report::bytes_per_node_s`].
     pub bytes_per_node_s: f64,
+    /// See [`Report::bytes_per_node_s_max`].
+    #[serde(default)]
+    pub bytes_per_node_s_max: f64,
+    /// See [`Report::bytes_peak_per_node_s`].
+    #[serde(default)]
+    pub bytes_peak_per_node_s: f64,
+    /// See [`Report::connections_max`].
+    #[serde(default)]
+    pub connections_max: u64,
+    /// See [`Report::connections_median`].
+    #[serde(default)]
+    pub connections_median: u64,
     /// See [`Report::traffic`].
     pub traffic: Traffic,
     /// See [`Report::suspicions_false`].
@@ -180,7 +206,7 @@ pub struct Run {
 }
 
 /// Measures of how long something took, milliseconds, by name: `known`, `joined` (a new node known by
-/// another), `suspect`, `unused` (the routes of a node no longer prefer it; a caller with traffic stops within a second, on evidence of its own that is not simulated), `expired` (after a crash), `left` (after
+/// another), `rejoined` (a restarted one known again), `suspect`, `unused` (the routes of a node no longer prefer it; a caller with traffic stops within a second, on evidence of its own that is not simulated), `expired` (after a crash), `left` (after
 /// a graceful leave), `stale` (how old the news was that a node did not know when sampled).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]

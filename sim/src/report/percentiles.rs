@@ -16,8 +16,9 @@ pub struct Percentiles {
     pub p90: f64,
     /// All but one of a hundred.
     pub p99: f64,
-    /// All but one of a thousand.
-    pub p99_9: f64,
+    /// All but one of a thousand. Reports of earlier versions have it as `p99_9`.
+    #[serde(alias = "p99_9")]
+    pub p999: f64,
     /// All.
     pub p100: f64,
 }
@@ -31,7 +32,7 @@ impl Percentiles {
             let rank = (sorted.len() * per_mille).div_ceil(1000).max(1);
             sorted.get(rank - 1).copied().unwrap_or(0.0)
         };
-        Self { count: sorted.len(), p50: at(500), p90: at(900), p99: at(990), p99_9: at(999), p100: at(1000) }
+        Self { count: sorted.len(), p50: at(500), p90: at(900), p99: at(990), p999: at(999), p100: at(1000) }
     }
 }
 
@@ -47,8 +48,8 @@ pub fn seconds(duration: Duration) -> f64 {
 
 impl fmt::Display for Percentiles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { count, p50, p90, p99, p100, .. } = self;
-        write!(f, "{p50:>9.0} {p90:>9.0} {p99:>9.0} {p100:>9.0} {count:>9}")
+        let Self { count, p50, p90, p99, p999, p100 } = self;
+        write!(f, "{p50:>9.0} {p90:>9.0} {p99:>9.0} {p999:>9.0} {p100:>9.0} {count:>9}")
     }
 }
 
@@ -61,7 +62,7 @@ mod tests {
         let millis = |count: u64| (1..=count).map(|n| n as f64).collect::<Vec<_>>();
         let of_200 = Percentiles::of(&millis(200));
         let expected =
-            Percentiles { count: 200, p50: 100.0, p90: 180.0, p99: 198.0, p99_9: 200.0, p100: 200.0 };
+            Percentiles { count: 200, p50: 100.0, p90: 180.0, p99: 198.0, p999: 200.0, p100: 200.0 };
         assert_eq!(of_200, expected);
         assert_eq!(Percentiles::of(&millis(1)).p50, 1.0);
         assert_eq!(Percentiles::of(&[]), Percentiles::default());

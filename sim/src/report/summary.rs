@@ -37,6 +37,10 @@ impl Report {
             took_ms,
             rounds: Rounds::of(&known_ms, nodes, interval),
             bytes_per_node_s: mean(&runs, |run| run.bytes_per_node_s),
+            bytes_per_node_s_max: most(&runs, |run| run.bytes_per_node_s_max),
+            bytes_peak_per_node_s: most(&runs, |run| run.bytes_peak_per_node_s),
+            connections_max: greatest(&runs, |run| run.connections_max),
+            connections_median: greatest(&runs, |run| run.connections_median),
             traffic: Traffic {
                 steady: mean_rates(&runs, |run| &run.traffic.steady),
                 change: mean_rates(&runs, |run| &run.traffic.change),
@@ -44,7 +48,7 @@ impl Report {
             suspicions_false: sum(&runs, |run| run.suspicions_false),
             evictions_false: sum(&runs, |run| run.evictions_false),
             stale_share: mean(&runs, |run| run.stale_share),
-            queue_max: runs.iter().map(|run| run.queue_max).max().unwrap_or_default(),
+            queue_max: greatest(&runs, |run| run.queue_max),
             converged_s: most(&runs, |run| run.converged_s),
             recovered_s: most(&runs, |run| run.recovered_s),
             virtual_s: most(&runs, |run| run.virtual_s),
@@ -113,6 +117,10 @@ fn sum(runs: &[Run], of: impl Fn(&Run) -> u64) -> u64 {
 
 fn mean(runs: &[Run], of: impl Fn(&Run) -> f64) -> f64 {
     runs.iter().map(of).sum::<f64>() / runs.len().max(1) as f64
+}
+
+fn greatest(runs: &[Run], of: impl Fn(&Run) -> u64) -> u64 {
+    runs.iter().map(of).max().unwrap_or_default()
 }
 
 fn most(runs: &[Run], of: impl Fn(&Run) -> f64) -> f64 {

@@ -49,10 +49,10 @@ fn measures(report: &Report) -> String {
     if measures.is_empty() {
         return "nothing that takes time was measured\n".to_owned();
     }
-    let head = ["milliseconds until", "50 %", "90 %", "99 %", "100 %", "measures"];
+    let head = ["milliseconds until", "50 %", "90 %", "99 %", "99.9 %", "100 %", "measures"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     for (name, of) in measures {
-        let cells = [of.p50, of.p90, of.p99, of.p100, of.count as f64].map(number);
+        let cells = [of.p50, of.p90, of.p99, of.p999, of.p100, of.count as f64].map(number);
         rows.push([vec![words::measure(name).to_owned()], cells.to_vec()].concat());
     }
     aligned("", &rows, false)
@@ -94,6 +94,14 @@ fn counts(report: &Report) -> String {
         ("false suspicions / evictions", format!("{} / {}", report.suspicions_false, report.evictions_false)),
         ("records refused", report.rejected.to_string()),
         ("stale words that nodes route by", share(report.stale_share)),
+        (
+            "bytes/s of the node that sends most / peak of all",
+            format!("{} / {}", number(report.bytes_per_node_s_max), number(report.bytes_peak_per_node_s)),
+        ),
+        (
+            "connections of a node, median / most",
+            format!("{} / {}", report.connections_median, report.connections_max),
+        ),
         ("longest queue", words::plural(report.queue_max as usize, "message")),
         (
             "all equal after the start / the last event",

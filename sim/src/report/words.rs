@@ -1,9 +1,10 @@
 //! PURE: measures and numbers as people say them; shared by the terminal, the page and `compare`.
 
 /// The names that [`super::Samples`] uses, in the order in which they are shown, and what each means.
-pub(crate) const MEASURES: [(&str, &str); 7] = [
+pub(crate) const MEASURES: [(&str, &str); 8] = [
     ("known", "a change known by another node"),
     ("joined", "a new node known by another"),
+    ("rejoined", "a restarted node known again"),
     ("suspect", "a crash suspected"),
     ("unused", "routes prefer others to a crashed node"),
     ("expired", "a crashed node forgotten"),

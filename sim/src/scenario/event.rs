@@ -115,28 +115,34 @@ pub enum Memory {
 }
 
 /// What a hostile member does, besides taking part.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Attack {
-    /// Writes altered records into others' maps: other weights, other addresses.
+    /// Says altered records and renewals of others: other weights, other addresses.
     #[default]
     Forge,
-    /// Writes others' old records into their maps again, as if they were new.
+    /// Says others' old records again, as if they were new, and whole messages as they came.
     Replay,
     /// Answers, and passes nothing on.
     Withhold,
     /// Signs two different records of one version, and tells each half of the mesh another.
     Equivocate,
-    /// Invents members and maps by the thousand.
+    /// Says, offers and asks for more than anybody can hold: maps, keys, records that are nobody's.
     Flood,
-    /// Says that others have left or died: forged withdrawals, deleted values.
+    /// Invents members of its own identity, rightly signed, which nobody ever started.
+    Invent,
+    /// Says that others have left or died: forged withdrawals, deleted values, sightings true and false.
     Accuse,
-    /// Keeps dead nodes alive by renewing their leases.
+    /// Keeps dead nodes alive by their old renewals, and says of leases that they are young or old.
     Resurrect,
     /// Raises others' heartbeats, so that their true ones count no more.
     Outrun,
     /// Makes others' maps begin anew, with nothing in them, behind later versions.
     Reset,
+    /// Says that it knows something else than everybody does, so that they exchange with it in vain.
+    Lie,
+    /// Sends one other more messages than it may.
+    Overrun,
 }
 
 /// Which nodes an event is about.

@@ -13,6 +13,17 @@ macro_rules! library {
 }
 
 library![
+    "gossip-propagation",
+    "gossip-loss",
+    "gossip-steady",
+    "gossip-steady-100",
+    "gossip-crash",
+    "gossip-half-deaf",
+    "gossip-hostile",
+    "gossip-flash-crowd",
+    "gossip-rolling-restart",
+    "gossip-partition",
+    "gossip-pause",
     "converge",
     "steady",
     "distance",
@@ -52,6 +63,8 @@ library![
     "hostile-resurrect",
     "hostile-outrun",
     "hostile-reset",
+    "hostile-lie",
+    "hostile-overrun",
 ];
 
 /// A scenario as `list` shows it.

@@ -87,8 +87,8 @@ pub struct Mesh {
     pub converge_within: Span,
 }
 
-/// How the network treats messages. A message travels as a QUIC stream: lost packets are sent
-/// again, which costs time; it is given up after ten seconds.
+/// How the network treats messages. One that is to arrive travels as a QUIC stream: lost packets are sent
+/// again, which costs time; it is given up after ten seconds. One that is sent once, and fits a packet, is lost with it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Conditions {

@@ -285,7 +285,7 @@ impl Conditions {
 
 impl Override {
     /// What can be changed from outside.
-    pub const NAMES: [&'static str; 12] = [
+    pub const NAMES: [&'static str; 13] = [
         "quiet",
         "nodes",
         "interval",
@@ -298,6 +298,7 @@ impl Override {
         "fan-out",
         "news-period",
         "length",
+        "longest",
     ];
 
     /// Changes `scenario`, which must be judged again.
@@ -313,6 +314,7 @@ impl Override {
             "lease" => mesh.lease = span(value)?,
             "renew" => mesh.renew = span(value)?,
             "length" => mesh.length = span(value)?,
+            "longest" => scenario.shorten(span(value)?),
             "quiet" => mesh.quiet = span(value)?,
             "news-period" => mesh.news_period = Some(span(value)?),
             "latency" => scenario.network.latency = span(value)?,
@@ -331,6 +333,17 @@ impl Override {
 }
 
 impl Scenario {
+    /// Lets nothing last longer than `longest`: neither the run nor an event, with all its repetitions. What comes
+    /// later than that comes all the same.
+    fn shorten(&mut self, longest: Span) {
+        self.mesh.length = self.mesh.length.min(longest);
+        for event in &mut self.event {
+            event.lasts = event.lasts.min(longest);
+            let times = longest.0.as_millis() / event.every.0.as_millis().max(1);
+            event.times = event.times.min(u32::try_from(times).unwrap_or(u32::MAX).max(1));
+        }
+    }
+
     /// Makes every way so many times as long.
     fn stretch(&mut self, factor: f64) -> Result<(), String> {
         if !(0.0..=100.0).contains(&factor) {

@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 
 use crate::disk::{Disk, Image};
 use crate::network::HostLink;
+use crate::scenario::Attack;
 
 /// A machine with one node on it.
 pub(crate) struct Host {
@@ -42,8 +43,8 @@ pub(crate) struct Process {
     pub(crate) link: Arc<HostLink>,
     pub(crate) brake: Arc<Brake>,
     pub(crate) tasks: Vec<JoinHandle<()>>,
-    /// Its attack, if it is hostile.
-    pub(crate) attack: Option<JoinHandle<()>>,
+    /// Its attacks, if it is hostile.
+    pub(crate) attacks: BTreeMap<Attack, JoinHandle<()>>,
 }
 
 impl Host {
@@ -64,7 +65,7 @@ impl Host {
 impl Process {
     /// Ends it as SIGKILL does.
     pub(crate) fn kill(self) {
-        self.tasks.iter().chain(&self.attack).for_each(JoinHandle::abort);
+        self.tasks.iter().chain(self.attacks.values()).for_each(JoinHandle::abort);
     }
 }
 

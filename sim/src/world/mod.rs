@@ -13,7 +13,7 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use starling_gossip::clock::{Clock, Instant};
-use starling_gossip::handle::{Gossip, News, Setup};
+use starling_gossip::handle::{Budget, Gossip, News, Setup};
 use starling_gossip::memory::Remembered;
 use starling_gossip::publisher::NodeDescription;
 use starling_gossip::record::{Health, Locality, Owner};
@@ -28,7 +28,7 @@ use crate::keys::{Authority, WALL_AT_START};
 use crate::measure::Measures;
 use crate::network::{Handicap, Network, address_of};
 use crate::play::Request;
-use crate::scenario::{Attack, Conditions, Do, Memory, Scenario};
+use crate::scenario::{self, Attack, Conditions, Do, Memory, Scenario};
 use crate::trace::{Event, Trace, Turn};
 use crate::truth::{Saying, Truth};
 use host::{Brake, Host, Process};
@@ -38,6 +38,9 @@ const OBSERVATIONS_QUEUED_MAX: usize = 4096;
 
 /// How long a leaving node's process may take to end; it says so in three rounds of 150 ms.
 const LEAVES_WITHIN: Duration = Duration::from_secs(1);
+
+/// A way that takes no longer delays nobody's renewal by much.
+const SOON: Duration = Duration::from_millis(500);
 
 /// A mesh in one process.
 pub struct World {
@@ -98,11 +101,11 @@ impl World {
         let network = Network::new(scenario.paths(), rng.random(), trace.clone());
         let (observations, observed) = mpsc::channel(OBSERVATIONS_QUEUED_MAX);
         let mesh = &scenario.mesh;
-        let checker = Checker::new(mesh.lease.0, mesh.renew.0);
+        let checker = Checker::new(mesh.lease.0, mesh.renew.0).hearing_all(scenario.loses_nothing());
         Ok(Self {
             authority: Authority::new(&mut rng)?,
             truth: Truth::default(),
-            measures: Measures::new(mesh.lease.0, checker.suspect_after()),
+            measures: Measures::new(mesh.lease.0),
             checker,
             hosts: Vec::new(),
             rng,
@@ -172,6 +175,7 @@ impl World {
             seeds: self.seeds.subscribe(),
             remembered,
             news: self.scenario.news(),
+            budget: Budget::default(),
         };
         self.trace.turn(Turn::Started(number));
         let (gossip, gossip_loop) = Gossip::start(setup).await.map_err(anyhow::Error::from)?;
@@ -181,7 +185,7 @@ impl World {
         let held = brake.clone();
         let tasks =
             vec![tokio::spawn(watched), tokio::spawn(async move { held.run(gossip_loop.run()).await })];
-        host.process = Some(Process { gossip, link, brake, tasks, attack: None });
+        host.process = Some(Process { gossip, link, brake, tasks, attacks: BTreeMap::new() });
         self.begin_epoch();
         self.measures.comes_back(number);
         self.say(number, None, Some(Health::Healthy)).await;
@@ -247,7 +251,10 @@ impl World {
             (Memory::Old, Some(disk)) => disk.restore(host.old_image.clone().unwrap_or_default()),
             _ => {}
         }
-        self.start(number, true).await
+        let begins = Instant::now();
+        self.start(number, true).await?;
+        self.measures.rejoins(number, self.truth.host(number).newest(), begins);
+        Ok(())
     }
 
     /// Host `number` withdraws itself, tells others, and ends.
@@ -299,14 +306,19 @@ impl World {
         self.hosts[number].clock.set_calendar_by(seconds.saturating_mul(1000));
     }
 
-    /// Host `number` attacks the others.
+    /// Host `number` attacks the others, perhaps in several ways at once.
     pub fn begin_attack(&mut self, number: usize, attack: Attack, rate: u32) {
         let seed = self.rng.random();
         let host = &mut self.hosts[number];
         let Some(process) = &mut host.process else { return };
         self.trace.turn(Turn::Attacks(number, true));
         self.truth.host_mut(number).is_hostile = true;
-        self.network.set_withholding(number, attack == Attack::Withhold);
+        if attack == Attack::Withhold {
+            self.network.set_withholding(number, Some(self.truth.host(number).owner.clone()));
+        }
+        if attack == Attack::Replay {
+            self.network.tap(number);
+        }
         let attacker = Attacker {
             svid: host.svid.clone(),
             owner: self.truth.host(number).owner.clone(),
@@ -316,14 +328,17 @@ impl World {
             disk: host.disk.clone().unwrap_or_default(),
             rng: StdRng::seed_from_u64(seed),
         };
-        process.attack = Some(tokio::spawn(attacker.run(attack, rate)));
+        process.attacks.insert(attack, tokio::spawn(attacker.run(attack, rate)));
     }
 
-    /// Host `number` stops attacking; what it says of itself still binds nobody.
-    pub fn end_attack(&mut self, number: usize) {
+    /// Host `number` stops attacking so; what it says of itself still binds nobody.
+    pub fn end_attack(&mut self, number: usize, attack: Attack) {
         self.trace.turn(Turn::Attacks(number, false));
-        self.network.set_withholding(number, false);
-        if let Some(attack) = self.hosts[number].process.as_mut().and_then(|process| process.attack.take()) {
+        if attack == Attack::Withhold {
+            self.network.set_withholding(number, None);
+        }
+        let process = self.hosts[number].process.as_mut();
+        if let Some(attack) = process.and_then(|process| process.attacks.remove(&attack)) {
             attack.abort();
         }
     }
@@ -454,7 +469,20 @@ impl Scenario {
     pub fn news(&self) -> News {
         let own = News::default();
         let period = self.mesh.news_period.map_or(own.period, |period| period.0);
-        News { told: self.mesh.news_told.unwrap_or(own.told), period }
+        News { told: self.mesh.news_told.unwrap_or(own.told), period, ..own }
+    }
+
+    /// Whether all that is sent arrives while its way is open, and soon.
+    pub fn loses_nothing(&self) -> bool {
+        let is_good = |it: &Conditions| it.loss == 0.0 && it.bandwidth == 0 && it.latency.0 <= SOON;
+        let is_deaf =
+            |attack| matches!(attack, Attack::Withhold | Attack::Overrun | Attack::Flood | Attack::Invent);
+        let is_bad = |event: &scenario::Event| match event.what {
+            Do::Degrade | Do::Calendar => true,
+            Do::Attack => is_deaf(event.attack),
+            _ => event.one_way,
+        };
+        self.paths().iter().flatten().all(is_good) && !self.event.iter().any(is_bad)
     }
 
     /// Whether anybody ever attacks.

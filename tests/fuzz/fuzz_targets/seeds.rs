@@ -4,15 +4,12 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
-use starling_fuzz::{IDENTITIES, Message, OWN_MAP, WALL, World, join};
-use starling_gossip::clock::Clock;
+use starling_fuzz::{IDENTITIES, Message, OWN_MAP, WALL, World, join, known, known_name, listener, said};
 use starling_gossip::codec;
-use starling_gossip::fuzzing::Listener;
-use starling_gossip::publisher::{NodeDescription, Publisher, Said};
-use starling_gossip::record::{Health, Instance, Locality, Protocol};
+use starling_gossip::fuzzing::{Listener, everything_said};
+use starling_gossip::publisher::Said;
 use starling_gossip::signature::SealedRecord;
 use starling_transport::header::{Answer, Refusal, RefusalReason, StreamHeader, StreamKind};
 
@@ -48,44 +45,6 @@ fn stream_headers() {
     write("stream_header", "refused", Answer::Refused(refusal).encode());
 }
 
-/// What one node says in its life, in order.
-fn said(world: &World, signer: usize) -> Vec<Said> {
-    let description = NodeDescription {
-        name: format!("node-{signer}").parse().expect("a name"),
-        addresses: vec![([192, 0, 2, 9], 7400).into(), "[2001:db8::1]:7400".parse().expect("an address")],
-        locality: Locality { region: "eu".parse().ok(), zone: "eu-1".parse().ok(), site: None },
-        program: "starling/0.1.0".parse().expect("a label"),
-        lease: Duration::from_secs(120),
-        renew: Duration::from_secs(5),
-    };
-    let id: starling_gossip::identity::SpiffeId = IDENTITIES[signer].parse().expect("an identity");
-    let instance = |health| Instance {
-        service: id.announces().expect("a service"),
-        protocol: Protocol::Http,
-        version: "v2".parse().ok(),
-        tags: [("track".parse().expect("a label"), "canary".parse().expect("a label"))].into(),
-        weight: 100,
-        health,
-        since_unix_millis: WALL.unix_millis,
-    };
-    let svid = world_svid(world, signer);
-    let now = Clock::System.now();
-    let mut publisher = Publisher::new(svid, description, WALL.unix_millis, [7; 32], now);
-    let label = || "main".parse().expect("a label");
-    publisher.set_instance(label(), Some(instance(Health::Unknown)));
-    publisher.set_instance(label(), Some(instance(Health::Healthy)));
-    publisher.handle_timeout(publisher.poll_timeout(), || [8; 32]);
-    publisher.set_instance(label(), None);
-    publisher.leave();
-    std::iter::from_fn(|| publisher.poll_said()).collect()
-}
-
-fn world_svid(world: &World, signer: usize) -> std::sync::Arc<starling_gossip::svid::Svid> {
-    let svid = &world.svids[signer];
-    let again = starling_gossip::svid::Svid::new(svid.chain().to_vec(), svid.private_key().clone_key());
-    std::sync::Arc::new(again.expect("an SVID"))
-}
-
 fn records() {
     let world = World::new();
     for signer in 0..IDENTITIES.len() {
@@ -117,24 +76,36 @@ fn unsigned(signer: usize, sealed: &SealedRecord) -> Vec<u8> {
 }
 
 fn gossip_messages() {
-    const OTHER: &str = "00000000000000bb";
-    let mut one = Listener::new(OWN_MAP, ([192, 0, 2, 9], 7400).into());
-    let mut other = Listener::new(OTHER, ([192, 0, 2, 9], 7400).into());
-    let syn = other.speak().expect("a Syn");
+    let world = World::new();
+    let known = known(&world);
+    let name = known_name(&known[0]);
+    let other = name.as_str();
+    let mut one = listener(&world);
+    let mut another =
+        Listener::new(OWN_MAP + 1, ([192, 0, 2, 10], 7400).into(), world.bundle(), WALL, &known);
+    let syn = another.speak().expect("a Syn");
     let syn_ack = one.hear(&syn).expect("an answer");
-    let ack = other.hear(&syn_ack).expect("an answer");
-    write("gossip_message", "exchange", join(&[syn.clone(), syn_ack, ack]));
+    write("gossip_message", "exchange", join(&[syn.clone(), syn_ack]));
     write("gossip_message", "bad-cluster", join(&[Message::new(3).finish()]));
-    let foreign = Message::new(0).digest(&[(OTHER, 2)]).cluster("elsewhere").finish();
+    let foreign = Message::new(0).digest(&[(other, 2)]).cluster("elsewhere").finish();
     write("gossip_message", "foreign-cluster", join(&[foreign]));
-    let known = Message::new(1).digest(&[(OTHER, 4), (OWN_MAP, 0)]).delta(&[]).finish();
+    let own = format!("{OWN_MAP:016x}");
+    let named = Message::new(1).digest(&[(other, 4), (&own, 0)]).delta(&[]).finish();
     let values = [("n", "AAAA"), ("i/main", "BBBB"), ("l", "CCCC")];
-    let news = Message::new(2).delta(&[(OTHER, &values)]).finish();
-    let empty = Message::new(2).delta(&[(OTHER, &[]), (OWN_MAP, &[])]).finish();
-    let overwritten = Message::new(2).delta(&[(OWN_MAP, &values)]).finish();
-    write("gossip_message", "news", join(&[known.clone(), news.clone(), syn.clone()]));
-    write("gossip_message", "no-values", join(&[known.clone(), empty, syn.clone()]));
-    write("gossip_message", "overwritten", join(&[known, overwritten, news, syn]));
+    let news = Message::new(2).delta(&[(other, &values)]).finish();
+    let empty = Message::new(2).delta(&[(other, &[]), (&own, &[])]).finish();
+    let overwritten = Message::new(2).delta(&[(&own, &values)]).finish();
+    write("gossip_message", "news", join(&[named.clone(), news.clone(), syn.clone()]));
+    write("gossip_message", "no-values", join(&[named.clone(), empty, syn.clone()]));
+    write("gossip_message", "overwritten", join(&[named, overwritten, news, syn]));
+    let sealed = said(&world, 1).into_iter().filter_map(|said| match said {
+        Said::Node(sealed) | Said::Instance(_, sealed) => Some(sealed.to_bytes()),
+        Said::Renewal(_) => None,
+    });
+    let sealed: Vec<_> = sealed.collect();
+    for (name, message) in everything_said(&sealed) {
+        write("gossip_message", name, join(&[message]));
+    }
 }
 
 fn certificates() {

@@ -6,7 +6,14 @@ use rcgen::{
     SanType, SerialNumber,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use starling_gossip::clock::WallTime;
+use std::time::Duration;
+
+use starling_gossip::clock::{Clock, WallTime};
+use starling_gossip::fuzzing::Listener;
+use starling_gossip::identity::SpiffeId;
+use starling_gossip::publisher::{NodeDescription, Publisher, Said};
+use starling_gossip::record::{Health, Instance, Locality, Protocol, Record};
+use starling_gossip::signature::SealedRecord;
 use starling_gossip::svid::{Svid, TrustBundle};
 
 /// What the calendar says: 2026-01-01 00:00 UTC.
@@ -94,8 +101,73 @@ pub fn join(pieces: &[Vec<u8>]) -> Vec<u8> {
     pieces.iter().flat_map(framed).collect()
 }
 
-/// The map of the chitchat that hears the fuzzer's messages.
-pub const OWN_MAP: &str = "00000000000000aa";
+/// The map of the node that hears the fuzzer's messages.
+pub const OWN_MAP: u64 = 0xaa;
+
+/// A node that hears the fuzzer's messages, and knows [`known`].
+pub fn listener(world: &World) -> Listener {
+    Listener::new(OWN_MAP, ([192, 0, 2, 9], 7400).into(), world.bundle(), WALL, &known(world))
+}
+
+/// Two nodes' sealed records: the first's is of the version before, the other says all that one of this
+/// version does until it leaves.
+pub fn known(world: &World) -> Vec<Vec<u8>> {
+    let sealed = |said: Said| match said {
+        Said::Node(sealed) | Said::Instance(_, sealed) => Some(sealed),
+        Said::Renewal(_) => None,
+    };
+    let mut records: Vec<_> = said(world, 1).into_iter().filter_map(sealed).collect();
+    records.pop();
+    let first = said(world, 0).into_iter().find_map(sealed).expect("a node record");
+    let Ok(Record::Node(mut node)) = first.unverified() else { panic!("a node record comes first") };
+    node.capabilities.clear();
+    let old = SealedRecord::seal(&Record::Node(node), &world.svids[0]);
+    [old].into_iter().chain(records).map(|sealed| sealed.to_bytes()).collect()
+}
+
+/// What maps call the owner of `record`.
+pub fn known_name(record: &[u8]) -> String {
+    let sealed = SealedRecord::from_bytes(record).expect("our own");
+    sealed.unverified().expect("our own").owner().short_name()
+}
+
+/// What one node says in its life, in order.
+pub fn said(world: &World, signer: usize) -> Vec<Said> {
+    let description = NodeDescription {
+        name: format!("node-{signer}").parse().expect("a name"),
+        addresses: vec![([192, 0, 2, 9], 7400).into(), "[2001:db8::1]:7400".parse().expect("an address")],
+        locality: Locality { region: "eu".parse().ok(), zone: "eu-1".parse().ok(), site: None },
+        program: "starling/0.1.0".parse().expect("a label"),
+        lease: Duration::from_secs(120),
+        renew: Duration::from_secs(5),
+    };
+    let id: SpiffeId = IDENTITIES[signer].parse().expect("an identity");
+    let instance = |health| Instance {
+        service: id.announces().expect("a service"),
+        protocol: Protocol::Http,
+        version: "v2".parse().ok(),
+        tags: [("track".parse().expect("a label"), "canary".parse().expect("a label"))].into(),
+        weight: 100,
+        health,
+        since_unix_millis: WALL.unix_millis,
+    };
+    let svid = world_svid(world, signer);
+    let now = Clock::System.now();
+    let mut publisher = Publisher::new(svid, description, WALL.unix_millis, [7; 32], now);
+    let label = || "main".parse().expect("a label");
+    publisher.set_instance(label(), Some(instance(Health::Unknown)));
+    publisher.set_instance(label(), Some(instance(Health::Healthy)));
+    publisher.handle_timeout(publisher.poll_timeout(), || [8; 32]);
+    publisher.set_instance(label(), None);
+    publisher.leave();
+    std::iter::from_fn(|| publisher.poll_said()).collect()
+}
+
+fn world_svid(world: &World, signer: usize) -> std::sync::Arc<Svid> {
+    let svid = &world.svids[signer];
+    let again = Svid::new(svid.chain().to_vec(), svid.private_key().clone_key());
+    std::sync::Arc::new(again.expect("an SVID"))
+}
 
 /// A gossip message in chitchat's format, its delta not compressed: what a fuzzer can change.
 #[derive(Default)]

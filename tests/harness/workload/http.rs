@@ -8,12 +8,14 @@
 //! | `/status/N` | that status, no body |
 //! | `/wait` | 200, once the test calls [`Http::release`] |
 //! | `/rude` | headers that end at a hop, and some that only the mesh may say |
+//! | others | its name, after a while if [`Http::works_for`] says so |
 
 use std::borrow::Cow;
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{HeaderMap, TRAILER};
@@ -48,6 +50,7 @@ struct Shared {
     connections: AtomicUsize,
     waiting: AtomicUsize,
     gate: Semaphore,
+    work_millis: AtomicU64,
 }
 
 impl Http {
@@ -75,6 +78,7 @@ impl Http {
             connections: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
             gate: Semaphore::new(0),
+            work_millis: AtomicU64::new(0),
         });
         let accepting = tokio::spawn(accept(listener, shared.clone(), tls));
         Self { address, shared, accepting }
@@ -98,6 +102,12 @@ impl Http {
     /// Lets every request for `/wait` go on.
     pub fn release(&self) {
         self.shared.gate.close();
+    }
+
+    /// Has requests for no path of the table take so long, so that some are always under way.
+    pub fn works_for(&self, duration: Duration) {
+        let millis = u64::try_from(duration.as_millis()).expect("no age");
+        self.shared.work_millis.store(millis, Ordering::SeqCst);
     }
 }
 
@@ -162,7 +172,13 @@ async fn answer(shared: &Shared, request: Request<Incoming>) -> Answer {
             .header("x-starling-unsent", "1")
             .body(full("rude\n"))
             .expect("an answer"),
-        _ => Response::new(full(shared.name.clone())),
+        _ => {
+            let millis = shared.work_millis.load(Ordering::SeqCst);
+            if millis > 0 {
+                tokio::time::sleep(Duration::from_millis(millis)).await;
+            }
+            Response::new(full(shared.name.clone()))
+        }
     }
 }
 

@@ -28,9 +28,15 @@ impl Counters {
 
     /// The sum of `name`'s series that have a label with this value.
     pub(super) fn total(&self, name: &str, label: &str) -> u64 {
+        self.total_of(name, &[label])
+    }
+
+    /// The same, with all of these values.
+    pub(super) fn total_of(&self, name: &str, labels: &[&str]) -> u64 {
         let counters = self.store.counters.lock().expect("not poisoned");
         let series = counters.iter().filter(|(key, _)| key.starts_with(name));
-        let labelled = series.filter(|(key, _)| key.split(' ').any(|part| part == label));
+        let labelled =
+            series.filter(|(key, _)| labels.iter().all(|label| key.split(' ').any(|part| part == *label)));
         labelled.map(|(_, count)| count.load(Ordering::SeqCst)).sum()
     }
 }

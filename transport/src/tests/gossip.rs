@@ -1,14 +1,14 @@
 //! The gossip core's link over real connections.
 
 use starling_gossip::limits::MESSAGE_BYTES_MAX;
-use starling_gossip::link::{Destination, Link as _};
+use starling_gossip::link::{Delivery, Destination, Link as _};
 
 use super::counters::Counters;
 use super::harness::{Ca, Relay, eventually, within};
 use crate::gossip_link::GossipLink;
 use crate::limits::GOSSIP_QUEUED_PER_PEER_MAX;
 
-fn link(node: &mut super::harness::Node) -> GossipLink {
+pub(super) fn link(node: &mut super::harness::Node) -> GossipLink {
     GossipLink::new(node.endpoint.pool().clone(), node.gossip.take().expect("taken once"))
 }
 
@@ -20,11 +20,11 @@ async fn messages_arrive_and_replies_need_no_dial() {
     let to_b = Destination::Member { address: b.address(), identity: b.id() };
     let large = vec![3; MESSAGE_BYTES_MAX];
     for message in [b"small".to_vec(), Vec::new(), large] {
-        link_a.send(to_b.clone(), message.clone());
+        link_a.send(to_b.clone(), message.clone(), Delivery::Reliable);
         let received = within("a message", link_b.recv()).await.expect("open");
         assert_eq!((received.peer, received.from), (a.id(), a.address()));
         assert!(received.message == message);
-        link_b.send(Destination::Connected(received.from), message.clone());
+        link_b.send(Destination::Connected(received.from), message.clone(), Delivery::Reliable);
         let reply = within("a reply", link_a.recv()).await.expect("open");
         assert!(reply.peer == b.id() && reply.message == message);
     }
@@ -37,8 +37,8 @@ async fn an_answer_to_nobody_does_not_dial() {
     let (mut a, b) = (ca.node("a"), ca.node("b"));
     let link_a = link(&mut a);
     let metrics = Counters::here();
-    link_a.send(Destination::Connected(b.address()), b"hello".to_vec());
-    link_a.send(Destination::Connected(b.address()), vec![0; MESSAGE_BYTES_MAX + 1]);
+    link_a.send(Destination::Connected(b.address()), b"hello".to_vec(), Delivery::Reliable);
+    link_a.send(Destination::Connected(b.address()), vec![0; MESSAGE_BYTES_MAX + 1], Delivery::Reliable);
     let dropped = |reason| metrics.total("starling_gossip_dropped_total", reason);
     eventually("both are dropped", || dropped("not_connected") == 1 && dropped("oversized") == 1).await;
     assert_eq!((a.connections(), b.connections()), (0, 0));
@@ -53,7 +53,7 @@ async fn a_full_queue_drops_the_newest() {
     let metrics = Counters::here();
     // One runtime thread: nothing is sent before this task waits.
     for number in 0..GOSSIP_QUEUED_PER_PEER_MAX + 50 {
-        link_a.send(to_b.clone(), number.to_string().into_bytes());
+        link_a.send(to_b.clone(), number.to_string().into_bytes(), Delivery::Reliable);
     }
     let mut numbers = Vec::new();
     for _ in 0..GOSSIP_QUEUED_PER_PEER_MAX {
@@ -74,13 +74,16 @@ async fn gossip_alone_notices_a_dead_peer() {
     let link_a = link(&mut a);
     let relay = Relay::before(b.address()).await;
     let to_b = Destination::Member { address: relay.address, identity: b.id() };
-    link_a.send(to_b.clone(), b"one".to_vec());
+    link_a.send(to_b.clone(), b"one".to_vec(), Delivery::Reliable);
     let responsive = |a: &super::harness::Node| a.endpoint.pool().peers().iter().any(|peer| peer.responsive);
-    eventually("connected", || responsive(&a)).await;
-    relay.cut(true);
-    link_a.send(to_b, b"two".to_vec());
-    eventually("the peer is known to be silent", || {
-        a.endpoint.pool().peers().iter().any(|peer| peer.connected && !peer.responsive)
-    })
-    .await;
+    for delivery in [Delivery::Reliable, Delivery::Once] {
+        eventually("connected", || responsive(&a)).await;
+        relay.cut(true);
+        link_a.send(to_b.clone(), b"two".to_vec(), delivery);
+        eventually("the peer is known to be silent", || {
+            a.endpoint.pool().peers().iter().any(|peer| peer.connected && !peer.responsive)
+        })
+        .await;
+        relay.cut(false);
+    }
 }

@@ -19,11 +19,15 @@ use crate::tls;
 use crate::verify::{Expected, IdentityRefusal, PeerVerifier};
 
 /// A plain quinn client with this certificate, or none.
-fn client(ca: &Ca, shown: Option<&Issued>) -> quinn::Endpoint {
+pub(super) fn client(ca: &Ca, shown: Option<&Issued>) -> quinn::Endpoint {
     client_with(ca, shown, quinn::TransportConfig::default())
 }
 
-fn client_with(ca: &Ca, shown: Option<&Issued>, transport: quinn::TransportConfig) -> quinn::Endpoint {
+pub(super) fn client_with(
+    ca: &Ca,
+    shown: Option<&Issued>,
+    transport: quinn::TransportConfig,
+) -> quinn::Endpoint {
     let verifier = PeerVerifier::new(ca.credentials("stranger"), Expected::Anybody);
     let builder = rustls::ClientConfig::builder_with_provider(Arc::new(tls::crypto_provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -51,7 +55,7 @@ fn parts(issued: &Issued) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'stati
     (chain.collect(), PrivateKeyDer::from_pem_slice(issued.key.as_bytes()).expect("PEM"))
 }
 
-async fn connect(endpoint: &quinn::Endpoint, address: SocketAddr) -> quinn::Connection {
+pub(super) async fn connect(endpoint: &quinn::Endpoint, address: SocketAddr) -> quinn::Connection {
     let connecting = endpoint.connect(address, "starling.invalid").expect("dialled");
     within("a handshake", connecting).await.expect("the client's part of it")
 }

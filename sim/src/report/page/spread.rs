@@ -10,8 +10,13 @@ const ROW: f64 = 36.0;
 /// None with fewer than two seeds.
 pub fn spread(report: &Report) -> Option<Drawing> {
     type Row = (&'static str, fn(&Percentiles) -> f64);
-    const ROWS: [Row; 4] =
-        [("50 %", |of| of.p50), ("90 %", |of| of.p90), ("99 %", |of| of.p99), ("100 %", |of| of.p100)];
+    const ROWS: [Row; 5] = [
+        ("50 %", |of| of.p50),
+        ("90 %", |of| of.p90),
+        ("99 %", |of| of.p99),
+        ("99.9 %", |of| of.p999),
+        ("100 %", |of| of.p100),
+    ];
     let runs: Vec<&Run> = report.runs.iter().filter(|run| run.known_ms.count > 0).collect();
     if runs.len() < 2 {
         return None;

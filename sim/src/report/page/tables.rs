@@ -101,7 +101,7 @@ fn threshold(threshold: &Threshold) -> String {
 /// How long things took.
 pub(super) fn measures(report: &Report) -> String {
     let row = |(name, of): (&str, &crate::report::Percentiles)| {
-        let cells: String = [of.p50, of.p90, of.p99, of.p99_9, of.p100]
+        let cells: String = [of.p50, of.p90, of.p99, of.p999, of.p100]
             .iter()
             .map(|millis| format!("<td>{}</td>", duration(*millis)))
             .collect();
@@ -153,6 +153,10 @@ pub(super) fn counts(report: &Report) -> String {
         ("live nodes given up wrongly", number(report.evictions_false as f64)),
         ("records refused", number(report.rejected as f64)),
         ("stale words among those that nodes route by", share(report.stale_share)),
+        ("sent by the node that sends most at rest", format!("{}/s", size(report.bytes_per_node_s_max))),
+        ("sent by each node for ten seconds, at most", format!("{}/s", size(report.bytes_peak_per_node_s))),
+        ("connections of a node, the median", number(report.connections_median as f64)),
+        ("connections of a node, the most", number(report.connections_max as f64)),
         ("longest queue of one node", words::plural(report.queue_max as usize, "message")),
         ("from the first start until all catalogues were equal", seconds(report.converged_s)),
         ("from the last event until all were equal again", seconds(report.recovered_s)),

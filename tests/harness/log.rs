@@ -1,13 +1,24 @@
 //! What nodes logged of each other: PURE, from the text of a log to what was noticed when.
+//!
+//! For nodes named `node-0`, `node-1`, … that log JSON, their gossip at the level `debug`.
 
 use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::course::Notice;
-
 /// A day, in microseconds.
 const DAY: u64 = 86_400_000_000;
+
+/// What one node noticed about another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Notice {
+    /// That its instance has this weight.
+    Weight(u16),
+    /// That its watchers cannot reach it.
+    Suspect,
+    /// That its lease ran out.
+    Expired,
+}
 
 /// One line of a log, as JSON.
 pub struct Line {
@@ -41,7 +52,7 @@ impl Line {
         self.event["message"] == "lease renewed"
     }
 
-    /// What it says of whom, if it is about another node or an instance.
+    /// What it says of whom, if it is about a member or an instance.
     pub fn notice(&self) -> Option<(usize, Notice)> {
         let (_, name) = self.event["member"].as_str()?.rsplit_once(" at ")?;
         let subject = name.strip_prefix("node-")?.parse().ok()?;

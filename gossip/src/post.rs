@@ -1,0 +1,118 @@
+//! Messages out of this node, counted by peer and kind: the gossip loop's and chitchat's.
+//!
+//! chitchat is a guest: what it wants to begin by itself is sent only while members of an earlier version are
+//! there, or when the loop has asked for it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::kind::MessageKind;
+use crate::link::{Delivery, Link};
+use crate::replica::AddressBook;
+use crate::talk::Message;
+
+/// Peers whose bytes are counted.
+const COUNTED_MAX: usize = 4096;
+
+/// Bytes by kind of message, sent and received.
+pub(crate) type ByKind = BTreeMap<&'static str, (u64, u64)>;
+
+/// See the module.
+pub(crate) struct Post {
+    link: Arc<dyn Link>,
+    book: AddressBook,
+    own: SocketAddr,
+    state: Mutex<State>,
+    is_classic: AtomicBool,
+    /// Of the repair path, since the loop last asked.
+    repair_bytes: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    traffic: BTreeMap<SocketAddr, ByKind>,
+    /// With whom chitchat may begin an exchange.
+    permits: BTreeSet<SocketAddr>,
+    /// Who speaks as this program does.
+    talkers: BTreeSet<SocketAddr>,
+}
+
+impl Post {
+    pub(crate) fn new(link: Arc<dyn Link>, book: AddressBook, own: SocketAddr) -> Arc<Self> {
+        Arc::new(Self {
+            link,
+            book,
+            own,
+            state: Mutex::default(),
+            is_classic: AtomicBool::new(false),
+            repair_bytes: AtomicU64::new(0),
+        })
+    }
+
+    /// Sends `message` to whoever may answer at `to`.
+    pub(crate) fn send(&self, to: SocketAddr, message: &Message, delivery: Delivery) {
+        self.send_bytes(to, message.encode(), delivery);
+    }
+
+    /// Sends what chitchat says; `begins` if it is the first message of an exchange.
+    pub(crate) fn send_repair(&self, to: SocketAddr, message: Vec<u8>, begins: bool) {
+        let (is_permitted, is_talker) = {
+            let mut state = self.state();
+            (state.permits.remove(&to), state.talkers.contains(&to))
+        };
+        let may_go = !begins || is_permitted || self.is_classic.load(Ordering::Relaxed);
+        if to == self.own || !may_go {
+            return;
+        }
+        let bytes = if is_talker { Message::Repair(message).encode() } else { message };
+        self.repair_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        self.send_bytes(to, bytes, Delivery::Reliable);
+    }
+
+    /// Something came from `from`.
+    pub(crate) fn count_received(&self, from: SocketAddr, message: &[u8]) {
+        self.count(from, message, |(_, received)| received);
+    }
+
+    /// chitchat may begin one exchange with `address`.
+    pub(crate) fn permit(&self, address: SocketAddr) {
+        self.state().permits.insert(address);
+    }
+
+    /// Who speaks as this program does, and whether everybody does.
+    pub(crate) fn set_talkers(&self, talkers: BTreeSet<SocketAddr>, is_classic: bool) {
+        self.state().talkers = talkers;
+        self.is_classic.store(is_classic, Ordering::Relaxed);
+    }
+
+    /// What the repair path has sent since this was last asked.
+    pub(crate) fn take_repair_bytes(&self) -> usize {
+        self.repair_bytes.swap(0, Ordering::Relaxed) as usize
+    }
+
+    /// What was exchanged with `peer`.
+    pub(crate) fn traffic_with(&self, peer: SocketAddr) -> ByKind {
+        self.state().traffic.get(&peer).cloned().unwrap_or_default()
+    }
+
+    fn send_bytes(&self, to: SocketAddr, bytes: Vec<u8>, delivery: Delivery) {
+        self.count(to, &bytes, |(sent, _)| sent);
+        self.link.send(self.book.destination(to), bytes, delivery);
+    }
+
+    fn count(&self, peer: SocketAddr, message: &[u8], which: impl Fn(&mut (u64, u64)) -> &mut u64) {
+        let mut state = self.state();
+        if state.traffic.len() >= COUNTED_MAX && !state.traffic.contains_key(&peer) {
+            state.traffic.pop_first();
+        }
+        let kinds = state.traffic.entry(peer).or_default();
+        *which(kinds.entry(MessageKind::of(message).as_str()).or_default()) += message.len() as u64;
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Each change of it is one insertion or one count: whoever panicked left it whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
