@@ -112,12 +112,14 @@ impl Catalogue {
 
     /// Believes another bundle from now on. Owners whose chain it does not trust, whatever the
     /// calendar says, are removed: one that leaps for a moment must not make anybody forgotten.
-    pub fn set_bundle(&mut self, bundle: Arc<TrustBundle>, wall: WallTime) {
-        self.forget_unless(|known| {
+    /// Returns whether there were any.
+    pub fn set_bundle(&mut self, bundle: Arc<TrustBundle>, wall: WallTime) -> bool {
+        let has_forgotten = self.forget_unless(|known| {
             known.presence == Presence::Left || is_believed(&bundle, &known.node, wall)
         });
         self.bundle = bundle;
         self.mark_changed(true);
+        has_forgotten
     }
 
     /// Takes in one sealed record as it travelled.
@@ -253,7 +255,8 @@ impl Catalogue {
         let (mut all, mut silent) = (0, 0);
         for known in unaccused {
             all += 1;
-            silent += usize::from(now.saturating_duration_since(known.renewed_at) >= known.lease_length() / 2);
+            silent +=
+                usize::from(now.saturating_duration_since(known.renewed_at) >= known.lease_length() / 2);
         }
         all >= HEARING_MIN && silent * 2 > all
     }

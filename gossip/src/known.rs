@@ -85,6 +85,7 @@ impl Known {
         let gone = self.instances.extract_if(.., goes).map(|(id, _)| id).collect();
         if node.lease.anchor != self.node.lease.anchor {
             self.seen = SeenLink::anchor(node.lease.anchor);
+            self.doubts.handle_chain(now);
         }
         let presence = if node.left { Presence::Left } else { Presence::Alive };
         if is_another_life {

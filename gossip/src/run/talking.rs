@@ -13,7 +13,7 @@ use crate::clock::Instant;
 use crate::doubts::REPORTS_NEEDED;
 use crate::link::Delivery;
 use crate::renewing::TALK_PEERS;
-use crate::talk::{Item, Join, Message, Talk, batches};
+use crate::talk::{Item, Join, Message, STREAM_BYTES, TALK_BYTES, Talk, batches};
 
 impl GossipLoop {
     pub(super) fn next_timeout(&self) -> Instant {
@@ -43,6 +43,12 @@ impl GossipLoop {
             }
             self.neighbours.choose(&self.peers, now, &mut self.rng);
             self.talk(now);
+            if self.is_classic() {
+                self.repairing.beat();
+                if self.rng.random_bool(self.classic_share()) {
+                    self.tell_classic().await;
+                }
+            }
             let snapshot = self.snapshot_out.borrow().clone();
             self.remembering.choose_acquaintances(&snapshot, &mut self.rng, now);
         }
@@ -51,11 +57,14 @@ impl GossipLoop {
         }
         self.ask_questions(now);
         self.mending.spend(self.post.take_repair_bytes(), now);
-        if let Some(peer) = self.mending.poll_exchange(now, &mut self.rng)
-            && let Some(peer) = self.peers.get(&peer)
+        if let Some(repair) = self.mending.poll_exchange(now, &mut self.rng)
+            && let Some(address) = self.peers.get(&repair.peer).map(|peer| peer.address)
         {
-            let address = peer.address;
-            self.repairing.gossip_with(address, &self.catalogue, now).await;
+            if repair.is_of_everything {
+                self.join(address, false, now);
+            } else {
+                self.repairing.gossip_with(address, &self.catalogue, now).await;
+            }
         }
         if now >= self.next_retry {
             self.next_retry = now + RETRY_PERIOD;
@@ -73,8 +82,8 @@ impl GossipLoop {
         }
         let (small, whole) = self.rumours.take_round(now);
         let knows = self.catalogue.knows();
-        let talks: Vec<_> = batches(knows, small).into_iter().map(Message::Talk).collect();
-        let whole: Vec<_> = batches(knows, whole).into_iter().map(Message::Talk).collect();
+        let talks: Vec<_> = batches(knows, small, TALK_BYTES).into_iter().map(Message::Talk).collect();
+        let whole: Vec<_> = batches(knows, whole, STREAM_BYTES).into_iter().map(Message::Talk).collect();
         for (address, _) in self.some_neighbours(self.own.told) {
             talks.iter().for_each(|talk| self.post.send(address, talk, Delivery::Once));
             whole.iter().for_each(|talk| self.post.send(address, talk, Delivery::Reliable));
@@ -90,12 +99,12 @@ impl GossipLoop {
         let peers = self.some_neighbours(TALK_PEERS);
         // A question is waited for, so it should arrive, also at or from a node that hears badly.
         if let Some((address, _)) = peers.first() {
-            for talk in batches(knows, asks) {
+            for talk in batches(knows, asks, STREAM_BYTES) {
                 self.post.send(*address, &Message::Talk(talk), Delivery::Reliable);
             }
         }
         for (address, is_chosen) in peers {
-            let mut talks = batches(knows, renewals.clone());
+            let mut talks = batches(knows, renewals.clone(), TALK_BYTES);
             if talks.is_empty() {
                 talks.push(Talk { knows, ..Talk::default() });
             }
@@ -126,8 +135,7 @@ impl GossipLoop {
 
     /// Others doubt this node: it says that it lives.
     pub(super) fn refute(&mut self, now: Instant) {
-        let rng = &mut self.rng;
-        self.publisher.refute(now, || rng.random());
+        self.publisher.refute(now);
         self.is_refuting = true;
     }
 
@@ -220,6 +228,7 @@ impl GossipLoop {
 
     /// Asks the member at `address` how everybody is.
     pub(super) fn ask_for_leases(&mut self, address: SocketAddr, now: Instant) {
+        self.joining.forget_until(now);
         if self.joining.expected.insert(address, now).is_none() {
             self.join(address, true, now);
         }
