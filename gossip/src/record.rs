@@ -203,8 +203,7 @@ impl Record {
 
     /// Checks the bounds that types alone do not keep.
     pub fn check_bounds(&self) -> Result<(), BoundError> {
-        let Version { incarnation, version } = self.version();
-        if incarnation.max(version) >= COUNTER_MAX {
+        if self.version().version >= COUNTER_MAX {
             return Err(BoundError("a version that nobody could speak above"));
         }
         match self {

@@ -80,6 +80,13 @@ const CALENDAR_WARNED_PERIOD: Duration = Duration::from_secs(60);
 /// thousand changes come at once when it starts.
 const PUBLICATION_PERIOD: Duration = Duration::from_millis(20);
 
+/// A node that is behind with what others have sent lets their time stand still for so long at most: what has come and
+/// is not read may be their renewals.
+const BEHIND_MAX: Duration = Duration::from_secs(60);
+
+/// How often it looks whether it still is.
+const BEHIND_PERIOD: Duration = Duration::from_millis(250);
+
 /// Messages taken in before other work gets a turn: each may cost signature checks (0.1 ms).
 const MESSAGES_PER_TURN_MAX: usize = 16;
 
@@ -112,6 +119,10 @@ pub struct GossipLoop {
     looked_at: BTreeSet<u64>,
     joining: Joining,
     heard: hearing::Heard,
+    /// All that had come by then has been taken in.
+    heard_until: Instant,
+    /// When it looks for leases that have run out, if it is behind.
+    next_look: Instant,
     next_talk: Instant,
     next_publication: Instant,
     next_seed: Instant,
@@ -227,6 +238,8 @@ impl GossipLoop {
             names: BTreeMap::new(),
             cared_for: BTreeSet::new(),
             looked_at: BTreeSet::new(),
+            heard_until: now,
+            next_look: now,
             next_publication: now,
             next_seed: now,
             next_outlive: now,

@@ -125,7 +125,7 @@ impl Catalogue {
         let age = Duration::from_millis(lease.age_millis.into());
         let changed = self.with_known(lease.owner, |known| {
             known.handle_report(reporter, age, needed.min(REPORTS_NEEDED), now);
-            known.handle_timeout(now, 1)
+            known.handle_timeout(now)
         });
         let timeout = self.known(lease.owner).and_then(crate::known::Known::next_timeout);
         self.wake_by(timeout);

@@ -7,7 +7,8 @@ use rand::Rng as _;
 use rand::seq::IteratorRandom as _;
 
 use super::{
-    GossipLoop, JOIN_PERIOD, JOINS_BEFORE_CLASSIC, JOINS_MAX, RETRY_PERIOD, SEED_PERIOD, SEED_PERIOD_EACH,
+    BEHIND_MAX, BEHIND_PERIOD, GossipLoop, JOIN_PERIOD, JOINS_BEFORE_CLASSIC, JOINS_MAX, RETRY_PERIOD,
+    SEED_PERIOD, SEED_PERIOD_EACH,
 };
 use crate::clock::Instant;
 use crate::doubts::REPORTS_NEEDED;
@@ -19,7 +20,7 @@ impl GossipLoop {
     pub(super) fn next_timeout(&self) -> Instant {
         let always = [self.publisher.poll_timeout(), self.next_talk, self.next_seed_or_join()];
         let machines = [
-            self.catalogue.poll_timeout(),
+            self.catalogue.poll_timeout().map(|at| at.max(self.next_look)),
             // News waits for somebody to tell.
             self.rumours.poll_timeout().filter(|_| !self.neighbours.is_empty()),
             self.watching.poll_timeout(),
@@ -33,7 +34,13 @@ impl GossipLoop {
 
     pub(super) async fn handle_timeout(&mut self) {
         let (now, wall) = (self.clock.now(), self.clock.wall());
-        self.catalogue.handle_timeout(now, wall);
+        if self.link.is_behind() {
+            self.next_look = now + BEHIND_PERIOD;
+        } else {
+            self.heard_until = now;
+        }
+        let heard_until = now.checked_sub(BEHIND_MAX).map_or(self.heard_until, |at| at.max(self.heard_until));
+        self.catalogue.handle_timeout(heard_until, wall);
         let rng = &mut self.rng;
         self.publisher.handle_timeout(now, || rng.random());
         if now >= self.next_talk {
