@@ -84,8 +84,8 @@ const PUBLICATION_PERIOD: Duration = Duration::from_millis(20);
 /// is not read may be their renewals.
 const BEHIND_MAX: Duration = Duration::from_secs(60);
 
-/// How often it looks whether it still is.
-const BEHIND_PERIOD: Duration = Duration::from_millis(250);
+/// Who has not been up with them for so long is behind.
+const BEHIND_AFTER: Duration = Duration::from_millis(500);
 
 /// Messages taken in before other work gets a turn: each may cost signature checks (0.1 ms).
 const MESSAGES_PER_TURN_MAX: usize = 16;
@@ -121,8 +121,6 @@ pub struct GossipLoop {
     heard: hearing::Heard,
     /// All that had come by then has been taken in.
     heard_until: Instant,
-    /// When it looks for leases that have run out, if it is behind.
-    next_look: Instant,
     next_talk: Instant,
     next_publication: Instant,
     next_seed: Instant,
@@ -239,7 +237,6 @@ impl GossipLoop {
             cared_for: BTreeSet::new(),
             looked_at: BTreeSet::new(),
             heard_until: now,
-            next_look: now,
             next_publication: now,
             next_seed: now,
             next_outlive: now,

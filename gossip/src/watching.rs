@@ -25,9 +25,9 @@ pub const WATCHERS: usize = 3;
 pub(crate) const WATCHERS_BELIEVED: usize = WATCHERS + 2;
 
 /// How many watchers' words make a suspect.
-pub(crate) const WATCHERS_NEEDED: usize = 2;
+pub const WATCHERS_NEEDED: usize = 2;
 
-/// How often a watcher asks: a crash is known within four seconds, and asking costs each node three messages a second.
+/// How often a watcher asks: a crash is known within five seconds, and asking costs each node three messages a second.
 pub const QUESTION_PERIOD: Duration = Duration::from_secs(2);
 
 /// Who has heard nothing for so long is deaf: everybody talks to somebody once a second.
@@ -37,10 +37,14 @@ const DEAF_AFTER: Duration = Duration::from_secs(2);
 const ANSWER_WITHIN: Duration = Duration::from_millis(500);
 
 /// How long each further question does.
-const ANSWER_AGAIN_WITHIN: Duration = Duration::from_millis(400);
+const ANSWER_AGAIN_WITHIN: Duration = Duration::from_millis(450);
 
 /// Questions in all before a watcher speaks.
-const QUESTIONS: u32 = 4;
+const QUESTIONS: u32 = 5;
+
+/// From a question that is not answered until the watcher says so, unless it doubts itself.
+pub const UNANSWERED_AFTER: Duration =
+    ANSWER_WITHIN.saturating_add(ANSWER_AGAIN_WITHIN.saturating_mul(QUESTIONS - 1));
 
 /// The time between two accusations grows up to the period times two to the power of this.
 const FAILURES_MAX: u32 = 4;
@@ -348,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_is_told_once_within_four_seconds_and_so_is_its_end() {
+    fn silence_is_told_once_within_five_seconds_and_so_is_its_end() {
         let now = Instant::now();
         let mut watching = watching(&[1, 2, 3], now);
         assert!(pass(&mut watching, now, Duration::from_secs(10), |_| true).is_empty());
@@ -356,7 +360,7 @@ mod tests {
         let told = pass(&mut watching, later, Duration::from_secs(20), |subject| subject != 2);
         let silent = Seen { subject: 2, is_reachable: false, is_news: true };
         assert!(
-            matches!(told.as_slice(), [(at, seen)] if *seen == silent && *at < Duration::from_secs(4)),
+            matches!(told.as_slice(), [(at, seen)] if *seen == silent && *at < Duration::from_secs(5)),
             "{told:?}"
         );
         watching.handle_renewal(2);
@@ -364,8 +368,8 @@ mod tests {
             subject != 2
         });
         assert!(matches!(again.as_slice(), [(_, seen)] if *seen == silent), "{again:?}");
-        let later = later + Duration::from_secs(30);
-        let told = pass(&mut watching, later, Duration::from_secs(9), |_| true);
+        let later = later + Duration::from_secs(29);
+        let told = pass(&mut watching, later, Duration::from_secs(40), |_| true);
         assert!(matches!(told.as_slice(), [(_, seen)] if seen.is_reachable && seen.subject == 2), "{told:?}");
     }
 
@@ -385,7 +389,7 @@ mod tests {
         assert_eq!(told.len(), 36, "they are told of");
         let later = now + Duration::from_secs(30);
         let told = pass(&mut watching, later, Duration::from_secs(10), |subject| subject < 3);
-        assert!(matches!(told.as_slice(), [(at, seen)] if seen.subject == 3 && *at < Duration::from_secs(4)));
+        assert!(matches!(told.as_slice(), [(at, seen)] if seen.subject == 3 && *at < Duration::from_secs(5)));
     }
 
     #[test]

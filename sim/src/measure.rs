@@ -22,7 +22,7 @@ use crate::truth::Truth;
 const CHANGE_LASTS: Duration = Duration::from_secs(2);
 
 /// Who could not be reached is suspected within so long, by two watchers and their word. A suspicion of somebody
-/// who has been there for longer is false.
+/// who has been there for longer, for everybody, and was neither slow nor lossy, is false.
 const SUSPECTED_WITHIN: Duration = Duration::from_secs(10);
 
 /// Over so many seconds the peak of traffic is a mean.
@@ -245,7 +245,11 @@ impl Measures {
             }
             Some(_) => {}
             None => {
-                let is_false = truth.together(observer, subject, now - SUSPECTED_WITHIN);
+                // Who hardly answers, or whom its watchers in another part could not reach, is rightly doubted.
+                let since = now - SUSPECTED_WITHIN;
+                let is_false = truth.together(observer, subject, since)
+                    && truth.with_everybody(subject, since)
+                    && truth.host(subject).is_well(since);
                 self.suspicions_false += u64::from(is_false);
             }
         }

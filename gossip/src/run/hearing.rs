@@ -153,6 +153,7 @@ impl GossipLoop {
             let Some(received) = next else { break };
             self.handle_one(received).await;
         }
+        self.note_hearing(self.clock.now());
         self.outlive_if_succeeded();
         if let Some(address) = self.exchange_with.take()
             && self.mending.may_answer(self.clock.now())

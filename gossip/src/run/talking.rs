@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use rand::Rng as _;
 use rand::seq::IteratorRandom as _;
 
 use super::{
-    BEHIND_MAX, BEHIND_PERIOD, GossipLoop, JOIN_PERIOD, JOINS_BEFORE_CLASSIC, JOINS_MAX, RETRY_PERIOD,
+    BEHIND_AFTER, BEHIND_MAX, GossipLoop, JOIN_PERIOD, JOINS_BEFORE_CLASSIC, JOINS_MAX, RETRY_PERIOD,
     SEED_PERIOD, SEED_PERIOD_EACH,
 };
 use crate::clock::Instant;
@@ -20,7 +21,7 @@ impl GossipLoop {
     pub(super) fn next_timeout(&self) -> Instant {
         let always = [self.publisher.poll_timeout(), self.next_talk, self.next_seed_or_join()];
         let machines = [
-            self.catalogue.poll_timeout().map(|at| at.max(self.next_look)),
+            self.catalogue.poll_timeout().map(|at| self.not_while_behind(at)),
             // News waits for somebody to tell.
             self.rumours.poll_timeout().filter(|_| !self.neighbours.is_empty()),
             self.watching.poll_timeout(),
@@ -34,13 +35,8 @@ impl GossipLoop {
 
     pub(super) async fn handle_timeout(&mut self) {
         let (now, wall) = (self.clock.now(), self.clock.wall());
-        if self.link.is_behind() {
-            self.next_look = now + BEHIND_PERIOD;
-        } else {
-            self.heard_until = now;
-        }
-        let heard_until = now.checked_sub(BEHIND_MAX).map_or(self.heard_until, |at| at.max(self.heard_until));
-        self.catalogue.handle_timeout(heard_until, wall);
+        self.note_hearing(now);
+        self.catalogue.handle_timeout(now.checked_sub(self.behind(now)).unwrap_or(now), wall);
         let rng = &mut self.rng;
         self.publisher.handle_timeout(now, || rng.random());
         if now >= self.next_talk {
@@ -79,6 +75,25 @@ impl GossipLoop {
                 self.remembering.retry(&mut self.catalogue, now, wall);
             }
         }
+    }
+
+    /// Notes whether all that has come is taken in.
+    pub(super) fn note_hearing(&mut self, now: Instant) {
+        if !self.link.is_behind() {
+            self.heard_until = now;
+        }
+    }
+
+    /// How far this node's time is behind for others, because it has not taken in what they sent.
+    fn behind(&self, now: Instant) -> Duration {
+        let behind = now.saturating_duration_since(self.heard_until);
+        if behind < BEHIND_AFTER { Duration::ZERO } else { behind.min(BEHIND_MAX) }
+    }
+
+    /// `at`, or later: there is nothing to do before this node has caught up.
+    fn not_while_behind(&self, at: Instant) -> Instant {
+        let now = self.clock.now();
+        if self.behind(now).is_zero() { at } else { at.max(now + BEHIND_AFTER) }
     }
 
     /// Passes news on, if a round of it is due.
