@@ -71,6 +71,7 @@ struct Crash {
     at: Instant,
     service: ServiceName,
     unused: BTreeSet<usize>,
+    suspected: BTreeSet<usize>,
     /// Others serve the same.
     has_others: bool,
 }
@@ -165,7 +166,8 @@ impl Measures {
 
     /// `host` crashes, which served `service`, perhaps with others.
     pub fn crashes(&mut self, host: usize, service: ServiceName, has_others: bool, now: Instant) {
-        self.crashes.insert(host, Crash { at: now, service, unused: BTreeSet::new(), has_others });
+        let (unused, suspected) = <(BTreeSet<_>, BTreeSet<_>)>::default();
+        self.crashes.insert(host, Crash { at: now, service, unused, suspected, has_others });
     }
 
     /// `host` is up again.
@@ -239,11 +241,13 @@ impl Measures {
     }
 
     fn handle_suspected(&mut self, truth: &Truth, observer: usize, subject: usize, now: Instant) {
-        match self.crashes.get(&subject) {
-            Some(crash) if truth.together(observer, observer, crash.at) => {
-                self.samples.add("suspect", millis(now - crash.at));
+        match self.crashes.get_mut(&subject) {
+            // A renewal from just before the crash may end a suspicion once more.
+            Some(crash) => {
+                if truth.together(observer, observer, crash.at) && crash.suspected.insert(observer) {
+                    self.samples.add("suspect", millis(now - crash.at));
+                }
             }
-            Some(_) => {}
             None => {
                 // Who hardly answers, or whom its watchers in another part could not reach, is rightly doubted.
                 let since = now - SUSPECTED_WITHIN;
