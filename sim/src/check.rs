@@ -175,6 +175,12 @@ impl Checker {
             after.suspect_since = Some(now);
         }
         let was_awake = truth.together(observer, observer, now - self.lease);
+        // Who has not been up for a lease, but knew the subject while that was there, must have doubted it first too.
+        let must_have_doubted = || {
+            let up_since = truth.host(observer).up_since.unwrap_or(now);
+            let has_met = truth.last_together(observer, subject, Duration::ZERO) >= Some(up_since);
+            was_awake || has_met && truth.together(observer, observer, up_since)
+        };
         let doubted = before.suspect_since.map(|since| now.duration_since(since) + TICK);
         // Watchers doubt long before renewals are missed; that brings no lease to an earlier end.
         let heard = truth.last_together(observer, subject, self.renew * 2).filter(|_| self.hears_all);
@@ -183,7 +189,9 @@ impl Checker {
             (_, Some(Presence::Left)) if !host.has_left && !host.is_hostile && observer != subject => {
                 wrong("believes to have left")
             }
-            (Some(Presence::Alive), Some(Presence::Expired)) if was_awake => wrong("gave up without a doubt"),
+            (Some(Presence::Alive), Some(Presence::Expired)) if must_have_doubted() => {
+                wrong("gave up without a doubt")
+            }
             (Some(Presence::Suspect), Some(Presence::Expired))
                 if was_awake
                     && (doubted < Some(self.lease - self.suspect_after)

@@ -169,7 +169,7 @@ fn every_mutant_is_caught_and_a_changed_constant_changes_the_run() {
     let copy = Copy::new();
     let own = PathBuf::from(env!("CARGO_BIN_EXE_starling-sim"));
     let hash = report(&run(&own, "converge", 1))["trace_hash"].clone();
-    let (file, right, wrong) = ("gossip/src/handle.rs", "Self { told: 2,", "Self { told: 3,");
+    let (file, right, wrong) = ("gossip/src/handle.rs", "Self { told: 3,", "Self { told: 2,");
     let changed =
         copy.with(file, right, wrong, |program| report(&run(program, "converge", 1))["trace_hash"].clone());
     assert_ne!(hash, changed, "{wrong}");
