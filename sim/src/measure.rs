@@ -244,6 +244,8 @@ impl Measures {
         match self.crashes.get_mut(&subject) {
             // A renewal from just before the crash may end a suspicion once more.
             Some(crash) => {
+                // The watchers' words are news.
+                self.last_happened = Some(now);
                 if truth.together(observer, observer, crash.at) && crash.suspected.insert(observer) {
                     self.samples.add("suspect", millis(now - crash.at));
                 }
@@ -295,7 +297,9 @@ impl Measures {
     ) {
         let up: Vec<usize> =
             (0..truth.components().len()).filter(|it| truth.components()[*it] != APART).collect();
-        let is_change = self.last_happened.is_some_and(|at| now < at + CHANGE_LASTS);
+        // A mesh that starts is no steady one before it agrees.
+        let has_happened = self.last_happened.is_some_and(|at| now <= at + CHANGE_LASTS);
+        let is_change = has_happened || !self.peak.is_counted;
         let spent = if is_change { &mut self.change } else { &mut self.steady };
         spent.node_seconds += up.len() as f64;
         let mut bytes = BTreeMap::new();

@@ -36,7 +36,7 @@ pub(super) fn figures(settings: &Settings) -> Figures {
     // A crash at any moment between two renewals; one that its owner has not talked of yet nobody has heard.
     let since_renewal = millis(settings.renew.as_secs_f64() / 2.0 + TALK_PERIOD.as_secs_f64() / 2.0);
     let lease = millis(settings.lease.as_secs_f64());
-    // The second of three watchers, who ask at any moment of a second, is the middle one.
+    // The second of three watchers, who ask at any moment of their period, is the middle one.
     let watchers = WATCHERS.min(settings.nodes - 1);
     let believed = WATCHERS_NEEDED.min(watchers) as f64 / (watchers + 1) as f64;
     let noticed = millis(QUESTION_PERIOD.as_secs_f64() * believed + UNANSWERED_AFTER.as_secs_f64());
