@@ -69,9 +69,9 @@ const MUTANTS: &[Mutant] = &[
         file: "gossip/src/lease.rs",
         right: "(hash_times(renewal.link, ahead) == self.link)",
         wrong: "(ahead > 0)",
-        scenario: "hostile-resurrect",
-        // Forged renewals are believed: of the dead, and ahead of the living's true ones.
-        caught: "equal catalogues and routes after the last event",
+        scenario: "hostile-forge",
+        // Forged renewals are believed, and the living's true ones are behind them.
+        caught: "gave up before its lease ended",
     },
 ];
 
