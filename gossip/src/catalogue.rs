@@ -253,7 +253,8 @@ impl Catalogue {
         let (mut all, mut silent) = (0, 0);
         for known in unaccused {
             all += 1;
-            silent += usize::from(now.saturating_duration_since(known.renewed_at) >= known.lease_length() / 2);
+            silent +=
+                usize::from(now.saturating_duration_since(known.renewed_at) >= known.lease_length() / 2);
         }
         all >= HEARING_MIN && silent * 2 > all
     }
