@@ -198,7 +198,10 @@ impl GossipLoop {
                             self.handle_accepted(filed, bytes, now);
                         }
                         Learned::OwnWord(bytes) => self.handle_own_word(&bytes),
-                        Learned::Renewal(owner, renewal) => self.renewing.handle_renewal(owner, renewal),
+                        Learned::Renewal(owner, renewal) => {
+                            counter!("starling_gossip_records_total").increment(1);
+                            self.renewing.handle_renewal(owner, renewal);
+                        }
                     }
                 }
                 if is_news && self.is_classic() {
@@ -365,6 +368,7 @@ impl GossipLoop {
         let presence = self.catalogue.node_of(owner).map(|(_, _, presence)| presence);
         match self.catalogue.apply_renewal(&short_name(owner), renewal, now, self.clock.wall()) {
             Ok(()) => {
+                counter!("starling_gossip_records_total").increment(1);
                 self.watching.handle_renewal(owner);
                 if is_news {
                     self.rumours.handle_renewal(owner, *renewal, now);
