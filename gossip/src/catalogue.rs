@@ -49,15 +49,6 @@ pub struct Catalogue {
     knows: Option<u64>,
 }
 
-/// A node that hears little lets leases run so many times as long: it doubts itself first.
-const PATIENCE: u32 = 2;
-
-/// How often it looks whether it still does.
-const PATIENT_PERIOD: Duration = Duration::from_secs(1);
-
-/// Of fewer owners nobody can tell who is silent and who is deaf.
-const HEARING_MIN: usize = 5;
-
 /// How often owners whose certificates have ended are looked for.
 const SWEEP_PERIOD: Duration = Duration::from_secs(60);
 
@@ -112,12 +103,14 @@ impl Catalogue {
 
     /// Believes another bundle from now on. Owners whose chain it does not trust, whatever the
     /// calendar says, are removed: one that leaps for a moment must not make anybody forgotten.
-    pub fn set_bundle(&mut self, bundle: Arc<TrustBundle>, wall: WallTime) {
-        self.forget_unless(|known| {
+    /// Returns whether there were any.
+    pub fn set_bundle(&mut self, bundle: Arc<TrustBundle>, wall: WallTime) -> bool {
+        let has_forgotten = self.forget_unless(|known| {
             known.presence == Presence::Left || is_believed(&bundle, &known.node, wall)
         });
         self.bundle = bundle;
         self.mark_changed(true);
+        has_forgotten
     }
 
     /// Takes in one sealed record as it travelled.
@@ -227,10 +220,9 @@ impl Catalogue {
         }
         self.next_sweep = Some(now + SWEEP_PERIOD);
         let mut changed = false;
-        let patience = if self.hears_little(now) { PATIENCE } else { 1 };
         for (owner, known) in &mut self.owners {
             let expired = known.presence == Presence::Expired;
-            changed |= known.handle_timeout(now, patience);
+            changed |= known.handle_timeout(now);
             if known.presence == Presence::Expired && !expired {
                 let lease = known.lease_to_remember(now, wall);
                 self.notes.add(owner, |name| Entry::lease(name, &lease, Urgency::Soon));
@@ -240,23 +232,6 @@ impl Catalogue {
             self.forget_unless(|known| known.presence.is_present() || !known.proof_ends.passed(now, wall));
         self.mark_changed(changed);
         self.next_timeout = self.owners.values().filter_map(Known::next_timeout).min();
-        if patience > 1 {
-            self.next_timeout = self.next_timeout.map(|at| at.max(now + PATIENT_PERIOD));
-        }
-    }
-
-    /// Whether more than half of those whom nobody accuses have been silent for half their lease: then it is this node
-    /// that hears little, for the watchers of so many would have spoken.
-    fn hears_little(&self, now: Instant) -> bool {
-        let unaccused = self.owners.values();
-        let unaccused = unaccused.filter(|known| known.presence.is_present() && known.doubts.accusers() == 0);
-        let (mut all, mut silent) = (0, 0);
-        for known in unaccused {
-            all += 1;
-            silent +=
-                usize::from(now.saturating_duration_since(known.renewed_at) >= known.lease_length() / 2);
-        }
-        all >= HEARING_MIN && silent * 2 > all
     }
 
     /// The next snapshot, if anything visible changed since the last.

@@ -56,6 +56,13 @@ impl Doubts {
         self.note(now);
     }
 
+    /// The owner counts its renewals from nothing again: all words from before are refuted, and none of them is news
+    /// once more.
+    pub(crate) fn handle_chain(&mut self, now: Instant) {
+        self.said.values_mut().for_each(|(sighting, _)| sighting.is_reachable = true);
+        self.note(now);
+    }
+
     /// This node has asked for itself; `None`: it does no longer.
     pub(crate) fn handle_own(&mut self, is_reachable: Option<bool>, now: Instant) {
         self.own = is_reachable;
@@ -141,6 +148,15 @@ mod tests {
         assert!(doubts.is_doubted(), "the renewal that the watchers knew");
         doubts.handle_renewal(6, now);
         assert!(!doubts.is_doubted() && doubts.since().is_none());
+    }
+
+    #[test]
+    fn another_chain_ends_a_doubt_and_lets_no_word_be_said_twice() {
+        let now = Instant::now();
+        let mut doubts = Doubts::default();
+        doubts.handle_sighting(sighting(1, 1, false), identity("a"), 1, now);
+        doubts.handle_chain(now);
+        assert!(!doubts.is_doubted() && !doubts.is_news(&sighting(1, 1, false)));
     }
 
     #[test]

@@ -78,6 +78,10 @@ impl Link for Wire {
         let _ = self.0.send(message);
     }
 
+    fn is_behind(&self) -> bool {
+        false
+    }
+
     fn shun(&self, _peer: &SpiffeId, _address: SocketAddr, _span: Duration) {}
 
     async fn recv(&self) -> Option<Received> {

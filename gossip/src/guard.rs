@@ -199,6 +199,13 @@ impl Maps {
         self.0.values_mut().for_each(|map| map.is_changed = map.through > 0);
     }
 
+    /// chitchat lacks something of `owner`'s.
+    pub(crate) fn mark(&mut self, owner: u64) {
+        if let Some(map) = self.0.get_mut(&owner) {
+            map.is_changed = map.through > 0;
+        }
+    }
+
     /// Forgets those that `keep` does not hold for.
     pub(crate) fn retain(&mut self, keep: impl Fn(u64) -> bool) {
         self.0.retain(|owner, _| keep(*owner));

@@ -85,6 +85,7 @@ impl Known {
         let gone = self.instances.extract_if(.., goes).map(|(id, _)| id).collect();
         if node.lease.anchor != self.node.lease.anchor {
             self.seen = SeenLink::anchor(node.lease.anchor);
+            self.doubts.handle_chain(now);
         }
         let presence = if node.left { Presence::Left } else { Presence::Alive };
         if is_another_life {
@@ -140,14 +141,14 @@ impl Known {
         self.seen.counter().saturating_add(explained)
     }
 
-    /// Its lease lasts `patience` times its length. Returns whether anything visible changed.
-    pub(crate) fn handle_timeout(&mut self, now: Instant, patience: u32) -> bool {
+    /// Returns whether anything visible changed.
+    pub(crate) fn handle_timeout(&mut self, now: Instant) -> bool {
         let silent = now.saturating_duration_since(self.renewed_at);
         if !self.presence.is_present() {
             let hide = self.is_shown && now >= self.since + DEPARTED_SHOWN;
             self.is_shown &= !hide;
             hide
-        } else if silent >= self.lease_length() * patience {
+        } else if silent >= self.lease_length() {
             self.set_presence(Presence::Expired, now)
         } else if silent >= self.suspect_after() {
             self.set_presence(Presence::Suspect, now)

@@ -69,6 +69,9 @@ pub trait Link: Send + Sync + 'static {
     /// The next message; `None` when the link has been closed for good. Cancel-safe.
     async fn recv(&self) -> Option<Received>;
 
+    /// Whether messages have come that [`Self::recv`] has not returned yet.
+    fn is_behind(&self) -> bool;
+
     /// Has nothing to do with `peer`, as reached at `address`, for `span`: closes its connection and takes
     /// no new one from it, nor dials it. For a peer that sends more than it may.
     fn shun(&self, peer: &SpiffeId, address: SocketAddr, span: Duration);

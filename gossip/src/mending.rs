@@ -4,6 +4,10 @@
 //! exchange, so in calm the repair path is silent, whatever the mesh's size. Who goes on knowing something else
 //! for longer than news takes exchanges with one of those it differs from, rather near than far, within its
 //! budget.
+//!
+//! An exchange that changes nothing on either side will not the next time either: a peer may say of itself what is not
+//! so, or chitchat may take for known what is not. So such a peer is left alone for longer each time, and asked for
+//! everything instead.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -41,6 +45,12 @@ const TOLD_MAX: usize = 4096;
 const SHARE: f64 = 0.5;
 const BURST_SECONDS: f64 = 30.0;
 
+/// After so many exchanges that changed nothing everything is asked for.
+const FRUITLESS_MAX: u32 = 2;
+
+/// The time between fruitless exchanges with one peer grows up to [`SETTLE`] times two to the power of this: 26 minutes.
+const DOUBLINGS_MAX: u32 = 10;
+
 /// One exchange in so many is with somebody chosen by chance and not the nearest.
 const FAR_ONE_IN: u32 = 4;
 
@@ -60,6 +70,18 @@ struct Told {
     differs_since: Option<Instant>,
     /// When an exchange is due, unless it has agreed by then.
     due: Option<Instant>,
+    /// What both knew when they last exchanged, and when that was.
+    exchanged: Option<(u64, u64, Instant)>,
+    /// How many exchanges in a row have changed nothing.
+    fruitless: u32,
+}
+
+/// With whom to repair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Repair {
+    pub(crate) peer: u64,
+    /// An exchange would be in vain: it is to be asked for all that it knows.
+    pub(crate) is_of_everything: bool,
 }
 
 impl Mending {
@@ -96,11 +118,20 @@ impl Mending {
                 return;
             }
         }
-        let is_same = self.own.iter().any(|(own, _)| *own == knows);
-        let since = self.told.get(&peer).and_then(|told| told.differs_since);
+        let newest = self.own.back().map(|(newest, _)| *newest);
+        let is_same = newest == Some(knows)
+            || self.own.iter().any(|(own, until)| *own == knows && now < *until + LATELY);
+        let before = self.told.get(&peer);
+        let since = before.and_then(|told| told.differs_since);
         let differs_since = if is_same { None } else { since.or(Some(now)) };
-        let due = differs_since.map(|since| (since + SETTLE).max(now));
-        self.told.insert(peer, Told { knows, at: now, distance, differs_since, due });
+        let exchanged = before.and_then(|told| told.exchanged);
+        let has_changed = exchanged.is_none_or(|(own, its, _)| Some(own) != newest || its != knows);
+        let fruitless = before.map_or(0, |told| told.fruitless);
+        // The last exchange counts for one in vain until something changes.
+        let (exchanged, fruitless) = if is_same || has_changed { (None, 0) } else { (exchanged, fruitless) };
+        let patience = |(.., at): (u64, u64, Instant)| at + SETTLE * 2_u32.pow(fruitless.min(DOUBLINGS_MAX));
+        let due = differs_since.map(|since| (since + SETTLE).max(now).max(exchanged.map_or(now, patience)));
+        self.told.insert(peer, Told { knows, at: now, distance, differs_since, due, exchanged, fruitless });
     }
 
     /// `peer` is gone.
@@ -125,13 +156,15 @@ impl Mending {
     }
 
     /// With whom to exchange now, if with anybody.
-    pub(crate) fn poll_exchange(&mut self, now: Instant, rng: &mut impl Rng) -> Option<u64> {
+    pub(crate) fn poll_exchange(&mut self, now: Instant, rng: &mut impl Rng) -> Option<Repair> {
         if now < self.next {
             return None;
         }
         self.told.retain(|_, told| now < told.at + TOLD_LASTS);
-        for told in self.told.values_mut().filter(|told| now > told.at + FRESH) {
-            told.due = None;
+        for told in self.told.values_mut().filter(|told| told.due.is_some_and(|due| now >= due)) {
+            if now > told.at + FRESH {
+                told.due = None;
+            }
         }
         let is_due = |told: &Told| told.due.is_some_and(|due| now >= due);
         let all = || self.told.iter().filter(|(_, told)| is_due(told));
@@ -144,11 +177,13 @@ impl Mending {
         let all = self.told.iter().filter(|(_, told)| is_due(told));
         let chosen =
             all.filter(|(_, told)| is_far || told.distance == nearest).map(|(peer, _)| *peer).choose(rng)?;
+        let newest = self.own.back().map(|(newest, _)| *newest).unwrap_or_default();
+        let told = self.told.get_mut(&chosen)?;
         // Until it says again what it knows, the difference is being repaired.
-        if let Some(told) = self.told.get_mut(&chosen) {
-            told.due = None;
-        }
-        Some(chosen)
+        told.due = None;
+        told.exchanged = Some((newest, told.knows, now));
+        told.fruitless += 1;
+        Some(Repair { peer: chosen, is_of_everything: told.fruitless > FRUITLESS_MAX })
     }
 
     /// How far the mesh is, of which `members` are present, this node included.
@@ -205,7 +240,7 @@ mod tests {
             mending.handle_told(2, 9, 3, told);
             let due = mending.poll_timeout().expect("a difference");
             assert_eq!(due, after(step * 10_000 + 1500, now));
-            near += u32::from(mending.poll_exchange(due, &mut rng) == Some(1));
+            near += u32::from(mending.poll_exchange(due, &mut rng).map(|repair| repair.peer) == Some(1));
             mending.handle_told(1, 5, 0, due);
             mending.handle_told(2, 5, 3, due);
         }
@@ -226,6 +261,26 @@ mod tests {
             "it may have caught up long ago"
         );
         mending.handle_told(1, 8, 0, after(30_000, now));
-        assert_eq!(mending.poll_exchange(after(30_001, now), &mut rng), Some(1));
+        let repair = Repair { peer: 1, is_of_everything: false };
+        assert_eq!(mending.poll_exchange(after(30_001, now), &mut rng), Some(repair));
+    }
+
+    #[test]
+    fn whom_exchanges_do_not_change_is_asked_for_everything_and_ever_more_seldom() {
+        let (now, mut rng) = (Instant::now(), StdRng::seed_from_u64(1));
+        let mut mending = Mending::new(Budget::default(), now);
+        mending.handle_own(5, now);
+        let mut repairs = Vec::new();
+        for second in 0..600 {
+            let at = after(second * 1000, now);
+            mending.handle_told(1, 8, 0, at);
+            let repair = mending.poll_exchange(after(second * 1000 + 500, now), &mut rng);
+            repairs.extend(repair.map(|repair| repair.is_of_everything));
+        }
+        assert_eq!(repairs[..4], [false, false, true, true]);
+        assert!(repairs.len() < 10, "{repairs:?}");
+        mending.handle_told(1, 9, 0, after(600_000, now));
+        let repair = mending.poll_exchange(after(600_001, now), &mut rng);
+        assert_eq!(repair, Some(Repair { peer: 1, is_of_everything: false }), "it knows something else now");
     }
 }

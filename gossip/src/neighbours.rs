@@ -21,7 +21,7 @@ use crate::watching::place;
 pub const NEIGHBOURS: usize = 12;
 
 /// How often one is exchanged for another: a new connection costs both ends some kilobytes.
-const CHANGE_PERIOD: Duration = Duration::from_secs(120);
+pub const CHANGE_PERIOD: Duration = Duration::from_secs(120);
 
 /// How many of the last that were exchanged are not chosen again.
 const PASSED_OVER: usize = 4;

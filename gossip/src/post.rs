@@ -1,20 +1,25 @@
 //! Messages out of this node, counted by peer and kind: the gossip loop's and chitchat's.
 //!
-//! chitchat is a guest: what it wants to begin by itself is sent only while members of an earlier version are
-//! there, or when the loop has asked for it.
+//! chitchat is a guest: it begins an exchange only when the loop has asked for it. Of the messages that go on with
+//! one, only those are let in that are expected.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::kind::MessageKind;
 use crate::link::{Delivery, Link};
 use crate::replica::AddressBook;
 use crate::talk::Message;
+use crate::wire::Step;
 
 /// Peers whose bytes are counted.
 const COUNTED_MAX: usize = 4096;
+
+/// Exchanges that are going on; those with the lowest addresses are given up for further ones. What the repair path
+/// may spend allows a few at a time.
+const OPEN_MAX: usize = 1024;
 
 /// Bytes by kind of message, sent and received.
 pub(crate) type ByKind = BTreeMap<&'static str, (u64, u64)>;
@@ -25,7 +30,6 @@ pub(crate) struct Post {
     book: AddressBook,
     own: SocketAddr,
     state: Mutex<State>,
-    is_classic: AtomicBool,
     /// Of the repair path, since the loop last asked.
     repair_bytes: AtomicU64,
 }
@@ -35,20 +39,15 @@ struct State {
     traffic: BTreeMap<SocketAddr, ByKind>,
     /// With whom chitchat may begin an exchange.
     permits: BTreeSet<SocketAddr>,
+    /// Who is to go on with an exchange, and at which step.
+    open: BTreeSet<(SocketAddr, Step)>,
     /// Who speaks as this program does.
     talkers: BTreeSet<SocketAddr>,
 }
 
 impl Post {
     pub(crate) fn new(link: Arc<dyn Link>, book: AddressBook, own: SocketAddr) -> Arc<Self> {
-        Arc::new(Self {
-            link,
-            book,
-            own,
-            state: Mutex::default(),
-            is_classic: AtomicBool::new(false),
-            repair_bytes: AtomicU64::new(0),
-        })
+        Arc::new(Self { link, book, own, state: Mutex::default(), repair_bytes: AtomicU64::new(0) })
     }
 
     /// Sends `message` to whoever may answer at `to`.
@@ -56,16 +55,21 @@ impl Post {
         self.send_bytes(to, message.encode(), delivery);
     }
 
-    /// Sends what chitchat says; `begins` if it is the first message of an exchange.
-    pub(crate) fn send_repair(&self, to: SocketAddr, message: Vec<u8>, begins: bool) {
-        let (is_permitted, is_talker) = {
+    /// Sends what chitchat says, which is that step of an exchange.
+    pub(crate) fn send_repair(&self, to: SocketAddr, message: Vec<u8>, step: Step) {
+        let is_talker = {
             let mut state = self.state();
-            (state.permits.remove(&to), state.talkers.contains(&to))
+            if to == self.own || step == Step::Syn && !state.permits.remove(&to) {
+                return;
+            }
+            if let Some(next) = step.next() {
+                if state.open.len() >= OPEN_MAX {
+                    state.open.pop_first();
+                }
+                state.open.insert((to, next));
+            }
+            state.talkers.contains(&to)
         };
-        let may_go = !begins || is_permitted || self.is_classic.load(Ordering::Relaxed);
-        if to == self.own || !may_go {
-            return;
-        }
         let bytes = if is_talker { Message::Repair(message).encode() } else { message };
         self.repair_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         self.send_bytes(to, bytes, Delivery::Reliable);
@@ -76,15 +80,19 @@ impl Post {
         self.count(from, message, |(_, received)| received);
     }
 
+    /// Whether `from` is to go on with an exchange at `step`; once.
+    pub(crate) fn take_open(&self, from: SocketAddr, step: Step) -> bool {
+        self.state().open.remove(&(from, step))
+    }
+
     /// chitchat may begin one exchange with `address`.
     pub(crate) fn permit(&self, address: SocketAddr) {
         self.state().permits.insert(address);
     }
 
-    /// Who speaks as this program does, and whether everybody does.
-    pub(crate) fn set_talkers(&self, talkers: BTreeSet<SocketAddr>, is_classic: bool) {
+    /// Who speaks as this program does.
+    pub(crate) fn set_talkers(&self, talkers: BTreeSet<SocketAddr>) {
         self.state().talkers = talkers;
-        self.is_classic.store(is_classic, Ordering::Relaxed);
     }
 
     /// What the repair path has sent since this was last asked.

@@ -62,6 +62,7 @@ pub struct Publisher {
     anchor: [u8; 32],
     instances: BTreeMap<Label, Option<Instance>>,
     left: bool,
+    renewed_at: Instant,
     next_renewal: Instant,
     said: VecDeque<Said>,
 }
@@ -78,6 +79,7 @@ impl Publisher {
         let chain = LeaseChain::new(secret);
         let mut publisher = Self {
             owner: Owner { identity: svid.id().clone(), node: description.name.clone() },
+            renewed_at: now,
             next_renewal: now + description.renew,
             version: Version { incarnation, version: 0 },
             continues: None,
@@ -162,6 +164,7 @@ impl Publisher {
         if self.next_renewal <= now {
             self.next_renewal = now + self.description.renew;
         }
+        self.renewed_at = now;
         match self.chain.renew(self.version.incarnation) {
             Some(renewal) => self.said.push_back(Said::Renewal(renewal)),
             None => {
@@ -172,13 +175,10 @@ impl Publisher {
         }
     }
 
-    /// Somebody doubts this owner: renews before it is time, unless it did just now.
-    pub fn refute(&mut self, now: Instant, secret: impl FnOnce() -> [u8; 32]) {
-        let renewed = self.next_renewal.checked_sub(self.description.renew);
-        if renewed.is_none_or(|at| now >= at + REFUTE_PERIOD) {
-            self.next_renewal = now;
-            self.handle_timeout(now, secret);
-        }
+    /// Somebody doubts this owner: it renews before it is time, at once or as soon as it may again.
+    pub fn refute(&mut self, now: Instant) {
+        let soonest = (self.renewed_at + REFUTE_PERIOD).max(now);
+        self.next_renewal = self.next_renewal.min(soonest);
     }
 
     fn begin(&mut self, incarnation: u64, secret: [u8; 32]) {

@@ -23,6 +23,7 @@ use crate::limits::{
     ADDRESSES_MAX, CAPABILITIES_MAX, CERTIFICATE_BYTES_MAX, CHAIN_CERTIFICATES_MAX, LABEL_BYTES_MAX,
     LEASE_LINKS_MAX, LEASE_MILLIS_MAX, LEASE_MILLIS_MIN, TAGS_MAX,
 };
+use crate::wire::COUNTER_MAX;
 
 /// Whose record it is: an identity at a node. Several nodes may share an identity (replicas), and
 /// a hostile member may claim another's node name, but never another's identity.
@@ -202,6 +203,9 @@ impl Record {
 
     /// Checks the bounds that types alone do not keep.
     pub fn check_bounds(&self) -> Result<(), BoundError> {
+        if self.version().version >= COUNTER_MAX {
+            return Err(BoundError("a version that nobody could speak above"));
+        }
         match self {
             Self::Node(node) => node.check_bounds(),
             Self::Instance(InstanceRecord { instance: Some(instance), .. })

@@ -4,7 +4,7 @@
 //! has brought is not exchanged once more. Maps of the departed stay in it until there are many; then it is
 //! begun anew, with those of the present.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +21,7 @@ use crate::post::Post;
 use crate::record::Renewal;
 use crate::replica::{Replica, ReplicaError, ReplicaSettings, from_text, to_text};
 use crate::signature::SealedRecord;
+use crate::snapshot::Presence;
 use crate::talk::{Filed, Key, short_name};
 use crate::wire::{DIGEST_BYTES_MAX, Exchange, MapId, Step, Unpacker, Value, WireError};
 
@@ -51,7 +52,7 @@ pub(crate) struct Repairing {
     /// This node's own map: what each key says, under which version.
     spoken: BTreeMap<String, (u64, String)>,
     next_warning: Instant,
-    is_full: bool,
+    is_classic: bool,
 }
 
 impl Repairing {
@@ -68,7 +69,7 @@ impl Repairing {
             unpacker: Unpacker::default(),
             spoken: BTreeMap::new(),
             next_warning: now,
-            is_full: false,
+            is_classic: false,
         })
     }
 
@@ -81,7 +82,30 @@ impl Repairing {
 
     /// This node renews its lease: members of an earlier version read it in its map.
     pub(crate) async fn say_renewal(&mut self, renewal: &Renewal) {
-        self.replica.put_own_renewal(LEASE_KEY, &to_text(&codec::encode(renewal))).await;
+        let newest = self.spoken.values().map(|(version, _)| *version).max().unwrap_or_default();
+        let (version, text) = renewal_value(newest, renewal);
+        self.replica.put_own(LEASE_KEY, &text, version).await;
+    }
+
+    /// Members of an earlier version are present, or no longer.
+    pub(crate) fn set_classic(&mut self, is_classic: bool) {
+        if is_classic && !self.is_classic {
+            // Renewals go with records from now on.
+            self.maps.mark_all();
+        }
+        self.is_classic = is_classic;
+    }
+
+    /// `owner` renewed its lease, which members of an earlier version are to hear.
+    pub(crate) fn handle_renewal(&mut self, owner: u64) {
+        if self.is_classic {
+            self.maps.mark(owner);
+        }
+    }
+
+    /// Shows members of an earlier version that this node's chitchat lives.
+    pub(crate) fn beat(&self) {
+        self.replica.beat(self.settings.own.address);
     }
 
     /// This node lives on as another incarnation, and so does its map.
@@ -98,6 +122,14 @@ impl Repairing {
         let version = filed.version;
         if filed.owner != self.settings.own.owner {
             self.maps.handle_record(filed.owner, version.incarnation, version.version);
+        }
+    }
+
+    /// Somebody who knows all of an owner's records has told them, up to this one.
+    pub(crate) fn handle_all(&mut self, newest: &Filed) {
+        let version = newest.version;
+        if newest.owner != self.settings.own.owner {
+            self.maps.handle_run(newest.owner, version.incarnation, 0, version.version);
         }
     }
 
@@ -124,55 +156,66 @@ impl Repairing {
         for (reason, count) in admitted.refused {
             counter!("starling_gossip_hearsay_refused_total", "reason" => reason).increment(count);
         }
-        self.follow(catalogue, clock.now()).await;
-        let nothing_left = admitted.exchange.step == Step::Ack && admitted.exchange.delta.is_empty();
-        if !nothing_left && !self.replica.hear(from, &admitted.exchange.write()) {
+        let mut room = self.follow(catalogue, clock.now()).await;
+        let mut exchange = admitted.exchange;
+        // Whatever is named in it has a map in chitchat from then on.
+        exchange.digest.retain(|entry| room.admits(&entry.map));
+        exchange.delta.retain(|map| room.admits(&map.map));
+        let nothing_left = exchange.step == Step::Ack && exchange.delta.is_empty();
+        if !nothing_left && !self.replica.hear(from, &exchange.write()) {
             return Err(WireError::Unknown("a message"));
         }
         Ok(learned)
     }
 
-    /// Gives chitchat what the catalogue has learned.
-    async fn follow(&mut self, catalogue: &Catalogue, now: Instant) {
+    /// Gives chitchat what the catalogue has learned. Returns what room there is for more.
+    async fn follow(&mut self, catalogue: &Catalogue, now: Instant) -> Room {
         let present = catalogue.present();
-        let (maps, bytes) = self.replica.size().await;
-        if maps > present + DEPARTED_MAX.max(present / 4) {
-            self.maps.retain(|owner| {
-                catalogue.node_of(owner).is_some_and(|(_, _, presence)| presence.is_present())
-            });
+        let mut held = self.replica.held().await;
+        // Members of an earlier version would take the same life's heart for stopped.
+        if !self.is_classic && held.len() > present + DEPARTED_MAX.max(present / 4) {
+            let is_present = |presence: Presence| presence.is_present();
+            self.maps.retain(|owner| catalogue.node_of(owner).is_some_and(|(.., it)| is_present(it)));
             self.restart().await;
+            held = self.replica.held().await;
         }
-        let mut room = DIGEST_BYTES_MAX.saturating_sub(bytes);
-        self.is_full = false;
+        let mut room = Room::beside(held);
         for (owner, generation, through) in self.maps.take_changed() {
-            let Some(shared) = catalogue.shared(owner) else { continue };
-            let is_current = shared.node.version.incarnation == generation && shared.presence.is_present();
-            if !is_current {
+            let Some(shared) = catalogue.shared(owner).filter(|shared| is_talker(&shared.node)) else {
+                continue;
+            };
+            let is_current = shared.node.version.incarnation == generation;
+            if !is_current || shared.presence == Presence::Expired {
                 continue;
             }
             let map = MapId { owner, generation, address: shared.node.addresses[0] };
+            if !room.admits(&map) {
+                self.maps.mark(owner);
+                continue;
+            }
             let known = shared.records.iter();
             let known = known
                 .filter(|(_, version, _)| version.incarnation == generation && version.version <= through);
-            let values: Vec<_> = known
+            let mut values: Vec<_> = known
                 .map(|(key, version, sealed)| (map_key(key), to_text(sealed), version.version))
                 .collect();
-            if map.digest_bytes() > room {
-                self.is_full = true;
-                continue;
+            if let Some(renewal) = catalogue.renewal_of(owner).filter(|_| self.is_classic) {
+                let newest = values.iter().map(|(_, _, version)| *version).max().unwrap_or_default();
+                let (version, text) = renewal_value(newest, &renewal);
+                values.push((LEASE_KEY.to_owned(), text, version));
             }
-            room -= map.digest_bytes();
             self.replica.put(&map, &values).await;
         }
-        if self.is_full && now >= self.next_warning {
+        if room.is_full && now >= self.next_warning {
             self.next_warning = now + OVERFULL_WARNED_PERIOD;
             warn!(
                 members = present,
-                carried = maps,
+                carried = room.held.len(),
                 "the mesh has more members than the repair path carries: news and joining still reach everybody, but \
                  what news misses is repaired for some of them only; divide the mesh into several"
             );
         }
+        room
     }
 
     /// Resolves when chitchat has ended by a fault of its own.
@@ -186,8 +229,13 @@ impl Repairing {
         self.replica.has_ended()
     }
 
-    /// Begins chitchat anew. The catalogue stands.
-    pub(crate) async fn restart(&mut self) {
+    /// Begins chitchat anew, for it ended, or the catalogue has forgotten some.
+    pub(crate) async fn begin_anew(&mut self, catalogue: &Catalogue) {
+        self.maps.retain(|owner| catalogue.node_of(owner).is_some());
+        self.restart().await;
+    }
+
+    async fn restart(&mut self) {
         self.replica.stop();
         self.replica = loop {
             match Replica::start(self.settings.clone(), self.post.clone()).await {
@@ -207,6 +255,40 @@ impl Repairing {
     pub(crate) fn stop(&self) {
         self.replica.stop();
     }
+}
+
+/// What chitchat holds, and how much more it may.
+struct Room {
+    held: BTreeSet<MapId>,
+    bytes: usize,
+    is_full: bool,
+}
+
+impl Room {
+    fn beside(held: BTreeSet<MapId>) -> Self {
+        let taken = held.iter().map(MapId::digest_bytes).sum();
+        Self { held, bytes: DIGEST_BYTES_MAX.saturating_sub(taken), is_full: false }
+    }
+
+    /// Whether `map` is held or may be, and then it is.
+    fn admits(&mut self, map: &MapId) -> bool {
+        if self.held.contains(map) {
+            return true;
+        }
+        let Some(left) = self.bytes.checked_sub(map.digest_bytes()) else {
+            self.is_full = true;
+            return false;
+        };
+        self.bytes = left;
+        self.held.insert(*map);
+        true
+    }
+}
+
+/// A renewal as members of an earlier version read it, in a map whose newest record has version `newest`: the same on
+/// every node, and greater with each renewal.
+fn renewal_value(newest: u64, renewal: &Renewal) -> (u64, String) {
+    (newest + u64::from(renewal.counter), to_text(&codec::encode(renewal)))
 }
 
 /// Where a record is filed in its owner's map.

@@ -3,8 +3,9 @@
 //! chitchat reconciles one key-value map per node (Scuttlebutt), slowly and surely. Each owner's map holds its
 //! sealed records as text, under the owner's short name. chitchat never sees a message as it came: what
 //! [`crate::guard`] leaves of one is handed in, and what the catalogue has verified is put into its maps; and it
-//! sends through [`Post`], which keeps it from beginning anything by itself.
+//! sends through [`Post`]. It begins nothing by itself: the loop says with whom it is to exchange.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -24,10 +25,13 @@ use crate::link::Destination;
 use crate::memory::Acquaintances;
 use crate::post::Post;
 use crate::snapshot::Snapshot;
-use crate::talk::short_name;
-use crate::wire::MapId;
+use crate::talk::{number, short_name};
+use crate::wire::{Exchange, MapId, Step};
 
-/// chitchat's own failure detector decides whom it gossips with by itself, among members of an earlier version only.
+/// How often chitchat looks for somebody to exchange with by itself: never, as lives of processes go.
+const OWN_ROUNDS: Duration = Duration::from_secs(365 * 86_400);
+
+/// chitchat's own failure detector would decide whom it gossips with by itself.
 const PHI_THRESHOLD: f64 = 8.0;
 
 /// Heartbeats its failure detector remembers per node; the mean settles long before.
@@ -46,7 +50,7 @@ pub(crate) struct ReplicaSettings {
     pub(crate) own: MapId,
     /// Keeps meshes apart.
     pub(crate) trust_domain: String,
-    /// How often to reconcile with three peers, while it may.
+    /// How often members of an earlier version expect a heartbeat.
     pub(crate) interval: Duration,
 }
 
@@ -97,9 +101,12 @@ impl Replica {
         self.handle.with_chitchat(put).await;
     }
 
-    /// Puts this node's newest renewal into its own map, for members of an earlier version.
-    pub(crate) async fn put_own_renewal(&self, key: &str, text: &str) {
-        self.handle.with_chitchat(|state| state.self_node_state().set(key, text)).await;
+    /// Its heart beats, for members of an earlier version. It does with each message that it takes in, also an empty
+    /// one.
+    pub(crate) fn beat(&self, own: SocketAddr) {
+        let nothing =
+            Exchange { step: Step::Ack, cluster: String::new(), digest: Vec::new(), delta: Vec::new() };
+        self.hear(own, &nothing.write());
     }
 
     /// Makes `map` hold these values and no others, unless it holds newer ones.
@@ -120,15 +127,17 @@ impl Replica {
         self.handle.with_chitchat(put).await;
     }
 
-    /// How many maps it holds, and what they take in a digest.
-    pub(crate) async fn size(&self) -> (usize, usize) {
-        let size = |state: &mut chitchat::Chitchat| {
-            let maps = state.node_states();
-            let bytes =
-                |id: &ChitchatId| crate::wire::entry_bytes(id.node_id.len(), id.gossip_advertise_addr);
-            (maps.len(), maps.keys().map(bytes).sum())
+    /// The maps it holds.
+    pub(crate) async fn held(&self) -> BTreeSet<MapId> {
+        let held = |state: &mut chitchat::Chitchat| {
+            let map = |id: &ChitchatId| {
+                let owner = number(&id.node_id)?;
+                Some(MapId { owner, generation: id.generation_id, address: id.gossip_advertise_addr })
+            };
+            // Nothing is in it that was not put in under such a name.
+            state.node_states().keys().filter_map(map).collect()
         };
-        self.handle.with_chitchat(size).await
+        self.handle.with_chitchat(held).await
     }
 
     /// Begins an exchange with `address`.
@@ -167,7 +176,7 @@ fn configuration(settings: ReplicaSettings) -> ChitchatConfig {
     ChitchatConfig {
         chitchat_id: chitchat_id(&settings.own),
         cluster_id: settings.trust_domain,
-        gossip_interval: settings.interval,
+        gossip_interval: OWN_ROUNDS,
         listen_addr: settings.own.address,
         // The gossip loop resolves seeds and gossips with them.
         seed_nodes: Vec::new(),
@@ -221,8 +230,10 @@ struct PostSocket {
 #[async_trait]
 impl Socket for PostSocket {
     async fn send(&mut self, to: SocketAddr, message: ChitchatMessage) -> anyhow::Result<()> {
-        let begins = matches!(message, ChitchatMessage::Syn { .. });
-        self.post.send_repair(to, message.serialize_to_vec(), begins);
+        let message = message.serialize_to_vec();
+        if let Some(step) = Step::of(&message) {
+            self.post.send_repair(to, message, step);
+        }
         Ok(())
     }
 

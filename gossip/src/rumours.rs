@@ -176,6 +176,12 @@ impl Rumours {
         signature(bytes).is_some_and(|signature| self.known.contains(&signature))
     }
 
+    /// Some of what is known was forgotten.
+    pub(crate) fn forget_known(&mut self) {
+        self.known.clear();
+        self.known_since.clear();
+    }
+
     fn note(&mut self, said: &Said) {
         let Said::Record(_, bytes) = said else { return };
         let Some(signature) = signature(bytes) else { return };

@@ -64,7 +64,7 @@ const JOINS_MAX: u32 = 10;
 /// How long a leaving node tells its peers.
 const LEAVE_LASTS: Duration = Duration::from_millis(600);
 
-/// Members of an earlier version that are told of news at once.
+/// Members of an earlier version that are told of news at once; and how many exchange with each in an interval.
 const CLASSIC_TOLD: usize = 2;
 
 /// Two nodes that share an identity and a name would outlive each other forever; this often.
@@ -79,6 +79,13 @@ const CALENDAR_WARNED_PERIOD: Duration = Duration::from_secs(60);
 /// A changed catalogue is published at most this often: a snapshot costs as much as the mesh is large, and a
 /// thousand changes come at once when it starts.
 const PUBLICATION_PERIOD: Duration = Duration::from_millis(20);
+
+/// A node that is behind with what others have sent lets their time stand still for so long at most: what has come and
+/// is not read may be their renewals.
+const BEHIND_MAX: Duration = Duration::from_secs(60);
+
+/// Who has not been up with them for so long is behind.
+const BEHIND_AFTER: Duration = Duration::from_millis(500);
 
 /// Messages taken in before other work gets a turn: each may cost signature checks (0.1 ms).
 const MESSAGES_PER_TURN_MAX: usize = 16;
@@ -112,6 +119,8 @@ pub struct GossipLoop {
     looked_at: BTreeSet<u64>,
     joining: Joining,
     heard: hearing::Heard,
+    /// All that had come by then has been taken in.
+    heard_until: Instant,
     next_talk: Instant,
     next_publication: Instant,
     next_seed: Instant,
@@ -227,6 +236,7 @@ impl GossipLoop {
             names: BTreeMap::new(),
             cared_for: BTreeSet::new(),
             looked_at: BTreeSet::new(),
+            heard_until: now,
             next_publication: now,
             next_seed: now,
             next_outlive: now,
@@ -269,7 +279,7 @@ impl GossipLoop {
                 () = self.repairing.ended() => {
                     error!("the repair path ended unexpectedly and is started again");
                     counter!("starling_gossip_restarts_total").increment(1);
-                    self.repairing.restart().await;
+                    self.begin_repair_anew().await;
                 }
                 () = tokio::time::sleep_until(timeout) => self.handle_timeout().await,
             }
@@ -289,10 +299,15 @@ impl GossipLoop {
             Command::SetInstance { id, instance } => self.publisher.set_instance(id, instance),
             Command::Rotate(svid, bundle) => {
                 let (now, wall) = (self.clock.now(), self.clock.wall());
-                self.catalogue.set_bundle(bundle, wall);
+                let has_forgotten = self.catalogue.set_bundle(bundle, wall);
                 self.svid = svid.clone();
                 self.publisher.rotate(svid, wall.unix_millis, self.rng.random());
                 self.remembering.retry(&mut self.catalogue, now, wall);
+                if has_forgotten {
+                    // They may be believed again one day, and then are news.
+                    self.rumours.forget_known();
+                    self.begin_repair_anew().await;
+                }
             }
             Command::Members(reply) => {
                 let _ = reply.send(self.members());
@@ -341,6 +356,14 @@ impl GossipLoop {
              uses this identity and name; speaking above it"
         );
         self.publisher.outlive(heard, self.rng.random());
+    }
+
+    async fn begin_repair_anew(&mut self) {
+        self.repairing.begin_anew(&self.catalogue).await;
+        if self.is_classic() {
+            // Members of an earlier version count this life's heartbeats on, and take the new ones for a dead node's.
+            self.publisher.outlive(self.publisher.incarnation(), self.rng.random());
+        }
     }
 
     /// Carries what the publisher said into the catalogue and the map, and makes it news.
@@ -392,6 +415,14 @@ impl GossipLoop {
         self.peers.values().any(|peer| !peer.is_talker)
     }
 
+    /// How likely this node is to exchange with a member of an earlier version, for each of them to hear from
+    /// [`CLASSIC_TOLD`] at a time, however many others there are.
+    fn classic_share(&self) -> f64 {
+        let classic = self.peers.values().filter(|peer| !peer.is_talker).count();
+        let talkers = self.peers.len() - classic + 1;
+        ((CLASSIC_TOLD * classic) as f64 / talkers as f64).min(1.0)
+    }
+
     /// Tells members of an earlier version of news, as they would.
     async fn tell_classic(&mut self) {
         let now = self.clock.now();
@@ -436,7 +467,8 @@ impl GossipLoop {
         let named = |(name, peer): (&u64, &Peer)| ((peer.address, peer.identity.clone()), *name);
         self.names = self.peers.iter().map(named).collect();
         let talkers = self.peers.values().filter(|peer| peer.is_talker).map(|peer| peer.address).collect();
-        self.post.set_talkers(talkers, self.is_classic());
+        self.post.set_talkers(talkers);
+        self.repairing.set_classic(self.is_classic());
         self.neighbours.choose(&self.peers, now, &mut self.rng);
         self.mending.forget_unless(|peer| self.peers.contains_key(&peer));
         self.look_after();
@@ -462,7 +494,7 @@ impl GossipLoop {
         if self.looked_at.contains(&seen.subject) {
             self.catalogue.apply_own_sight(seen.subject, Some(seen.is_reachable), now);
         }
-        if !seen.is_watched {
+        if !seen.is_news {
             return;
         }
         let Some((_, node, _)) = self.catalogue.node_of(seen.subject) else { return };

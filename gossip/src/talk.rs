@@ -35,12 +35,15 @@ const PONG: u8 = 34;
 const JOIN: u8 = 35;
 const WELCOME: u8 = 36;
 
-/// The most things in one talk. With a renewal each it would be 13 KiB; honest ones are a datagram.
+/// The most things in one talk. With a renewal each it would be 28 KiB.
 pub(crate) const ITEMS_MAX: usize = 512;
 
 /// What a talk should take, so that it fits one QUIC datagram on any path (RFC 9000, section 14: packets of
 /// 1,200 bytes; headers and seals take about 40).
 pub(crate) const TALK_BYTES: usize = 1_120;
+
+/// What a talk takes that goes by a stream: few messages, each well within a message's bound.
+pub(crate) const STREAM_BYTES: usize = 32 * 1024;
 
 /// A record up to this travels whole in a talk; a larger one is offered. Instances take 200 to 400 bytes, node
 /// records with their chains over a thousand.
@@ -224,8 +227,8 @@ impl Item {
     }
 }
 
-/// Divides `items` into talks that fit a datagram each; one that does not is alone in its own.
-pub(crate) fn batches(knows: u64, items: Vec<Item>) -> Vec<Talk> {
+/// Divides `items` into talks of `bytes_max` each; one that does not fit is alone in its own.
+pub(crate) fn batches(knows: u64, items: Vec<Item>, bytes_max: usize) -> Vec<Talk> {
     const HEAD: usize = 16;
 
     let mut talks: Vec<Talk> = Vec::new();
@@ -235,7 +238,7 @@ pub(crate) fn batches(knows: u64, items: Vec<Item>) -> Vec<Talk> {
         match talks.last_mut().filter(|talk| bytes <= room && talk.items.len() < ITEMS_MAX) {
             Some(talk) => talk.items.push(item),
             None => {
-                room = TALK_BYTES - HEAD;
+                room = bytes_max - HEAD;
                 talks.push(Talk { knows, is_chosen: false, items: vec![item] });
             }
         }
@@ -324,7 +327,7 @@ mod tests {
         let items: Vec<_> = (0..200).map(|number| Item::Offer(filed(number))).collect();
         let large = Item::Record(vec![0; 5_000]);
         let all = [items.clone(), vec![large.clone()], items.clone()].concat();
-        let talks = batches(7, all.clone());
+        let talks = batches(7, all.clone(), TALK_BYTES);
         assert_eq!(talks.iter().flat_map(|talk| talk.items.clone()).collect::<Vec<_>>(), all);
         for talk in talks {
             let bytes = Message::Talk(talk.clone()).encode().len();

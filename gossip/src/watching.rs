@@ -8,7 +8,7 @@
 //!
 //! The same questions serve a node that routes work to a suspect: what it sees itself outweighs what it is told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -25,9 +25,9 @@ pub const WATCHERS: usize = 3;
 pub(crate) const WATCHERS_BELIEVED: usize = WATCHERS + 2;
 
 /// How many watchers' words make a suspect.
-pub(crate) const WATCHERS_NEEDED: usize = 2;
+pub const WATCHERS_NEEDED: usize = 2;
 
-/// How often a watcher asks: a crash is known within four seconds, and asking costs each node three messages a second.
+/// How often a watcher asks: a crash is known within five seconds, and asking costs each node three messages a second.
 pub const QUESTION_PERIOD: Duration = Duration::from_secs(2);
 
 /// Who has heard nothing for so long is deaf: everybody talks to somebody once a second.
@@ -37,10 +37,14 @@ const DEAF_AFTER: Duration = Duration::from_secs(2);
 const ANSWER_WITHIN: Duration = Duration::from_millis(500);
 
 /// How long each further question does.
-const ANSWER_AGAIN_WITHIN: Duration = Duration::from_millis(400);
+const ANSWER_AGAIN_WITHIN: Duration = Duration::from_millis(450);
 
 /// Questions in all before a watcher speaks.
-const QUESTIONS: u32 = 4;
+const QUESTIONS: u32 = 5;
+
+/// From a question that is not answered until the watcher says so, unless it doubts itself.
+pub const UNANSWERED_AFTER: Duration =
+    ANSWER_WITHIN.saturating_add(ANSWER_AGAIN_WITHIN.saturating_mul(QUESTIONS - 1));
 
 /// The time between two accusations grows up to the period times two to the power of this.
 const FAILURES_MAX: u32 = 4;
@@ -120,8 +124,8 @@ pub(crate) struct Seen {
     /// The short name of whom.
     pub(crate) subject: u64,
     pub(crate) is_reachable: bool,
-    /// It is for others to hear; else this node asked for itself.
-    pub(crate) is_watched: bool,
+    /// It is for others to hear; else this node asked for itself alone.
+    pub(crate) is_news: bool,
 }
 
 /// All that this node watches or looks at.
@@ -136,6 +140,8 @@ pub(crate) struct Watching {
 struct Asked {
     /// This node is one of its watchers.
     is_watched: bool,
+    /// It routes work to it, and looks for itself.
+    is_cared_for: bool,
     /// The number of the question that is open, since when, and the how manieth it is.
     open: Option<(u64, Instant, u32)>,
     next: Instant,
@@ -147,6 +153,13 @@ struct Asked {
     failures: u32,
 }
 
+impl Asked {
+    /// It answered until now, and has left a question unanswered.
+    fn is_asked_again(&self) -> bool {
+        self.is_reachable == Some(true) && self.open.is_some_and(|(_, _, count)| count > 1)
+    }
+}
+
 impl Watching {
     /// This node watches `watched`, and looks at `cared_for` for itself.
     pub(crate) fn set(
@@ -156,17 +169,29 @@ impl Watching {
         now: Instant,
         mut chance: impl FnMut() -> u64,
     ) {
-        let mut wanted: BTreeMap<u64, bool> = cared_for.map(|subject| (subject, false)).collect();
-        wanted.extend(watched.map(|subject| (subject, true)));
-        self.asked.retain(|subject, _| wanted.contains_key(subject));
-        for (subject, is_watched) in wanted {
-            let asked = self.asked.entry(subject).or_insert_with(|| {
-                // Who is watched is asked some time within the first period, who is cared for at once.
-                let wait = QUESTION_PERIOD.mul_f64(chance() as f64 / u64::MAX as f64);
-                let next = if is_watched { now + wait } else { now };
-                Asked { is_watched, open: None, next, is_reachable: None, is_silent: false, failures: 0 }
+        let watched: BTreeSet<u64> = watched.collect();
+        let cared_for: BTreeSet<u64> = cared_for.collect();
+        self.asked.retain(|subject, _| watched.contains(subject) || cared_for.contains(subject));
+        for subject in watched.union(&cared_for) {
+            let (is_watched, is_cared_for) = (watched.contains(subject), cared_for.contains(subject));
+            let asked = self.asked.entry(*subject).or_insert_with(|| {
+                // Who is watched is asked some time within the first period.
+                let next = now + QUESTION_PERIOD.mul_f64(chance() as f64 / u64::MAX as f64);
+                Asked {
+                    is_watched,
+                    is_cared_for: false,
+                    open: None,
+                    next,
+                    is_reachable: None,
+                    is_silent: false,
+                    failures: 0,
+                }
             });
-            asked.is_watched = is_watched;
+            if is_cared_for && !asked.is_cared_for {
+                // At once.
+                asked.next = now;
+            }
+            (asked.is_watched, asked.is_cared_for) = (is_watched, is_cared_for);
         }
     }
 
@@ -189,6 +214,8 @@ impl Watching {
             .map(|(subject, _)| *subject)
             .collect();
         for subject in subjects {
+            let others = self.asked.iter().filter(|(other, _)| **other != subject);
+            let other_waits = others.map(|(_, asked)| asked).any(Asked::is_asked_again);
             let Some(asked) = self.asked.get_mut(&subject) else { continue };
             let count = match asked.open {
                 None => 0,
@@ -200,19 +227,21 @@ impl Watching {
                     asked.next = now + QUESTION_PERIOD * 2_u32.pow(asked.failures.min(FAILURES_MAX));
                     asked.failures += 1;
                     asked.is_silent = true;
-                    let (is_watched, was_reachable) = (asked.is_watched, asked.is_reachable);
+                    let (is_watched, is_cared_for) = (asked.is_watched, asked.is_cared_for);
                     if is_watched && self.is_deaf(now) && self.nobody_answers() {
                         continue;
                     }
-                    self.asked.entry(subject).and_modify(|asked| asked.is_reachable = Some(false));
-                    if !is_watched || was_reachable != Some(false) {
-                        seen.push(Seen { subject, is_reachable: false, is_watched });
+                    let asked = self.asked.get_mut(&subject).map(|asked| asked.is_reachable.replace(false));
+                    let is_news = is_watched && asked.flatten() != Some(false);
+                    if is_cared_for || is_news {
+                        seen.push(Seen { subject, is_reachable: false, is_news });
                     }
                     continue;
                 }
             };
-            // Who never answered says nothing about this node: invented members, and those known to be gone.
-            if count == 1 && asked.is_reachable == Some(true) {
+            // One that is silent says nothing about this node, several at a time do; who never answered says nothing
+            // at all: invented members, and those known to be gone.
+            if count == 1 && asked.is_reachable == Some(true) && other_waits {
                 self.self_doubt = (self.self_doubt + 1).min(SELF_DOUBT_MAX);
             }
             let number = chance();
@@ -238,8 +267,16 @@ impl Watching {
         }
         let was_reachable = asked.is_reachable.replace(true);
         // Of whom all is well nobody needs to hear.
-        let is_news = if asked.is_watched { was_reachable == Some(false) } else { true };
-        is_news.then_some(Seen { subject, is_reachable: true, is_watched: asked.is_watched })
+        let is_news = asked.is_watched && was_reachable == Some(false);
+        (asked.is_cared_for || is_news).then_some(Seen { subject, is_reachable: true, is_news })
+    }
+
+    /// `subject` has begun another life: what its last one did counts no longer.
+    pub(crate) fn handle_life(&mut self, subject: u64, now: Instant) {
+        if let Some(asked) = self.asked.get_mut(&subject) {
+            (asked.is_reachable, asked.is_silent, asked.failures) = (None, false, 0);
+            asked.next = asked.next.min(now + QUESTION_PERIOD);
+        }
     }
 
     /// `subject` has renewed its lease, which refutes what was said of it: if it still does not answer, that is said
@@ -290,8 +327,11 @@ mod tests {
         let mut number = 0;
         let mut all = Vec::new();
         let mut now = from;
-        while now < from + span {
+        loop {
             now = watching.poll_timeout().expect("somebody is asked").max(now);
+            if now >= from + span {
+                return all;
+            }
             let (questions, seen) = watching.handle_timeout(now, || {
                 number += 1;
                 number
@@ -303,7 +343,6 @@ mod tests {
             }
             now += Duration::from_millis(1);
         }
-        all
     }
 
     fn watching(watched: &[u64], now: Instant) -> Watching {
@@ -313,15 +352,15 @@ mod tests {
     }
 
     #[test]
-    fn silence_is_told_once_within_three_seconds_and_so_is_its_end() {
+    fn silence_is_told_once_within_five_seconds_and_so_is_its_end() {
         let now = Instant::now();
         let mut watching = watching(&[1, 2, 3], now);
         assert!(pass(&mut watching, now, Duration::from_secs(10), |_| true).is_empty());
         let later = now + Duration::from_secs(10);
         let told = pass(&mut watching, later, Duration::from_secs(20), |subject| subject != 2);
-        let silent = Seen { subject: 2, is_reachable: false, is_watched: true };
+        let silent = Seen { subject: 2, is_reachable: false, is_news: true };
         assert!(
-            matches!(told.as_slice(), [(at, seen)] if *seen == silent && *at < Duration::from_secs(4)),
+            matches!(told.as_slice(), [(at, seen)] if *seen == silent && *at < Duration::from_secs(5)),
             "{told:?}"
         );
         watching.handle_renewal(2);
@@ -329,8 +368,8 @@ mod tests {
             subject != 2
         });
         assert!(matches!(again.as_slice(), [(_, seen)] if *seen == silent), "{again:?}");
-        let later = later + Duration::from_secs(30);
-        let told = pass(&mut watching, later, Duration::from_secs(9), |_| true);
+        let later = later + Duration::from_secs(29);
+        let told = pass(&mut watching, later, Duration::from_secs(40), |_| true);
         assert!(matches!(told.as_slice(), [(_, seen)] if seen.is_reachable && seen.subject == 2), "{told:?}");
     }
 
@@ -350,7 +389,7 @@ mod tests {
         assert_eq!(told.len(), 36, "they are told of");
         let later = now + Duration::from_secs(30);
         let told = pass(&mut watching, later, Duration::from_secs(10), |subject| subject < 3);
-        assert!(matches!(told.as_slice(), [(at, seen)] if seen.subject == 3 && *at < Duration::from_secs(4)));
+        assert!(matches!(told.as_slice(), [(at, seen)] if seen.subject == 3 && *at < Duration::from_secs(5)));
     }
 
     #[test]
@@ -360,7 +399,7 @@ mod tests {
         watching.set([1, 2].into_iter(), [9].into_iter(), now, || 0);
         let told = pass(&mut watching, now, Duration::from_secs(3), |_| true);
         assert!(told.len() >= 2 && told[0].0 < Duration::from_millis(100), "{told:?}");
-        assert!(told.iter().all(|(_, seen)| seen.subject == 9 && !seen.is_watched && seen.is_reachable));
+        assert!(told.iter().all(|(_, seen)| seen.subject == 9 && !seen.is_news && seen.is_reachable));
         let asked = watching.asked.get(&9).and_then(|asked| asked.open);
         assert!(watching.handle_answer(9, 12345, now).is_none(), "a number that was not asked: {asked:?}");
     }

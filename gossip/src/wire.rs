@@ -11,6 +11,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use crate::kind::KIND_AT;
 use crate::limits::RECORD_BYTES_MAX;
 
 /// Versions and heartbeats count from one, in 64 bits; beyond this chitchat's sums could overflow.
@@ -52,12 +53,29 @@ const MAGIC: [u8; 2] = 45_139u16.to_le_bytes();
 const VERSION: u8 = 0;
 
 /// The steps of an exchange.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Step {
     Syn = 0,
     SynAck = 1,
     Ack = 2,
     BadCluster = 3,
+}
+
+impl Step {
+    /// Which step `message` is, from its head.
+    pub(crate) fn of(message: &[u8]) -> Option<Self> {
+        let all = [Self::Syn, Self::SynAck, Self::Ack, Self::BadCluster];
+        all.into_iter().find(|step| message.get(KIND_AT) == Some(&(*step as u8)))
+    }
+
+    /// What whoever gets it answers, if anything.
+    pub(crate) fn next(self) -> Option<Self> {
+        match self {
+            Self::Syn => Some(Self::SynAck),
+            Self::SynAck => Some(Self::Ack),
+            Self::Ack | Self::BadCluster => None,
+        }
+    }
 }
 
 /// A message of chitchat, read.

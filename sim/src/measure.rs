@@ -22,7 +22,7 @@ use crate::truth::Truth;
 const CHANGE_LASTS: Duration = Duration::from_secs(2);
 
 /// Who could not be reached is suspected within so long, by two watchers and their word. A suspicion of somebody
-/// who has been there for longer is false.
+/// who has been there for longer, for everybody, and was neither slow nor lossy, is false.
 const SUSPECTED_WITHIN: Duration = Duration::from_secs(10);
 
 /// Over so many seconds the peak of traffic is a mean.
@@ -71,6 +71,7 @@ struct Crash {
     at: Instant,
     service: ServiceName,
     unused: BTreeSet<usize>,
+    suspected: BTreeSet<usize>,
     /// Others serve the same.
     has_others: bool,
 }
@@ -165,7 +166,8 @@ impl Measures {
 
     /// `host` crashes, which served `service`, perhaps with others.
     pub fn crashes(&mut self, host: usize, service: ServiceName, has_others: bool, now: Instant) {
-        self.crashes.insert(host, Crash { at: now, service, unused: BTreeSet::new(), has_others });
+        let (unused, suspected) = <(BTreeSet<_>, BTreeSet<_>)>::default();
+        self.crashes.insert(host, Crash { at: now, service, unused, suspected, has_others });
     }
 
     /// `host` is up again.
@@ -239,13 +241,19 @@ impl Measures {
     }
 
     fn handle_suspected(&mut self, truth: &Truth, observer: usize, subject: usize, now: Instant) {
-        match self.crashes.get(&subject) {
-            Some(crash) if truth.together(observer, observer, crash.at) => {
-                self.samples.add("suspect", millis(now - crash.at));
+        match self.crashes.get_mut(&subject) {
+            // A renewal from just before the crash may end a suspicion once more.
+            Some(crash) => {
+                if truth.together(observer, observer, crash.at) && crash.suspected.insert(observer) {
+                    self.samples.add("suspect", millis(now - crash.at));
+                }
             }
-            Some(_) => {}
             None => {
-                let is_false = truth.together(observer, subject, now - SUSPECTED_WITHIN);
+                // Who hardly answers, or whom its watchers in another part could not reach, is rightly doubted.
+                let since = now - SUSPECTED_WITHIN;
+                let is_false = truth.together(observer, subject, since)
+                    && truth.with_everybody(subject, since)
+                    && truth.host(subject).is_well(since);
                 self.suspicions_false += u64::from(is_false);
             }
         }

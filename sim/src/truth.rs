@@ -36,6 +36,10 @@ pub struct HostTruth {
     pub has_left: bool,
     /// When it last came up; `None` while it is down.
     pub up_since: Option<Instant>,
+    /// It is slow or loses packets, or was and has been well again since.
+    pub is_degraded: bool,
+    /// See [`Self::is_degraded`].
+    pub well_since: Option<Instant>,
 }
 
 /// Something a host said of its instance.
@@ -59,6 +63,8 @@ impl Truth {
             words: Vec::new(),
             has_left: false,
             up_since: None,
+            is_degraded: false,
+            well_since: None,
         });
         host
     }
@@ -137,7 +143,24 @@ impl Truth {
     }
 }
 
+impl Truth {
+    /// Whether `subject` was up and everybody who was up reached it, over others if need be, all the time since `since`.
+    pub fn with_everybody(&self, subject: usize, since: Instant) -> bool {
+        let is_with_all = |components: &[u16]| {
+            let own = components.get(subject).copied().unwrap_or(APART);
+            own != APART && components.iter().all(|component| *component == own || *component == APART)
+        };
+        let last = self.epochs.iter().rposition(|(begin, _)| *begin <= since);
+        last.is_some_and(|last| self.epochs[last..].iter().all(|(_, components)| is_with_all(components)))
+    }
+}
+
 impl HostTruth {
+    /// Whether it has been neither slow nor lossy since `since`.
+    pub fn is_well(&self, since: Instant) -> bool {
+        !self.is_degraded && self.well_since.is_none_or(|well| well <= since)
+    }
+
     /// The number of its newest word; 0 before the first.
     pub fn newest(&self) -> u64 {
         self.words.len() as u64

@@ -102,6 +102,11 @@ impl Link for GossipLink {
         }
     }
 
+    fn is_behind(&self) -> bool {
+        // Who holds it waits for a message, so there is none.
+        self.received.try_lock().is_ok_and(|received| !received.is_empty())
+    }
+
     /// Bounded by [`crate::limits::SHUNNED_MAX`] peers and [`crate::limits::SHUN_MAX`] each. Calls to and
     /// from the peer use the same connections and end with them: a peer that floods is cut off. What it
     /// sent before and is not received yet is dropped.

@@ -45,7 +45,7 @@ impl Catalogue {
             known.doubts.handle_sighting(sighting, identity, identities, now);
             known.handle_doubts(now)
         });
-        self.mark_shown(changed);
+        self.handle_shown(sighting.subject, changed);
         Ok(())
     }
 
@@ -55,7 +55,7 @@ impl Catalogue {
             known.doubts.handle_own(is_reachable, now);
             known.handle_doubts(now)
         });
-        self.mark_shown(changed);
+        self.handle_shown(subject, changed);
     }
 
     /// Who doubts `owner`, for people.
@@ -125,7 +125,7 @@ impl Catalogue {
         let age = Duration::from_millis(lease.age_millis.into());
         let changed = self.with_known(lease.owner, |known| {
             known.handle_report(reporter, age, needed.min(REPORTS_NEEDED), now);
-            known.handle_timeout(now, 1)
+            known.handle_timeout(now)
         });
         let timeout = self.known(lease.owner).and_then(crate::known::Known::next_timeout);
         self.wake_by(timeout);
@@ -145,7 +145,9 @@ impl Catalogue {
     }
 
     /// A rank changed and no record: what this node knows is the same.
-    fn mark_shown(&mut self, has_changed: bool) {
+    fn handle_shown(&mut self, subject: u64, has_changed: bool) {
         self.changed |= has_changed;
+        let timeout = self.known(subject).and_then(crate::known::Known::next_timeout);
+        self.wake_by(timeout);
     }
 }

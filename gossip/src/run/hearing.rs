@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use metrics::counter;
+use rand::Rng as _;
 use rand::seq::IteratorRandom as _;
 use tracing::{debug, warn};
 
@@ -20,7 +21,11 @@ use crate::record::{Renewal, Version};
 use crate::repairing::Learned;
 use crate::signature::SealedRecord;
 use crate::snapshot::Presence;
-use crate::talk::{Filed, Item, Join, Key, Message, Talk, Welcome, batches, short_name};
+use crate::talk::{
+    Filed, Item, Join, Key, Message, STREAM_BYTES, TALK_BYTES, Talk, Welcome, batches, short_name,
+};
+use crate::watching::SealedSighting;
+use crate::wire::Step;
 
 /// What one peer may send: bytes and messages a second, and at once. A whole snapshot of a large mesh is a megabyte;
 /// all news of a mesh that restarts at once comes from a dozen neighbours.
@@ -47,6 +52,9 @@ const WELCOMES_AT_ONCE: f64 = 4.0;
 const VAIN_HASHES_PER_SECOND: f64 = 4096.0;
 const VAIN_HASHES_AT_ONCE: f64 = 16.0 * 4096.0;
 
+/// A watcher's word that proves nothing costs as much: who may watch is worked out, and a signature checked.
+const VAIN_SIGHTING_HASHES: f64 = 512.0;
+
 /// Peers whose sending is counted.
 const COUNTED_MAX: usize = 4096;
 
@@ -59,7 +67,7 @@ pub(super) const WELCOME_BYTES_AT_ONCE: f64 = 8.0 * 1024.0 * 1024.0;
 const REFERRED: usize = 4;
 
 /// One part of a snapshot.
-const WELCOME_BYTES_MAX: usize = 64 * 1024;
+const WELCOME_BYTES_MAX: usize = 96 * 1024;
 
 /// What a lease takes in it.
 const LEASE_BYTES: usize = 64;
@@ -83,6 +91,13 @@ struct Share {
     answered_bytes: Allowance,
     welcomes: Allowance,
     vain_hashes: Allowance,
+}
+
+impl super::Joining {
+    /// Who was asked too long ago is not expected to welcome any more.
+    pub(super) fn forget_until(&mut self, now: Instant) {
+        self.expected.retain(|_, at| now < *at + WELCOME_WITHIN);
+    }
 }
 
 impl Heard {
@@ -138,6 +153,7 @@ impl GossipLoop {
             let Some(received) = next else { break };
             self.handle_one(received).await;
         }
+        self.note_hearing(self.clock.now());
         self.outlive_if_succeeded();
         if let Some(address) = self.exchange_with.take()
             && self.mending.may_answer(self.clock.now())
@@ -180,7 +196,9 @@ impl GossipLoop {
 
     async fn handle_repair(&mut self, from: SocketAddr, peer: &SpiffeId, message: &[u8], now: Instant) {
         self.mending.spend(self.post.take_repair_bytes(), now);
-        if !self.is_classic() && !self.mending.may_answer(now) {
+        // What was begun is brought to its end: half an exchange is paid for and repairs nothing.
+        let goes_on = Step::of(message).is_some_and(|step| self.post.take_open(from, step));
+        if !goes_on && !self.is_classic() && !self.mending.may_answer(now) {
             return counter!("starling_gossip_over_budget_total").increment(1);
         }
         let own = self.own.name;
@@ -201,11 +219,11 @@ impl GossipLoop {
                         Learned::Renewal(owner, renewal) => {
                             counter!("starling_gossip_records_total").increment(1);
                             self.renewing.handle_renewal(owner, renewal);
+                            self.repairing.handle_renewal(owner);
                         }
                     }
                 }
-                if is_news && self.is_classic() {
-                    self.publish();
+                if is_news && self.is_classic() && self.rng.random_bool(self.classic_share()) {
                     self.tell_classic().await;
                 }
             }
@@ -249,7 +267,7 @@ impl GossipLoop {
                     .filter(|held| (held.incarnation, held.counter) > (incarnation, counter))
                     .map(|held| Item::Renewal(owner, held)),
                 Item::Sighting(sealed) => {
-                    self.handle_sighting(&sealed, now);
+                    self.handle_sighting(&sealed, from, peer, now);
                     None
                 }
             };
@@ -264,7 +282,7 @@ impl GossipLoop {
             return;
         }
         let knows = self.catalogue.knows();
-        for talk in batches(knows, answers) {
+        for talk in batches(knows, answers, STREAM_BYTES) {
             self.post.send(from, &Message::Talk(talk), Delivery::Reliable);
         }
     }
@@ -331,6 +349,7 @@ impl GossipLoop {
     fn handle_accepted(&mut self, filed: Filed, bytes: Arc<[u8]>, now: Instant) {
         counter!("starling_gossip_records_total").increment(1);
         self.repairing.handle_record(&filed);
+        self.notice_life(&filed, now);
         let Some((owner, ..)) = self.catalogue.node_of(filed.owner) else { return };
         let identity = owner.identity.clone();
         // Instances that waited for their owner's node record came with it.
@@ -346,6 +365,13 @@ impl GossipLoop {
             }
         }
         self.rumours.handle_record(&identity, filed, bytes, now);
+    }
+
+    /// An owner's node record is new here, and may begin another life.
+    fn notice_life(&mut self, filed: &Filed, now: Instant) {
+        if filed.key == Key::Node {
+            self.watching.handle_life(filed.owner, now);
+        }
     }
 
     fn refuse(&mut self, rejected: &Rejected, from: SocketAddr) {
@@ -370,6 +396,7 @@ impl GossipLoop {
             Ok(()) => {
                 counter!("starling_gossip_records_total").increment(1);
                 self.watching.handle_renewal(owner);
+                self.repairing.handle_renewal(owner);
                 if is_news {
                     self.rumours.handle_renewal(owner, *renewal, now);
                 } else {
@@ -392,7 +419,10 @@ impl GossipLoop {
         }
     }
 
-    fn handle_sighting(&mut self, sealed: &crate::watching::SealedSighting, now: Instant) {
+    fn handle_sighting(&mut self, sealed: &SealedSighting, from: SocketAddr, peer: &SpiffeId, now: Instant) {
+        if !self.heard.of(from, peer, now).vain_hashes.has_some(now) {
+            return counter!("starling_gossip_over_budget_total").increment(1);
+        }
         match self.catalogue.apply_sighting(sealed, now) {
             Ok(()) => {
                 if let Some((watcher, ..)) = self.catalogue.node_of(sealed.sighting.watcher) {
@@ -405,6 +435,7 @@ impl GossipLoop {
             }
             Err(Rejected::Stale) => {}
             Err(rejected) => {
+                self.heard.of(from, peer, now).vain_hashes.spend(VAIN_SIGHTING_HASHES, now);
                 counter!("starling_gossip_rejected_total", "reason" => rejected.reason()).increment(1);
             }
         }
@@ -416,7 +447,7 @@ impl GossipLoop {
         }
         let wants: Vec<Item> =
             join.records.iter().filter_map(|bytes| self.take_record(bytes, from, now)).collect();
-        for talk in batches(0, wants) {
+        for talk in batches(0, wants, TALK_BYTES) {
             self.post.send(from, &Message::Talk(talk), Delivery::Once);
         }
         if !self.joining.welcomes.has_some(now) {
@@ -424,8 +455,6 @@ impl GossipLoop {
             let message = Message::Welcome(self.referral(join.only_leases));
             return self.post.send(from, &message, Delivery::Reliable);
         }
-        // What it says of itself is known before it is answered.
-        self.publish();
         let mut part = Welcome { leases: self.catalogue.leases(now), ..Welcome::default() };
         let mut bytes = part.leases.len() * LEASE_BYTES;
         let mut all_bytes = bytes;
@@ -465,11 +494,13 @@ impl GossipLoop {
     }
 
     fn handle_welcome(&mut self, from: SocketAddr, peer: &SpiffeId, welcome: Welcome, now: Instant) {
-        self.joining.expected.retain(|_, at| now < *at + WELCOME_WITHIN);
+        self.joining.forget_until(now);
         if !self.joining.expected.contains_key(&from) {
             return counter!("starling_gossip_rejected_total", "reason" => "unasked").increment(1);
         }
         let wall = self.clock.wall();
+        // Each owner's newest word that is known now: who welcomes tells all of an owner's records together.
+        let mut newest: BTreeMap<u64, Filed> = BTreeMap::new();
         for bytes in &welcome.records {
             let read = SealedRecord::from_bytes(bytes).and_then(|sealed| Ok((sealed.unverified()?, sealed)));
             let Ok((record, sealed)) = read else { continue };
@@ -479,11 +510,20 @@ impl GossipLoop {
                 continue;
             }
             match self.catalogue.apply_record(&sealed, record, now, wall) {
-                Ok(_) => self.repairing.handle_record(&filed),
-                Err(Rejected::Stale) => {}
-                Err(rejected) => self.refuse(&rejected, from),
+                Ok(Applied::Accepted) => self.notice_life(&filed, now),
+                Err(Rejected::Stale) if self.catalogue.version_filed(&filed) == Some(filed.version) => {}
+                Ok(Applied::Waiting) | Err(Rejected::Stale) => continue,
+                Err(rejected) => {
+                    self.refuse(&rejected, from);
+                    continue;
+                }
+            }
+            let held = newest.entry(filed.owner).or_insert_with(|| filed.clone());
+            if held.version < filed.version {
+                *held = filed;
             }
         }
+        newest.values().for_each(|filed| self.repairing.handle_all(filed));
         if welcome.is_last && !welcome.records.is_empty() {
             self.joining.is_referred = welcome.is_referral;
             self.joining.is_welcomed |= !welcome.is_referral;

@@ -2,24 +2,26 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use rand::Rng as _;
 use rand::seq::IteratorRandom as _;
 
 use super::{
-    GossipLoop, JOIN_PERIOD, JOINS_BEFORE_CLASSIC, JOINS_MAX, RETRY_PERIOD, SEED_PERIOD, SEED_PERIOD_EACH,
+    BEHIND_AFTER, BEHIND_MAX, GossipLoop, JOIN_PERIOD, JOINS_BEFORE_CLASSIC, JOINS_MAX, RETRY_PERIOD,
+    SEED_PERIOD, SEED_PERIOD_EACH,
 };
 use crate::clock::Instant;
 use crate::doubts::REPORTS_NEEDED;
 use crate::link::Delivery;
 use crate::renewing::TALK_PEERS;
-use crate::talk::{Item, Join, Message, Talk, batches};
+use crate::talk::{Item, Join, Message, STREAM_BYTES, TALK_BYTES, Talk, batches};
 
 impl GossipLoop {
     pub(super) fn next_timeout(&self) -> Instant {
         let always = [self.publisher.poll_timeout(), self.next_talk, self.next_seed_or_join()];
         let machines = [
-            self.catalogue.poll_timeout(),
+            self.catalogue.poll_timeout().map(|at| self.not_while_behind(at)),
             // News waits for somebody to tell.
             self.rumours.poll_timeout().filter(|_| !self.neighbours.is_empty()),
             self.watching.poll_timeout(),
@@ -33,7 +35,8 @@ impl GossipLoop {
 
     pub(super) async fn handle_timeout(&mut self) {
         let (now, wall) = (self.clock.now(), self.clock.wall());
-        self.catalogue.handle_timeout(now, wall);
+        self.note_hearing(now);
+        self.catalogue.handle_timeout(now.checked_sub(self.behind(now)).unwrap_or(now), wall);
         let rng = &mut self.rng;
         self.publisher.handle_timeout(now, || rng.random());
         if now >= self.next_talk {
@@ -43,6 +46,12 @@ impl GossipLoop {
             }
             self.neighbours.choose(&self.peers, now, &mut self.rng);
             self.talk(now);
+            if self.is_classic() {
+                self.repairing.beat();
+                if self.rng.random_bool(self.classic_share()) {
+                    self.tell_classic().await;
+                }
+            }
             let snapshot = self.snapshot_out.borrow().clone();
             self.remembering.choose_acquaintances(&snapshot, &mut self.rng, now);
         }
@@ -51,11 +60,14 @@ impl GossipLoop {
         }
         self.ask_questions(now);
         self.mending.spend(self.post.take_repair_bytes(), now);
-        if let Some(peer) = self.mending.poll_exchange(now, &mut self.rng)
-            && let Some(peer) = self.peers.get(&peer)
+        if let Some(repair) = self.mending.poll_exchange(now, &mut self.rng)
+            && let Some(address) = self.peers.get(&repair.peer).map(|peer| peer.address)
         {
-            let address = peer.address;
-            self.repairing.gossip_with(address, &self.catalogue, now).await;
+            if repair.is_of_everything {
+                self.join(address, false, now);
+            } else {
+                self.repairing.gossip_with(address, &self.catalogue, now).await;
+            }
         }
         if now >= self.next_retry {
             self.next_retry = now + RETRY_PERIOD;
@@ -63,6 +75,25 @@ impl GossipLoop {
                 self.remembering.retry(&mut self.catalogue, now, wall);
             }
         }
+    }
+
+    /// Notes whether all that has come is taken in.
+    pub(super) fn note_hearing(&mut self, now: Instant) {
+        if !self.link.is_behind() {
+            self.heard_until = now;
+        }
+    }
+
+    /// How far this node's time is behind for others, because it has not taken in what they sent.
+    fn behind(&self, now: Instant) -> Duration {
+        let behind = now.saturating_duration_since(self.heard_until);
+        if behind < BEHIND_AFTER { Duration::ZERO } else { behind.min(BEHIND_MAX) }
+    }
+
+    /// `at`, or later: there is nothing to do before this node has caught up.
+    fn not_while_behind(&self, at: Instant) -> Instant {
+        let now = self.clock.now();
+        if self.behind(now).is_zero() { at } else { at.max(now + BEHIND_AFTER) }
     }
 
     /// Passes news on, if a round of it is due.
@@ -73,8 +104,8 @@ impl GossipLoop {
         }
         let (small, whole) = self.rumours.take_round(now);
         let knows = self.catalogue.knows();
-        let talks: Vec<_> = batches(knows, small).into_iter().map(Message::Talk).collect();
-        let whole: Vec<_> = batches(knows, whole).into_iter().map(Message::Talk).collect();
+        let talks: Vec<_> = batches(knows, small, TALK_BYTES).into_iter().map(Message::Talk).collect();
+        let whole: Vec<_> = batches(knows, whole, STREAM_BYTES).into_iter().map(Message::Talk).collect();
         for (address, _) in self.some_neighbours(self.own.told) {
             talks.iter().for_each(|talk| self.post.send(address, talk, Delivery::Once));
             whole.iter().for_each(|talk| self.post.send(address, talk, Delivery::Reliable));
@@ -90,12 +121,12 @@ impl GossipLoop {
         let peers = self.some_neighbours(TALK_PEERS);
         // A question is waited for, so it should arrive, also at or from a node that hears badly.
         if let Some((address, _)) = peers.first() {
-            for talk in batches(knows, asks) {
+            for talk in batches(knows, asks, STREAM_BYTES) {
                 self.post.send(*address, &Message::Talk(talk), Delivery::Reliable);
             }
         }
         for (address, is_chosen) in peers {
-            let mut talks = batches(knows, renewals.clone());
+            let mut talks = batches(knows, renewals.clone(), TALK_BYTES);
             if talks.is_empty() {
                 talks.push(Talk { knows, ..Talk::default() });
             }
@@ -126,8 +157,7 @@ impl GossipLoop {
 
     /// Others doubt this node: it says that it lives.
     pub(super) fn refute(&mut self, now: Instant) {
-        let rng = &mut self.rng;
-        self.publisher.refute(now, || rng.random());
+        self.publisher.refute(now);
         self.is_refuting = true;
     }
 
@@ -220,6 +250,7 @@ impl GossipLoop {
 
     /// Asks the member at `address` how everybody is.
     pub(super) fn ask_for_leases(&mut self, address: SocketAddr, now: Instant) {
+        self.joining.forget_until(now);
         if self.joining.expected.insert(address, now).is_none() {
             self.join(address, true, now);
         }

@@ -109,6 +109,11 @@ impl Link for HostLink {
         self.network.state().deliver(self, &to, message);
     }
 
+    fn is_behind(&self) -> bool {
+        let queue = self.queue.try_lock();
+        queue.is_ok_and(|queue| queue.next.as_ref().is_some_and(|(at, _)| *at <= Instant::now()))
+    }
+
     fn shun(&self, _peer: &SpiffeId, address: SocketAddr, _span: Duration) {
         self.network.state().shunned.insert((self.address, address));
     }

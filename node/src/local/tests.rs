@@ -33,6 +33,10 @@ struct Alone;
 impl Link for Alone {
     fn send(&self, _to: Destination, _message: Vec<u8>, _delivery: Delivery) {}
 
+    fn is_behind(&self) -> bool {
+        false
+    }
+
     fn shun(&self, _peer: &SpiffeId, _address: SocketAddr, _span: Duration) {}
 
     async fn recv(&self) -> Option<Received> {

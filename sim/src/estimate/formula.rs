@@ -7,10 +7,11 @@
 
 use starling_gossip::handle::News;
 
-use crate::model::{
-    ASKED_AFTER, NEIGHBOURS, PING_PERIOD, Percentiles, REPAIRED_AFTER, Settings, TALK_PERIOD, TALK_TOLD,
-    UNANSWERED_AFTER, WATCHERS, WATCHERS_BELIEVED, calm,
-};
+use starling_gossip::neighbours::NEIGHBOURS;
+use starling_gossip::renewing::TALK_PEERS;
+use starling_gossip::watching::{QUESTION_PERIOD, UNANSWERED_AFTER, WATCHERS, WATCHERS_NEEDED};
+
+use crate::model::{ASKED_AFTER, Percentiles, REPAIRED_AFTER, Settings, TALK_PERIOD, calm};
 
 use super::Figures;
 
@@ -37,8 +38,8 @@ pub(super) fn figures(settings: &Settings) -> Figures {
     let lease = millis(settings.lease.as_secs_f64());
     // The second of three watchers, who ask at any moment of a second, is the middle one.
     let watchers = WATCHERS.min(settings.nodes - 1);
-    let believed = WATCHERS_BELIEVED.min(watchers) as f64 / (watchers + 1) as f64;
-    let noticed = millis(PING_PERIOD.as_secs_f64() * believed + UNANSWERED_AFTER.as_secs_f64());
+    let believed = WATCHERS_NEEDED.min(watchers) as f64 / (watchers + 1) as f64;
+    let noticed = millis(QUESTION_PERIOD.as_secs_f64() * believed + UNANSWERED_AFTER.as_secs_f64());
     Figures {
         known_ms: rumour,
         suspect_ms: rumour.map(|took| noticed + took),
@@ -87,7 +88,7 @@ fn renewal(settings: &Settings) -> Percentiles {
     let took = steps(settings.path.rtt.as_secs_f64() / 2.0);
     let (talk, renew) = (steps(TALK_PERIOD.as_secs_f64()), settings.renew.as_secs_f64());
     let asked_from = steps(renew * (ASKED_AFTER - 1.0)) + talk / 2;
-    let told = (TALK_TOLD as f64).min(others);
+    let told = (TALK_PEERS as f64).min(others);
     let missed = (1.0 - passing * told / others).max(f64::MIN_POSITIVE).ln();
     let (mut known, mut sums): (Vec<f64>, Vec<f64>) = (Vec::new(), vec![0.0]);
     let mut unasked = 1.0;

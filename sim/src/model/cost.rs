@@ -9,7 +9,11 @@ use crate::network::quic::{
     PATH_PROBES_BYTES,
 };
 
-use super::{NEIGHBOUR_KEPT, NEIGHBOURS, PING_PERIOD, Settings, TALK_PERIOD, TALK_TOLD, WATCHERS};
+use starling_gossip::neighbours::{CHANGE_PERIOD, NEIGHBOURS};
+use starling_gossip::renewing::TALK_PEERS;
+use starling_gossip::watching::{QUESTION_PERIOD, WATCHERS};
+
+use super::{Settings, TALK_PERIOD};
 
 /// Head of a talk (4), a count or two, and the digest of all that its sender holds.
 const TALK_BYTES: f64 = 16.0;
@@ -37,9 +41,9 @@ pub fn calm(settings: &Settings) -> Calm {
     let others = (settings.nodes - 1) as f64;
     let renewals = others / settings.renew.as_secs_f64();
     let mut calm = Calm::default();
-    let talks = (TALK_TOLD as f64).min(others) / TALK_PERIOD.as_secs_f64();
+    let talks = (TALK_PEERS as f64).min(others) / TALK_PERIOD.as_secs_f64();
     calm.add(talks, TALK_BYTES + renewals * TALK_PERIOD.as_secs_f64() * RENEWAL_BYTES, true);
-    let pings = (WATCHERS as f64).min(others) / PING_PERIOD.as_secs_f64();
+    let pings = (WATCHERS as f64).min(others) / QUESTION_PERIOD.as_secs_f64();
     // An acknowledgement travels along with the answer.
     calm.add(pings, PING_BYTES, false);
     calm.add(pings, PING_BYTES, true);
@@ -67,14 +71,14 @@ impl Calm {
 /// (the final size of an epidemic, by iteration).
 fn reached(settings: &Settings) -> f64 {
     const ITERATIONS: usize = 50;
-    let told = (TALK_TOLD as f64).min((settings.nodes - 1) as f64) * (1.0 - settings.path.loss);
+    let told = (TALK_PEERS as f64).min((settings.nodes - 1) as f64) * (1.0 - settings.path.loss);
     (0..ITERATIONS).fold(1.0, |reached, _| 1.0 - (-told * reached).exp())
 }
 
 /// Connections: a neighbour is replaced now and then, at either end; those no longer used are kept alive until they
 /// are given back. In a small mesh most are there already.
 fn connections(others: f64) -> f64 {
-    let replaced = 2.0 / NEIGHBOUR_KEPT.as_secs_f64();
+    let replaced = 2.0 / CHANGE_PERIOD.as_secs_f64();
     let unused = replaced * UNUSED_CLOSE.as_secs_f64();
     let used = (2 * NEIGHBOURS + 2 * WATCHERS) as f64 + unused;
     let is_new = (1.0 - used / others).max(0.0);

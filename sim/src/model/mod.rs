@@ -25,6 +25,9 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use serde::Serialize;
 use starling_gossip::limits::{DIGEST_BYTES_MAX, entry_bytes};
+use starling_gossip::mending::SETTLE;
+use starling_gossip::renewing::SILENCE_TENTHS;
+use starling_gossip::watching::WATCHERS;
 
 pub use cost::{Calm, calm};
 pub use path::Path;
@@ -32,35 +35,14 @@ pub use percentiles::Percentiles;
 
 use spread::{Mesh, Micros, micros};
 
-/// Gossip neighbours that a node tells.
-pub const NEIGHBOURS: usize = 12;
-
-/// One of them is replaced this often.
-pub const NEIGHBOUR_KEPT: Duration = Duration::from_secs(30);
-
-/// How often a node talks of what needs no haste, and to how many neighbours.
+/// How often a node talks of what needs no haste: the default.
 pub const TALK_PERIOD: Duration = Duration::from_secs(1);
-/// See [`TALK_PERIOD`].
-pub const TALK_TOLD: usize = 3;
 
 /// After so many renewal periods without a word of an owner, a node asks for it.
-pub const ASKED_AFTER: f64 = 1.3;
+pub const ASKED_AFTER: f64 = SILENCE_TENTHS as f64 / 10.0;
 
-/// Nodes that watch each node, and how many of them are believed.
-pub const WATCHERS: usize = 3;
-/// See [`WATCHERS`].
-pub const WATCHERS_BELIEVED: usize = 2;
-
-/// How often a watcher asks.
-pub const PING_PERIOD: Duration = Duration::from_secs(1);
-
-/// From a question that is not answered until the watcher says so: half a second, and three more questions 400 ms
-/// apart.
-pub const UNANSWERED_AFTER: Duration = Duration::from_millis(500 + 3 * 400);
-
-/// Digests differ for longer than news takes: who was missed by a rumour is repaired after so long, and after the next
-/// talk.
-pub const REPAIRED_AFTER: Duration = Duration::from_secs(2);
+/// Who was missed by a rumour is repaired after so long, and after the next talk.
+pub const REPAIRED_AFTER: Duration = SETTLE.saturating_add(Duration::from_millis(500));
 
 /// Fewest nodes that can be modelled: one, and its watchers.
 pub const NODES_MIN: usize = WATCHERS + 1;

@@ -17,7 +17,10 @@ use starling_gossip::link::Delivery;
 use crate::network::fate::travel;
 use crate::scenario::Conditions;
 
-use super::{ASKED_AFTER, NEIGHBOURS, REPAIRED_AFTER, Settings, TALK_PERIOD, TALK_TOLD};
+use starling_gossip::neighbours::NEIGHBOURS;
+use starling_gossip::renewing::TALK_PEERS;
+
+use super::{ASKED_AFTER, REPAIRED_AFTER, Settings, TALK_PERIOD};
 
 /// Microseconds since somebody spoke.
 pub(super) type Micros = u64;
@@ -109,7 +112,7 @@ impl<'a> Mesh<'a> {
                     queue.push(Reverse((next_talk(node, now), Event::Talk(node))));
                 }
                 Event::Talk(node) => {
-                    let told = self.neighbours_of(node).choose_multiple(rng, TALK_TOLD);
+                    let told = self.neighbours_of(node).choose_multiple(rng, TALK_PEERS);
                     told.for_each(|to| self.tell(*to, now, &mut queue, rng));
                 }
                 Event::Ask(node) if heard[node as usize].is_none() && now < renew => {

@@ -5,7 +5,7 @@ use rand::rngs::StdRng;
 use rand::seq::index;
 
 use super::spread::{Mesh, Micros, micros};
-use super::{PING_PERIOD, UNANSWERED_AFTER, WATCHERS, WATCHERS_BELIEVED};
+use starling_gossip::watching::{QUESTION_PERIOD, UNANSWERED_AFTER, WATCHERS, WATCHERS_NEEDED};
 
 /// When each node holds `crashed` for suspect, from its crash on.
 pub(super) fn suspected(mesh: &Mesh<'_>, crashed: usize, rng: &mut StdRng) -> Vec<Micros> {
@@ -15,14 +15,14 @@ pub(super) fn suspected(mesh: &Mesh<'_>, crashed: usize, rng: &mut StdRng) -> Ve
         .into_iter()
         .map(|watcher| {
             let watcher = watcher + usize::from(watcher >= crashed);
-            let says_at = rng.random_range(0..micros(PING_PERIOD)) + micros(UNANSWERED_AFTER);
+            let says_at = rng.random_range(0..micros(QUESTION_PERIOD)) + micros(UNANSWERED_AFTER);
             mesh.rumour(watcher, Some(crashed), rng).into_iter().map(|took| says_at + took).collect()
         })
         .collect();
     let believed = |node: usize| {
         let mut heard: Vec<Micros> = words.iter().map(|word| word[node]).collect();
         heard.sort_unstable();
-        heard[WATCHERS_BELIEVED.min(heard.len()) - 1]
+        heard[WATCHERS_NEEDED.min(heard.len()) - 1]
     };
     (0..mesh.nodes()).map(believed).collect()
 }

@@ -287,6 +287,11 @@ impl Network {
         }
     }
 
+    fn has_arrivals(&self, host: usize) -> bool {
+        let arrived = ..=(Instant::now(), u64::MAX);
+        self.state().hosts.get(&host).is_some_and(|host| host.on_the_way.range(arrived).next().is_some())
+    }
+
     /// What has arrived at `host`, or when the next message will.
     fn arrived(&self, host: usize) -> Result<Received, Option<Instant>> {
         let mut state = self.state();
@@ -456,6 +461,10 @@ impl Link for HostLink {
         if let Some(other) = host_of(address) {
             self.network.shun(self.host, other, span);
         }
+    }
+
+    fn is_behind(&self) -> bool {
+        self.network.has_arrivals(self.host)
     }
 
     async fn recv(&self) -> Option<Received> {

@@ -296,7 +296,10 @@ impl World {
 
     /// Host `number` gets worse, or with a handicap of nothing well again.
     pub fn set_handicap(&mut self, number: usize, handicap: Handicap) {
-        self.trace.turn(Turn::Degraded(number, handicap != Handicap::default()));
+        let is_degraded = handicap != Handicap::default();
+        self.trace.turn(Turn::Degraded(number, is_degraded));
+        let host = self.truth.host_mut(number);
+        (host.is_degraded, host.well_since) = (is_degraded, Some(Instant::now()));
         self.network.set_handicap(number, handicap);
     }
 
