@@ -5,7 +5,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
-use starling_sim::model::{self, Measured, Path, Percentiles, Settings, UNANSWERED_AFTER};
+use starling_gossip::watching::UNANSWERED_AFTER;
+use starling_sim::model::{self, Measured, Path, Percentiles, Settings};
 
 const NODES: usize = 30;
 
