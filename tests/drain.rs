@@ -1,6 +1,9 @@
 //! SIGTERM: callers go elsewhere, work under way ends, the records are withdrawn.
 
+use std::time::Duration;
+
 use http::Method;
+use starling_gossip::clock::Clock;
 use starling_tests::workload::{Http, Tcp, read_to_end};
 use starling_tests::{HttpConnection, Mesh, eventually, get, request, within};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -71,6 +74,26 @@ async fn no_request_fails_while_a_node_comes_and_goes() {
         () = restarting => {}
         () = asking => {}
     }
+}
+
+/// Longer than a node's tasks go without a look at the routes.
+const ALL_HAVE_LOOKED: Duration = Duration::from_secs(4);
+
+/// A node that has left waits up to a second for the last bytes of others.
+#[tokio::test]
+async fn a_kept_connection_is_nobodys_work_and_no_end_waits_for_it() {
+    let mesh = Mesh::new();
+    let workload = Http::start(mesh.ip(), "web").await;
+    let _server = mesh.node("server").serves("web", workload.address()).start().await;
+    let mut caller = mesh.node("caller").start().await;
+    caller.finds("web", 1).await;
+    assert_eq!(get(caller.http_proxy(), "web.mesh", "/").await.status(), 200);
+    tokio::time::sleep(ALL_HAVE_LOOKED).await;
+    caller.terminate();
+    caller.logs("left the mesh").await;
+    let left = Clock::System.now();
+    assert_eq!(caller.ended().await.code(), Some(0), "{}", caller.log());
+    assert!(left.elapsed() < Duration::from_millis(800), "{:?}", left.elapsed());
 }
 
 #[tokio::test]

@@ -16,6 +16,9 @@ use tonic_health::pb::health_client::HealthClient;
 const NAME: &str = "app.internal";
 const HTTP: [&str; 2] = ["h2", "http/1.1"];
 
+/// Keys of a service whose calls are looked at: the probes would fail as they do, and soon nobody would be called.
+const UNPROBED: &str = "[service.probe]\noff = true";
+
 struct World {
     server: Node,
     caller: Node,
@@ -94,7 +97,7 @@ async fn a_workload_that_is_not_believed_is_uf_503_and_the_answer_says_why() {
         (other.issue(NAME), "its certificate was not issued under"),
         (authority.issue_expired(NAME), "its certificate has expired"),
     ] {
-        let (world, workload) = World::http(ServerTls::new(&issued, &HTTP, None), &authority, "").await;
+        let (world, workload) = World::http(ServerTls::new(&issued, &HTTP, None), &authority, UNPROBED).await;
         let reply = world.get("/").await;
         assert_eq!(
             (reply.status().as_u16(), reply.header("x-starling-flags")),
@@ -127,7 +130,7 @@ async fn a_probe_sees_a_certificate_that_is_not_believed() {
 async fn a_workload_without_tls_is_told_apart() {
     let mesh = Mesh::new();
     let workload = Http::start(mesh.ip(), "app").await;
-    let section = section(&mesh, "https", workload.address(), &AppAuthority::new(), "");
+    let section = section(&mesh, "https", workload.address(), &AppAuthority::new(), UNPROBED);
     let world = World::new(mesh, &section).await;
     let reply = world.get("/").await;
     assert_eq!((reply.status().as_u16(), reply.header("x-starling-flags")), (503, "UF"), "{}", reply.text());
@@ -223,7 +226,7 @@ async fn tcp_to_a_workload_that_is_not_believed_is_reset() {
     let (authority, other) = (AppAuthority::new(), AppAuthority::new());
     let mesh = Mesh::new();
     let workload = tls_echo(&mesh, ServerTls::new(&other.issue(NAME), &[], None)).await;
-    let section = section(&mesh, "tls", workload.address(), &authority, "");
+    let section = section(&mesh, "tls", workload.address(), &authority, UNPROBED);
     let world = World::new(mesh, &section).await;
     let mut client = TcpStream::connect(world.caller.outbound("app")).await.expect("the port accepts");
     let _ = client.write_u8(b'x').await;

@@ -36,7 +36,7 @@ pub struct Versions {
     pub written: u8,
 }
 
-/// What a node says of itself that takes part in talks ([`crate::talk`]) and whose map counts as its records do.
+/// What a node says of itself that takes part in talks (`talk`) and whose map counts as its records do.
 pub const TALK_CAPABILITY: &str = "talk/1";
 
 /// Of sealed records ([`crate::signature`]). 1: the first.

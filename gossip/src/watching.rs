@@ -1,6 +1,6 @@
 //! STATE MACHINE: who watches whom, and what a watcher says.
 //!
-//! Each node is watched by [`WATCHERS`] others ([`crate::watchers`]). A watcher asks every other second; after
+//! Each node is watched by [`WATCHERS`] others (`watchers`). A watcher asks every other second; after
 //! several questions without an answer it says, signed, that it cannot reach the node, and later that it can. Its word
 //! removes nobody: two watchers' words lower a rank, and the suspect renews its lease as soon as it
 //! hears of it. A watcher that few answer doubts itself first (Dadgar, Phillips and Currey, "Lifeguard", 2018):

@@ -36,15 +36,25 @@ pub(crate) async fn follow(
     loop {
         let named: BTreeSet<ServiceName> =
             running.borrow().outbounds.iter().map(|outbound| outbound.service.clone()).collect();
-        let (now, routes) = (clock.now(), table.load());
-        let owners = depended_on(routes.routes().map(|(service, live)| Use::of(service, live, now)), &named);
-        let owners: BTreeSet<Owner> = owners.filter(|owner| *owner != gossip.owner()).cloned().collect();
+        // The table is let go of before the pause: with it go the connections that its endpoints keep.
+        let owners = owners_used(&table.load(), &named, &gossip, clock.now());
         if owners != told {
             gossip.care_for(owners.clone()).await;
             told = owners;
         }
         tokio::time::sleep(LOOK_PERIOD).await;
     }
+}
+
+/// Whom this node depends on by `table`, but for itself.
+fn owners_used(
+    table: &LiveTable,
+    named: &BTreeSet<ServiceName>,
+    gossip: &Gossip,
+    now: Instant,
+) -> BTreeSet<Owner> {
+    let uses = table.routes().map(|(service, live)| Use::of(service, live, now));
+    depended_on(uses, named).filter(|owner| *owner != gossip.owner()).cloned().collect()
 }
 
 /// How a service is used here.

@@ -217,6 +217,7 @@ impl GossipLoop {
                         }
                         Learned::OwnWord(bytes) => self.handle_own_word(&bytes),
                         Learned::Renewal(owner, renewal) => {
+                            counter!("starling_gossip_records_total").increment(1);
                             self.renewing.handle_renewal(owner, renewal);
                             self.repairing.handle_renewal(owner);
                         }
@@ -393,6 +394,7 @@ impl GossipLoop {
         let presence = self.catalogue.node_of(owner).map(|(_, _, presence)| presence);
         match self.catalogue.apply_renewal(&short_name(owner), renewal, now, self.clock.wall()) {
             Ok(()) => {
+                counter!("starling_gossip_records_total").increment(1);
                 self.watching.handle_renewal(owner);
                 self.repairing.handle_renewal(owner);
                 if is_news {

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::about;
 
@@ -21,9 +21,21 @@ const WRITABLE_BY_OTHERS: u32 = 0o022;
 /// This process's claim on the directory, for as long as it is held.
 pub(super) enum Lock {
     /// Nobody else may use it.
-    Held { _file: File },
+    Held { _claim: Claim },
     /// It could not be made; the reason, in words.
     Missing(String),
+}
+
+/// The locked file. Let go of by name, and not by closing it: a child that another thread is starting holds a
+/// copy until it runs its program, and would keep the directory taken for that long.
+pub(super) struct Claim(File);
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.unlock() {
+            debug!(%error, "node.data_dir is let go of when its lock is closed");
+        }
+    }
 }
 
 /// Another process holds the lock.
@@ -60,7 +72,7 @@ impl Lock {
             Err(error) => return Ok(Self::Missing(about(&path, &error))),
         };
         match file.try_lock() {
-            Ok(()) => Ok(Self::Held { _file: file }),
+            Ok(()) => Ok(Self::Held { _claim: Claim(file) }),
             Err(TryLockError::WouldBlock) => Err(HeldByAnother),
             Err(TryLockError::Error(error)) => Ok(Self::Missing(about(&path, &error))),
         }

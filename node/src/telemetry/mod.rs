@@ -90,7 +90,15 @@ fn describe() {
     describe_counter!("starling_access_decisions_total", "Streams of callers let in or denied, by rule");
     describe_counter!("starling_gossip_records_total", "Records and renewals taken in");
     describe_counter!("starling_gossip_rejected_total", "Records and renewals refused, by reason");
-    describe_counter!("starling_gossip_overwritten_total", "Own records that somebody altered, said again");
+    describe_counter!("starling_gossip_malformed_total", "Messages that nobody can read, dropped");
+    describe_counter!("starling_gossip_hearsay_refused_total", "Parts of repairs refused, by reason");
+    describe_counter!(
+        "starling_gossip_over_budget_total",
+        "Questions of peers left unanswered: they ask too much"
+    );
+    describe_counter!("starling_gossip_shunned_total", "Times a peer was cut off because it sent too much");
+    describe_counter!("starling_gossip_referred_total", "Newcomers told to ask other members");
+    describe_counter!("starling_gossip_news_left_to_repair_total", "News not passed on: there was too much");
     describe_counter!("starling_gossip_restarts_total", "Times the repair path had to be started again");
     describe_gauge!("starling_catalogue_members", "Members whose lease runs");
     describe_gauge!("starling_catalogue_services", "Services that somebody announces");
