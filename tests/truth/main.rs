@@ -55,9 +55,10 @@ const RENEW: Duration = Duration::from_millis(2_300);
 const LATE: Duration = Duration::from_secs(3);
 
 /// How far apart nodes are, one way: milliseconds. Far enough that waiting for a processor is little
-/// beside it, and each pair otherwise, so that times do not come in steps.
-const APART_MIN: u64 = 30;
-const APART_MAX: u64 = 110;
+/// beside it, also while all take part in spreading news, which is over after three steps; near enough for a watcher's
+/// question to be answered in time; and each pair otherwise, so that times do not come in steps.
+const APART_MIN: u64 = 50;
+const APART_MAX: u64 = 180;
 
 /// Real runs at most. A dozen crashes hit a dozen moments between renewals and rounds, and all who notice one
 /// share its luck; so a run that comes out further apart is not run again until it comes out well, but added to:
