@@ -63,7 +63,7 @@ const APART_MAX: u64 = 180;
 /// Real runs at most. A dozen crashes hit a dozen moments between renewals and rounds, and all who notice one
 /// share its luck; so a run that comes out further apart is not run again until it comes out well, but added to:
 /// all measures of all runs count.
-const REAL_RUNS_MAX: usize = 3;
+const REAL_RUNS_MAX: usize = 4;
 
 /// Simulated runs of each real one's course, taken together: their own luck is to be small beside the real run's.
 const SIMULATED_RUNS: u64 = 8;
