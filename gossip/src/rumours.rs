@@ -21,8 +21,8 @@ use crate::watching::SealedSighting;
 /// News at a time; more is left to the repair path. A whole mesh of a thousand that restarts at once fits.
 const NEWS_MAX: usize = 4096;
 
-/// Rounds in the smallest mesh: one datagram may be lost.
-const ROUNDS_MIN: u32 = 2;
+/// Rounds in the smallest mesh: with two, one change in a hundred misses somebody by chance.
+const ROUNDS_MIN: u32 = 3;
 
 /// The time between two rounds of whatever news: what comes meanwhile goes together, so that a mesh that starts at
 /// once sends batches and not a message for each of a thousand records.

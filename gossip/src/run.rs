@@ -50,8 +50,8 @@ use crate::wire::MapId;
 pub const SEED_PERIOD: Duration = Duration::from_secs(10);
 
 /// In a large mesh each node talks to a seed so much more seldom, for each member there is: a seed is everybody's, and
-/// would be connected with all.
-const SEED_PERIOD_EACH: Duration = Duration::from_secs(2);
+/// would be connected with all. A connection is kept for two minutes after, so these are thirty among all seeds.
+const SEED_PERIOD_EACH: Duration = Duration::from_secs(4);
 
 /// How often a node that knows nobody asks to join, and after how many times it also begins as members of an earlier
 /// version did.
