@@ -435,7 +435,10 @@ impl GossipLoop {
             }
             Err(Rejected::Stale) => {}
             Err(rejected) => {
-                self.heard.of(from, peer, now).vain_hashes.spend(VAIN_SIGHTING_HASHES, now);
+                // Somebody unknown here costs nothing, and may be known to whoever speaks.
+                if rejected != Rejected::UnknownOwner {
+                    self.heard.of(from, peer, now).vain_hashes.spend(VAIN_SIGHTING_HASHES, now);
+                }
                 counter!("starling_gossip_rejected_total", "reason" => rejected.reason()).increment(1);
             }
         }
