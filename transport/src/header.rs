@@ -305,7 +305,7 @@ fn empty<T>(body: &[u8], value: T) -> Result<T, HeaderError> {
     if body.is_empty() { Ok(value) } else { Err(HeaderError::Malformed("its body should be empty".into())) }
 }
 
-fn from_bytes<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, HeaderError> {
+fn from_bytes<T: Serialize + DeserializeOwned>(bytes: &[u8]) -> Result<T, HeaderError> {
     codec::decode::<T, HEADER_BODY_BYTES_MAX>(bytes)
         .map_err(|error| HeaderError::Malformed(error.to_string()))
 }
