@@ -5,6 +5,7 @@
 //! [`failure`] alone.
 
 pub(crate) mod access;
+pub(crate) mod attempt;
 pub(crate) mod body;
 pub(crate) mod denials;
 pub(crate) mod failure;
@@ -12,6 +13,7 @@ pub(crate) mod forward;
 pub(crate) mod gate;
 pub(crate) mod headers;
 pub(crate) mod inbound;
+pub(crate) mod journey;
 pub(crate) mod listener;
 pub(crate) mod listeners;
 pub(crate) mod name;
