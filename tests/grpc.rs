@@ -2,9 +2,11 @@
 //! gRPC client understands.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
+use http::Method;
 use starling_gossip::clock::Clock;
-use starling_tests::{Mesh, Node, UNPROBED, eventually, within};
+use starling_tests::{HttpConnection, Mesh, Node, UNPROBED, eventually, request, within};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -26,6 +28,11 @@ struct World {
 
 impl World {
     async fn new() -> Self {
+        Self::with("").await
+    }
+
+    /// With these sections for the caller's node.
+    async fn with(sections: &str) -> Self {
         let mesh = Mesh::new();
         let listener = TcpListener::bind((mesh.ip(), 0)).await.expect("a port");
         let address = listener.local_addr().expect("an address");
@@ -38,7 +45,7 @@ impl World {
             server.add_service(health).serve_with_incoming(incoming).await.expect("served");
         });
         let server = mesh.node("server").serves("health", address).start().await;
-        let caller = mesh.node("caller").calls("health").start().await;
+        let caller = mesh.node("caller").calls("health").sections(sections).start().await;
         caller.finds("health", 1).await;
         Self { reporter, address, serving, _server: server, caller, _mesh: mesh }
     }
@@ -128,6 +135,53 @@ async fn a_service_that_nobody_announces_is_unimplemented() {
     let status = within("an answer", by_name(&caller, "ghost").check(shop())).await.expect_err("an error");
     assert_eq!(status.code(), Code::Unimplemented, "{status:?}");
     assert!(status.message().contains("ghost"), "{status:?}");
+}
+
+#[tokio::test]
+async fn a_call_that_hangs_ends_with_its_deadline() {
+    let mesh = Mesh::new();
+    let hung = starling_tests::workload::Tcp::start(mesh.ip(), async |mut stream| {
+        let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+    })
+    .await;
+    let _server = mesh.node("server").serves("health", hung.address()).start().await;
+    let caller = mesh.node("caller").start().await;
+    caller.finds("health", 1).await;
+    // By hand, for tonic's own client would give up at the same moment.
+    let mut request = request(Method::POST, "health.mesh", "/grpc.health.v1.Health/Check", "");
+    for (name, value) in [("content-type", "application/grpc"), ("grpc-timeout", "500m")] {
+        request.headers_mut().insert(name, value.parse().expect("a value"));
+    }
+    let start = Clock::System.now();
+    let reply = HttpConnection::open(caller.http_proxy()).await.send(request).await;
+    assert_eq!(reply.header("grpc-status"), "4", "{reply:?}");
+    assert!(reply.header("grpc-message").contains("server"), "it names the node: {reply:?}");
+    let took = Clock::System.now() - start;
+    assert!((Duration::from_millis(500)..Duration::from_secs(5)).contains(&took), "{took:?}");
+}
+
+#[tokio::test]
+async fn a_stream_ends_with_its_deadline_and_says_so() {
+    let world = World::new().await;
+    let mut request = tonic::Request::new(shop());
+    request.set_timeout(Duration::from_millis(1500));
+    let mut updates =
+        within("a stream", world.by_name("health").watch(request)).await.expect("open").into_inner();
+    let first = within("a message", updates.message()).await.expect("no error").expect("a message");
+    assert_eq!(first.status(), ServingStatus::Serving);
+    let status = within("the end", updates.message()).await.expect_err("no orderly end");
+    assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
+    assert!(status.message().contains("the time that the request has"), "{status:?}");
+}
+
+#[tokio::test]
+async fn work_beyond_the_limit_is_resource_exhausted() {
+    let world = World::with("[limits]\nrequests_in_flight_max = 1").await;
+    let mut updates =
+        within("a stream", world.by_name("health").watch(shop())).await.expect("open").into_inner();
+    within("a message", updates.message()).await.expect("no error").expect("a message");
+    let status = within("an answer", world.by_name("health").check(shop())).await.expect_err("an error");
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
 }
 
 /// A gRPC server that goes as a killed process does: all at once, its connections included.

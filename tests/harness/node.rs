@@ -35,6 +35,7 @@ pub struct NodeConfig<'m> {
     gossip: String,
     extra: String,
     admin: String,
+    times: String,
     before: String,
     program: PathBuf,
     is_activated: bool,
@@ -78,6 +79,7 @@ impl<'m> NodeConfig<'m> {
             gossip: GOSSIP.to_owned(),
             extra: String::new(),
             admin: String::new(),
+            times: String::new(),
             before: String::new(),
             program: program(),
             is_activated: false,
@@ -161,6 +163,12 @@ impl<'m> NodeConfig<'m> {
         self
     }
 
+    /// How long its calls may take: keys of `[http_proxy]` and of each `[[outbound]]`.
+    pub fn times(mut self, keys: &str) -> Self {
+        self.times = keys.to_owned();
+        self
+    }
+
     /// What a shell does before it becomes the node: `ulimit`, or joining a control group.
     pub fn after(mut self, command: &str) -> Self {
         self.before = command.to_owned();
@@ -238,12 +246,12 @@ impl<'m> NodeConfig<'m> {
     fn toml(&self, listen: SocketAddr, admin: SocketAddr, http_proxy: SocketAddr) -> String {
         let seeds: Vec<String> = self.seeds.iter().map(ToString::to_string).collect();
         let (name, node, gossip) = (&self.name, &self.node, &self.gossip);
-        let (extra, keys) = (&self.extra, &self.admin);
+        let (extra, keys, times) = (&self.extra, &self.admin, &self.times);
         let mut toml = format!(
             "[node]\nname = {name:?}\nlisten = \"{listen}\"\n{node}\n\
              [mesh]\nseeds = {seeds:?}\n\
              [gossip]\n{gossip}\n\
-             [http_proxy]\nlisten = \"{http_proxy}\"\n\
+             [http_proxy]\nlisten = \"{http_proxy}\"\n{times}\n\
              [admin]\nlisten = \"{admin}\"\nsocket = \"admin.sock\"\n{keys}\n\
              [log]\nlevel = \"info,starling=debug,starling_transport=debug\"\n{extra}\n"
         );
@@ -251,7 +259,7 @@ impl<'m> NodeConfig<'m> {
             let _ = writeln!(toml, "{section}");
         }
         for (service, listen) in &self.outbounds {
-            let _ = writeln!(toml, "[[outbound]]\nservice = {service:?}\nlisten = \"{listen}\"");
+            let _ = writeln!(toml, "[[outbound]]\nservice = {service:?}\nlisten = \"{listen}\"\n{times}");
         }
         toml
     }

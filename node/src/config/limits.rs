@@ -137,6 +137,12 @@ pub(super) const PANIC_WINDOW: RangeInclusive<Duration> = Duration::from_secs(1)
 /// list of addresses.
 pub(super) const MAX_STALE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(86_400);
 
+/// A call that takes a day is no call.
+pub(super) const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(86_400);
+
+/// The same for standing still; zero is for ever.
+pub(super) const IDLE_TIMEOUT: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(86_400);
+
 /// A host's name: RFC 1035, section 2.3.4.
 pub(super) const DNS_NAME_BYTES_MAX: usize = 253;
 

@@ -10,6 +10,7 @@ use super::mistake::{Wrong, wrong};
 use super::reader::Reader;
 use super::relations::Claims;
 use super::section::{Given, Section};
+use super::timeouts::{self, Timeouts};
 use super::value::{NOT_EMPTY, listen_address, one_of, path, path_that, text};
 
 /// `[http_proxy]`: HTTP to services by name.
@@ -17,6 +18,8 @@ use super::value::{NOT_EMPTY, listen_address, one_of, path, path_that, text};
 pub struct HttpProxy {
     /// Where local callers ask for `payments.mesh`; `127.0.0.1:7401` by default.
     pub listen: SocketAddr,
+    /// How long calls may take.
+    pub timeouts: Timeouts,
 }
 
 /// `[admin]`: reading for everybody on this machine, actions for the socket's owner or a token.
@@ -60,8 +63,9 @@ pub enum LogFormat {
 pub(super) fn read_http_proxy(mut section: Section<'_>, claims: &mut Claims) -> HttpProxy {
     let listen = section.or("listen", SocketAddr::from((Ipv4Addr::LOCALHOST, 7401)), listen_address());
     claims.streams(&section, listen);
+    let timeouts = timeouts::read(&mut section);
     section.finish();
-    HttpProxy { listen }
+    HttpProxy { listen, timeouts }
 }
 
 pub(super) fn read_admin(mut section: Section<'_>, base: &Path, claims: &mut Claims) -> Admin {

@@ -29,6 +29,7 @@ mod section;
 mod service;
 #[cfg(test)]
 mod tests;
+mod timeouts;
 mod tree;
 mod value;
 mod workload_tls;
@@ -47,6 +48,7 @@ pub use probe::{Probe, ProbeQuestion};
 pub(crate) use registration::RegistrationReader;
 pub use routing::Routing;
 pub use service::{Outbound, Service};
+pub use timeouts::Timeouts;
 pub(crate) use value::{parse_duration, show_duration};
 pub use workload_tls::{ClientFiles, WorkloadTls};
 pub(crate) use workload_tls::{Contents as WorkloadTlsContents, WrongFile};

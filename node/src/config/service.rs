@@ -15,6 +15,7 @@ use super::probe::{self, Probe};
 use super::reader::Reader;
 use super::relations::Claims;
 use super::section::Section;
+use super::timeouts::{self, Timeouts};
 use super::value::{label, listen_address, number, one_of, service_name, text};
 use super::workload_tls::{self, WorkloadTls};
 use crate::authz::Allow;
@@ -53,6 +54,8 @@ pub struct Outbound {
     pub listen: SocketAddr,
     /// Where they end up.
     pub service: ServiceName,
+    /// How long calls may take.
+    pub timeouts: Timeouts,
 }
 
 impl Service {
@@ -181,8 +184,9 @@ pub(super) fn read_outbounds(sections: Vec<Section<'_>>, claims: &mut Claims) ->
         let listen = section.required("listen", "\"127.0.0.1:9001\"", listen_address());
         listen.iter().for_each(|listen| claims.streams(&section, *listen));
         let service = section.required("service", "\"payments\"", service_name());
+        let timeouts = timeouts::read(&mut section);
         section.finish();
-        Some(Outbound { listen: listen?, service: service? })
+        Some(Outbound { listen: listen?, service: service?, timeouts })
     });
     let read: Vec<Option<Outbound>> = read.collect();
     read.into_iter().flatten().collect()

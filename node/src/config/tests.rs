@@ -88,6 +88,11 @@ fn everything_that_can_be_said_is_understood() {
     assert_eq!(config.services[0].allow, Allow::Listed(allowed.into()));
     assert_eq!(config.services[1].allow, Allow::Listed(Vec::new()), "an empty list is nobody");
     assert_eq!(config.outbounds[0].service.as_str(), "ledger.shop");
+    let Timeouts { total, attempt, idle } = config.outbounds[0].timeouts;
+    let seconds = |seconds: u64| Some(Duration::from_secs(seconds));
+    assert_eq!((total, attempt, idle), (seconds(10), seconds(2), seconds(0)));
+    assert_eq!(config.outbounds[0].timeouts.idle_of_requests(), None, "zero is for ever");
+    assert_eq!(config.http_proxy.expect("on").timeouts.idle_of_connections(), seconds(3600));
     assert_eq!(config.access_log.expect("on").format, LogFormat::Json);
     assert_eq!(config.admin.socket, Some(PathBuf::from("/etc/starling/run/admin.sock")));
     assert_eq!(config.limits.attempts_max, 1);
@@ -294,6 +299,12 @@ pub(super) const WRONG: &[(&str, &str, &str)] = &[
         "did you mean \"address\"?",
     ),
     ("[[outbound]]\nlisten = \"127.0.0.1:9001\"", "outbound[0].service", "service is missing"),
+    (
+        "[http_proxy]\ntimeout = \"1s\"\nattempt_timeout = \"2s\"",
+        "http_proxy.attempt_timeout",
+        "one attempt may take 2s and all together 1s",
+    ),
+    ("[http_proxy]\ntimeout = \"0s\"", "http_proxy.timeout", "write 1ms to 1d"),
     // Who may call.
     (
         "service.allow = \"spiffe://acme/*\"",

@@ -4,6 +4,7 @@
 use starling_transport::header::RefusalReason;
 
 use crate::endpoint::Endpoint;
+use crate::patience::Elapsed;
 use crate::proxy::failure::{Failure, Flag};
 use crate::retry::Fate;
 use crate::upstream::{Answered, ConnectFailure, SendError, SendFailure};
@@ -47,6 +48,16 @@ pub(crate) fn failure_of_connect(failure: &ConnectFailure, endpoint: &Endpoint) 
         ConnectFailure::Refused(..) => (Flag::ConnectFailure, "refused"),
     };
     Failure::new(flag, format!("node {node} {what}: {failure}"))
+}
+
+/// What a client is told of a call whose time is over; `where_to` is what was waited for.
+pub(crate) fn failure_of_elapsed(elapsed: Elapsed, where_to: &str) -> Failure {
+    let why = match elapsed {
+        Elapsed::Total => "did not answer within the time that the request has",
+        Elapsed::Attempt => "did not answer within the time of an attempt",
+        Elapsed::Idle => "neither sent nor took anything for longer than idle_timeout",
+    };
+    Failure::new(Flag::TimedOut, format!("{where_to} {why}"))
 }
 
 /// What sending a request again costs that got no answer.

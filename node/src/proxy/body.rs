@@ -2,7 +2,8 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -10,10 +11,14 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 
 use crate::endpoint::Flight;
+use crate::patience::Elapsed;
 use crate::proxy::access::Admission;
+use crate::proxy::attempt::failure_of_elapsed;
+use crate::proxy::failure::Flag;
 use crate::proxy::gate::{Held, Pass};
 use crate::proxy::headers;
 use crate::proxy::overdue::Busy;
+use crate::proxy::timer::{Moved, Timer};
 use crate::telemetry::exchange::Exchange;
 use crate::upstream::LentSender;
 use crate::upstream::http2::Stream;
@@ -21,7 +26,7 @@ use crate::upstream::http2::Stream;
 /// A request's body on its way upstream.
 pub(crate) enum RequestBody {
     /// As the caller sends it.
-    Streamed(Incoming),
+    Streamed(Incoming, Option<Moved>),
     /// None: such a request can be sent twice.
     Empty,
 }
@@ -29,7 +34,14 @@ pub(crate) enum RequestBody {
 impl RequestBody {
     /// A body as it comes in.
     pub(crate) fn new(body: Incoming) -> Self {
-        if body.is_end_stream() { Self::Empty } else { Self::Streamed(body) }
+        if body.is_end_stream() { Self::Empty } else { Self::Streamed(body, None) }
+    }
+
+    /// Has it noted where it moves; one without bytes never does.
+    pub(crate) fn note_in(&mut self, place: impl FnOnce() -> Moved) {
+        if let Self::Streamed(_, moved) = self {
+            *moved = Some(place());
+        }
     }
 }
 
@@ -63,8 +75,29 @@ pub(crate) struct AnswerGuard {
     pub(crate) admission: Option<Arc<Admission>>,
     /// Counts the request among its local connection's.
     pub(crate) busy: Option<Busy>,
+    /// What time is left for the answer's body.
+    pub(crate) time: Option<BodyTime>,
+    /// How long a tunnel may stand still, should it become one.
+    pub(crate) tunnel_idle: Option<Duration>,
     /// Counts and logs the exchange.
     pub(crate) exchange: Option<Exchange>,
+}
+
+/// An answer's time, and how its client is told that it is over.
+pub(crate) struct BodyTime {
+    pub(crate) timer: Timer,
+    pub(crate) for_grpc: bool,
+}
+
+/// Why an answer's body does not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BodyError {
+    /// It broke on its way here.
+    #[error(transparent)]
+    Upstream(#[from] hyper::Error),
+    /// It took longer than it may.
+    #[error("the answer took longer than it may")]
+    TimedOut,
 }
 
 impl AnswerBody {
@@ -83,6 +116,25 @@ impl AnswerBody {
         Self { source: Source::Own(Full::new(Bytes::from(text))), guard: AnswerGuard::default() }
     }
 
+    /// Ends it before its time, and what sends it: a gRPC client is told so in the trailers, any other
+    /// sees it cut off.
+    fn time_out(&mut self, elapsed: Elapsed) -> Result<Frame<Bytes>, BodyError> {
+        // A body of a known length has to end with it.
+        let has_trailers = self.size_hint().exact().is_none();
+        self.source = Source::Own(Full::default());
+        let guard = std::mem::take(&mut self.guard);
+        let Some(mut exchange) = guard.exchange else { return Err(BodyError::TimedOut) };
+        exchange.set_flag(Flag::TimedOut);
+        self.guard.busy = guard.busy;
+        match guard.time {
+            Some(time) if time.for_grpc && has_trailers => {
+                let failure = failure_of_elapsed(elapsed, "the service");
+                Ok(Frame::trailers(failure.grpc_trailers()))
+            }
+            _ => Err(BodyError::TimedOut),
+        }
+    }
+
     /// What lasts until the end.
     pub(crate) fn guard_mut(&mut self) -> &mut AnswerGuard {
         &mut self.guard
@@ -98,6 +150,9 @@ impl AnswerGuard {
     fn handle_frame(&mut self, frame: &Frame<Bytes>) {
         if let (Some(exchange), Some(data)) = (&mut self.exchange, frame.data_ref()) {
             exchange.add_response_bytes(data.len());
+        }
+        if let Some(time) = &mut self.time {
+            time.timer.note();
         }
     }
 
@@ -117,7 +172,8 @@ impl Body for RequestBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match self.get_mut() {
-            Self::Streamed(body) => Pin::new(body).poll_frame(context).map_ok(|mut frame| {
+            Self::Streamed(body, moved) => Pin::new(body).poll_frame(context).map_ok(|mut frame| {
+                moved.iter().for_each(Moved::note);
                 if let Some(trailers) = frame.trailers_mut() {
                     headers::remove_peer(trailers);
                 }
@@ -129,14 +185,14 @@ impl Body for RequestBody {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Streamed(body) => body.is_end_stream(),
+            Self::Streamed(body, _) => body.is_end_stream(),
             Self::Empty => true,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Streamed(body) => body.size_hint(),
+            Self::Streamed(body, _) => body.size_hint(),
             Self::Empty => SizeHint::with_exact(0),
         }
     }
@@ -144,15 +200,15 @@ impl Body for RequestBody {
 
 impl Body for AnswerBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
         let polled = match &mut this.source {
-            Source::Upstream(body) => Pin::new(body).poll_frame(context),
+            Source::Upstream(body) => Pin::new(body).poll_frame(context).map_err(BodyError::from),
             Source::Own(body) => Pin::new(body).poll_frame(context).map_err(|never| match never {}),
         };
         match &polled {
@@ -163,7 +219,13 @@ impl Body for AnswerBody {
                     this.guard.handle_end();
                 }
             }
-            Poll::Ready(Some(Err(_))) | Poll::Pending => {}
+            Poll::Ready(Some(Err(_))) => {}
+            Poll::Pending => {
+                if let Some(time) = &mut this.guard.time {
+                    let elapsed = ready!(time.timer.poll_elapsed(context));
+                    return Poll::Ready(Some(this.time_out(elapsed)));
+                }
+            }
         }
         polled
     }

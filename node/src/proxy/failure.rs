@@ -4,7 +4,7 @@
 //! fault it is, and the response flag that Envoy's access log would show. gRPC clients get the
 //! matching gRPC status instead of an HTTP one.
 
-use http::header::{CONTENT_TYPE, HeaderValue, SERVER};
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, SERVER};
 use http::{Response, StatusCode};
 
 use crate::proxy::body::AnswerBody;
@@ -32,6 +32,8 @@ pub(crate) enum Flag {
     ConnectionEnded,
     /// UO: a limit of a node.
     Overflow,
+    /// UT: it took longer than it may.
+    TimedOut,
     /// RBAC: the callee does not let this caller in.
     Denied,
     /// DPE: the caller's request cannot be understood or passed on.
@@ -47,6 +49,7 @@ impl Flag {
             Self::ConnectFailure => "UF",
             Self::ConnectionEnded => "UC",
             Self::Overflow => "UO",
+            Self::TimedOut => "UT",
             Self::Denied => "RBAC",
             Self::Malformed => "DPE",
         }
@@ -59,17 +62,21 @@ impl Flag {
             Self::NoHealthyUpstream | Self::ConnectFailure | Self::ConnectionEnded | Self::Overflow => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
+            Self::TimedOut => StatusCode::GATEWAY_TIMEOUT,
             Self::Denied => StatusCode::FORBIDDEN,
             Self::Malformed => StatusCode::BAD_REQUEST,
         }
     }
 
-    /// The gRPC status code for the same (gRPC: "HTTP to gRPC status code mapping").
-    fn grpc_status(self) -> HeaderValue {
+    /// The gRPC status code for the same (gRPC: "HTTP to gRPC status code mapping"), but for what that
+    /// has one status of HTTP for and gRPC two codes: a limit and a deadline.
+    pub(crate) fn grpc_status(self) -> HeaderValue {
         HeaderValue::from_static(match self {
             Self::NoRoute => "12", // UNIMPLEMENTED
-            Self::NoHealthyUpstream | Self::ConnectFailure | Self::ConnectionEnded | Self::Overflow => "14", // UNAVAILABLE
-            Self::Denied => "7",     // PERMISSION_DENIED
+            Self::NoHealthyUpstream | Self::ConnectFailure | Self::ConnectionEnded => "14", // UNAVAILABLE
+            Self::Overflow => "8", // RESOURCE_EXHAUSTED
+            Self::TimedOut => "4", // DEADLINE_EXCEEDED
+            Self::Denied => "7",   // PERMISSION_DENIED
             Self::Malformed => "13", // INTERNAL
         })
     }
@@ -90,8 +97,7 @@ impl Failure {
         if for_grpc {
             // A "trailers-only" answer: the status travels in the one header block there is.
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-            headers.insert("grpc-status", self.flag.grpc_status());
-            headers.insert("grpc-message", self.grpc_message());
+            headers.extend(self.grpc_trailers());
         } else {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
             let line = format!("starling: {}: {}\n", self.flag.as_str(), self.detail);
@@ -99,6 +105,12 @@ impl Failure {
             *response.status_mut() = self.flag.status();
         }
         response
+    }
+
+    /// What ends a gRPC answer: its status.
+    pub(crate) fn grpc_trailers(&self) -> HeaderMap {
+        let pairs = [("grpc-status", self.flag.grpc_status()), ("grpc-message", self.grpc_message())];
+        pairs.map(|(name, value)| (HeaderName::from_static(name), value)).into_iter().collect()
     }
 
     /// gRPC messages are percent-encoded; our details are ASCII, anything else is replaced.

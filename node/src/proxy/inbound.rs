@@ -21,6 +21,7 @@ use tracing::{debug, warn};
 
 use super::listener::BUFFER_BYTES_MAX;
 use crate::authz::Reason;
+use crate::deadline;
 use crate::proxy::access::Admission;
 use crate::proxy::body::{AnswerBody, AnswerGuard, RequestBody};
 use crate::proxy::denials::Denials;
@@ -226,6 +227,7 @@ impl Caller {
         let mut exchange = self.meter.start(&self.inbound.clock);
         exchange.set_request(request.method(), request.uri().path());
         let for_grpc = headers::is_grpc(request.headers());
+        let arrived = self.inbound.clock.now();
         // First: where nothing is served any more, nobody is let in either.
         let Some(workload) = self.workload_now() else {
             let withdrawn = Failure::new(Flag::ConnectFailure, "the instance has been withdrawn");
@@ -247,6 +249,11 @@ impl Caller {
         guard.workload_pass = workload.gate.enter();
         let Passing { mut request, version, switched } = Passing::new(request);
         headers::set_peer(request.headers_mut(), self.admission.peer());
+        if for_grpc && let Some(deadline) = deadline::of(request.headers()) {
+            // The caller's sidecar gives up in time; the workload is told what is left.
+            let spent = self.inbound.clock.now() - arrived;
+            deadline::set(request.headers_mut(), deadline.saturating_sub(spent));
+        }
         let mut answered = match send(&workload, request, version, &self.inbound.clock).await {
             Ok(answered) => answered,
             Err(error) => return fail(&failure_of(&error), for_grpc, error.unsent.is_some(), guard),

@@ -3,20 +3,25 @@
 //! An endpoint that took nothing of a request is passed over for another; one that may have taken
 //! it is not, unless the request may be sent twice and the service's retries are not used up.
 
+use std::time::Duration;
+
 use http::{Request, Response};
 use hyper::upgrade::OnUpgrade;
 
-use crate::proxy::attempt::{failure_of, failure_of_refusal, fate_of};
-use crate::proxy::body::{AnswerBody, AnswerGuard, RequestBody};
+use crate::deadline;
+use crate::patience::{Allowance, Elapsed};
+use crate::proxy::attempt::{failure_of, failure_of_elapsed, failure_of_refusal, fate_of};
+use crate::proxy::body::{AnswerBody, AnswerGuard, BodyTime, RequestBody};
 use crate::proxy::failure::{Failure, Flag};
 use crate::proxy::forward;
 use crate::proxy::gate::{Held, Pass};
 use crate::proxy::headers;
 use crate::proxy::outbound::Outbound;
+use crate::proxy::timer::Timer;
 use crate::retry::Fate;
 use crate::route::Target;
 use crate::telemetry::exchange::Exchange;
-use crate::upstream::{Answered, HttpVersion, SendError};
+use crate::upstream::{Answered, HttpVersion};
 
 /// What is left of a request, and what has been tried.
 pub(crate) struct Journey<'a> {
@@ -27,6 +32,8 @@ pub(crate) struct Journey<'a> {
     for_grpc: bool,
     exchange: Exchange,
     tried: Vec<Target>,
+    allowance: Allowance,
+    tunnel_idle: Option<Duration>,
     /// The request's head, kept if the request may be sent twice.
     spare: Option<http::request::Parts>,
 }
@@ -41,14 +48,29 @@ pub(crate) struct Way<'a> {
     pub(crate) version: HttpVersion,
     /// Whether a gRPC client waits for the answer.
     pub(crate) for_grpc: bool,
+    /// How long it may take.
+    pub(crate) allowance: Allowance,
+    /// How long it may stand still once it has become a tunnel.
+    pub(crate) tunnel_idle: Option<Duration>,
 }
 
 impl<'a> Journey<'a> {
     /// Nothing has been tried yet.
     pub(crate) fn new(outbound: &'a Outbound, way: Way<'a>, exchange: Exchange) -> Self {
-        let Way { service, connection, version, for_grpc } = way;
-        let tried = Vec::new();
-        Self { outbound, service, connection, version, for_grpc, exchange, tried, spare: None }
+        let Way { service, connection, version, for_grpc, allowance, tunnel_idle } = way;
+        let (tried, spare) = (Vec::new(), None);
+        Self {
+            outbound,
+            service,
+            connection,
+            version,
+            for_grpc,
+            exchange,
+            tried,
+            allowance,
+            tunnel_idle,
+            spare,
+        }
     }
 
     /// To the answer, by the mesh if nobody else gives one.
@@ -59,24 +81,32 @@ impl<'a> Journey<'a> {
         pass: Pass,
     ) -> Response<AnswerBody> {
         self.spare = forward::spare(&request);
+        let mut timer = Timer::new(self.allowance, &self.outbound.clock);
         let mut request = Some(request);
         let mut last = None;
-        while let Some(sendable) = request.take() {
-            let next = self.outbound.choose(self.service, &self.tried, &mut self.exchange).await;
-            let endpoint = match next {
-                Ok(endpoint) => endpoint,
-                Err(failure) => return self.fail(last.as_ref().unwrap_or(&failure)),
+        while let Some(mut sendable) = request.take() {
+            let next = self.outbound.choose(self.service, &self.tried, &mut self.exchange);
+            let endpoint = match timer.limit(next).await {
+                Ok(Ok(endpoint)) => endpoint,
+                Ok(Err(failure)) => return self.fail(last.as_ref().unwrap_or(&failure)),
+                Err(elapsed) => {
+                    let failure = failure_of_elapsed(elapsed, self.service);
+                    return self.fail(&failure);
+                }
             };
             let flight = endpoint.begin();
             self.exchange.set_attempt(endpoint.meter(), endpoint.target().owner.node.as_str());
             self.tried.push(endpoint.target().clone());
+            self.prepare(&mut sendable, &mut timer);
             let give_up = || self.spare.is_some() && self.could_go_elsewhere();
-            match endpoint.send(sendable, self.version, give_up).await {
-                Ok(answered) if answered.is_refusal() && self.may_retry(Fate::Refused).await => {
+            let sent = timer.limit(endpoint.send(sendable, self.version, give_up)).await;
+            timer.end_attempt();
+            match sent {
+                Ok(Ok(answered)) if answered.is_refusal() && self.may_retry(&mut timer).await => {
                     last = Some(failure_of_refusal(&answered, &endpoint));
                     request = self.again();
                 }
-                Ok(answered) => {
+                Ok(Ok(answered)) => {
                     if answered.is_refusal() {
                         self.exchange.set_flag(failure_of_refusal(&answered, &endpoint).flag);
                     }
@@ -84,12 +114,22 @@ impl<'a> Journey<'a> {
                     guard.flight = Some(flight);
                     guard.connection = Some(self.connection.clone());
                     guard.pass = Some(pass);
+                    guard.time = Some(BodyTime { timer, for_grpc: self.for_grpc });
+                    guard.tunnel_idle = self.tunnel_idle;
                     return arrive(answered, switched, guard);
                 }
-                Err(error) => {
+                Ok(Err(error)) => {
                     drop(flight);
                     last = Some(failure_of(&error.failure, &endpoint));
-                    request = self.request_again(error).await;
+                    request = self.request_again(fate_of(&error), error.unsent, &mut timer).await;
+                }
+                Err(elapsed) => {
+                    drop(flight);
+                    let node = format!("node {}", endpoint.target().owner.node);
+                    last = Some(failure_of_elapsed(elapsed, &node));
+                    if elapsed == Elapsed::Attempt {
+                        request = self.request_again(Fate::Lost, None, &mut timer).await;
+                    }
                 }
             }
         }
@@ -97,19 +137,32 @@ impl<'a> Journey<'a> {
         self.fail(&failure)
     }
 
-    /// What is to be sent elsewhere after an attempt without an answer, if anything.
-    async fn request_again(&self, error: SendError) -> Option<Request<RequestBody>> {
-        let fate = fate_of(&error);
-        let has_request = error.unsent.is_some() || self.spare.is_some();
-        if !has_request || !self.may_go_elsewhere(fate).await {
-            return None;
+    /// Readies a request to be sent, once more perhaps: its time runs, and it says what is left.
+    fn prepare(&self, request: &mut Request<RequestBody>, timer: &mut Timer) {
+        timer.begin_attempt();
+        request.body_mut().note_in(|| timer.elsewhere());
+        if self.for_grpc
+            && let Some(left) = timer.left(self.outbound.clock.now())
+        {
+            deadline::set(request.headers_mut(), left);
         }
-        error.unsent.or_else(|| self.again())
     }
 
-    /// Whether a request that may be sent twice goes elsewhere.
-    async fn may_retry(&self, fate: Fate) -> bool {
-        self.spare.is_some() && self.may_go_elsewhere(fate).await
+    /// What is to be sent elsewhere after an attempt with this `fate`, if anything.
+    async fn request_again(
+        &self,
+        fate: Fate,
+        unsent: Option<Request<RequestBody>>,
+        timer: &mut Timer,
+    ) -> Option<Request<RequestBody>> {
+        let has_request = unsent.is_some() || self.spare.is_some();
+        let goes = has_request && timer.limit(self.may_go_elsewhere(fate)).await == Ok(true);
+        if goes { unsent.or_else(|| self.again()) } else { None }
+    }
+
+    /// Whether a request that was refused, and may be sent twice, goes elsewhere.
+    async fn may_retry(&self, timer: &mut Timer) -> bool {
+        self.spare.is_some() && timer.limit(self.may_go_elsewhere(Fate::Refused)).await == Ok(true)
     }
 
     /// Whether the request goes elsewhere; returns when it is time to.

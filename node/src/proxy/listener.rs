@@ -20,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, info, warn};
 
+use crate::config::Timeouts;
 use crate::live::{HOLD, HOLD_STEP};
 use crate::proxy::body::AnswerBody;
 use crate::proxy::failure::Flag;
@@ -54,10 +55,10 @@ const FAREWELL: Duration = Duration::from_secs(10);
 /// What a local listener serves.
 #[derive(Clone)]
 pub(crate) enum Serves {
-    /// One service, as HTTP or TCP by what its instances speak.
-    Service(ServiceName),
+    /// One service, as HTTP or TCP by what its instances speak, within these times.
+    Service(ServiceName, Timeouts),
     /// HTTP, by the name in each request; and tunnels by `CONNECT`.
-    ByName,
+    ByName(Timeouts),
 }
 
 /// A bound local listener.
@@ -121,8 +122,8 @@ impl Listener {
         }
         metrics::counter!("starling_local_refused_total", "flag" => Flag::Overflow.as_str()).increment(1);
         let speaks_http = match &**self.serves.load() {
-            Serves::ByName => true,
-            Serves::Service(service) => self.outbound.speaks(service.as_str()) == Some(Protocol::Http),
+            Serves::ByName(_) => true,
+            Serves::Service(service, _) => self.outbound.speaks(service.as_str()) == Some(Protocol::Http),
         };
         match self.clients.refusals.enter() {
             Some(pass) if speaks_http => {
@@ -151,14 +152,16 @@ impl Listener {
 
 async fn serve(client: TcpStream, serves: Serves, outbound: Arc<Outbound>, clients: Clients, held: Held) {
     let is_http = match &serves {
-        Serves::ByName => true,
-        Serves::Service(service) => match outbound.will_speak(service.as_str()).await {
+        Serves::ByName(_) => true,
+        Serves::Service(service, _) => match outbound.will_speak(service.as_str()).await {
             Some(protocol) => protocol == Protocol::Http,
             None => begins_like_http(&client).await,
         },
     };
     match &serves {
-        Serves::Service(service) if !is_http => outbound.carry(service.as_str(), client).await,
+        Serves::Service(service, timeouts) if !is_http => {
+            outbound.carry(service.as_str(), client, timeouts.idle_of_connections()).await;
+        }
         _ => serve_http(client, serves, outbound, clients, held).await,
     }
 }
@@ -297,15 +300,17 @@ async fn answer(
     held: &Held,
     request: Request<Incoming>,
 ) -> Response<AnswerBody> {
-    let service = match serves {
-        Serves::Service(service) => return outbound.handle(service.as_str(), request, held).await,
-        Serves::ByName => name::service_of(&request),
+    let (service, timeouts) = match serves {
+        Serves::Service(service, timeouts) => {
+            return outbound.handle(service.as_str(), request, held, timeouts).await;
+        }
+        Serves::ByName(timeouts) => (name::service_of(&request), timeouts),
     };
     match service {
         Ok(service) if request.method() == Method::CONNECT => {
-            connect(outbound, clients, held, &service, request).await
+            connect(outbound, clients, held, (&service, timeouts), request).await
         }
-        Ok(service) => outbound.handle(&service, request, held).await,
+        Ok(service) => outbound.handle(&service, request, held, timeouts).await,
         Err(failure) => failure.answer(headers::is_grpc(request.headers())),
     }
 }
@@ -317,13 +322,13 @@ async fn connect(
     outbound: &Arc<Outbound>,
     clients: &Clients,
     held: &Held,
-    service: &str,
+    (service, timeouts): (&str, &Timeouts),
     request: Request<Incoming>,
 ) -> Response<AnswerBody> {
     if let (Some(Protocol::Http), Ok(name)) = (outbound.speaks(service), service.parse()) {
         return match outbound.enter() {
             Ok(pass) => {
-                let (serves, clients) = (Serves::Service(name), clients.clone());
+                let (serves, clients) = (Serves::Service(name, *timeouts), clients.clone());
                 tokio::spawn(serve_tunnel(request, serves, outbound.clone(), clients, (pass, held.clone())));
                 Response::new(tunnel::no_body())
             }
@@ -332,12 +337,12 @@ async fn connect(
     }
     match outbound.reach(service).await {
         Ok(mut reached) => {
-            let held = held.clone();
+            let (held, idle) = (held.clone(), timeouts.idle_of_connections());
             tokio::spawn(async move {
                 let Ok(client) = hyper::upgrade::on(request).await else { return };
                 let mut client = TokioIo::new(client);
                 let Reached { stream, exchange, .. } = &mut reached;
-                let carried = tunnel::carry_held(&mut client, stream, exchange, None, &held).await;
+                let carried = tunnel::carry_held(&mut client, stream, exchange, None, idle, &held).await;
                 if let Err(error) = carried {
                     debug!(%error, "tunnel broken");
                     tunnel::reset_upgraded(client.into_inner());

@@ -101,9 +101,12 @@ impl Listeners {
 /// Address, key and purpose of each.
 fn wanted(config: &Config) -> impl Iterator<Item = (SocketAddr, String, Serves)> {
     let fixed = config.outbounds.iter().enumerate().map(|(index, fixed)| {
-        (fixed.listen, format!("outbound[{index}].listen"), Serves::Service(fixed.service.clone()))
+        let serves = Serves::Service(fixed.service.clone(), fixed.timeouts);
+        (fixed.listen, format!("outbound[{index}].listen"), serves)
     });
-    let by_name =
-        config.http_proxy.iter().map(|proxy| (proxy.listen, "http_proxy.listen".to_owned(), Serves::ByName));
+    let by_name = config
+        .http_proxy
+        .iter()
+        .map(|proxy| (proxy.listen, "http_proxy.listen".to_owned(), Serves::ByName(proxy.timeouts)));
     fixed.chain(by_name)
 }

@@ -21,6 +21,7 @@ pub(crate) mod outbound;
 pub(crate) mod outbound_tcp;
 pub(crate) mod overdue;
 pub(crate) mod refusal;
+pub(crate) mod timer;
 pub(crate) mod tunnel;
 pub(crate) mod workload;
 pub(crate) mod workload_tls;

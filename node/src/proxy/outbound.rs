@@ -15,8 +15,11 @@ use hyper::body::Incoming;
 use starling_gossip::clock::{Clock, Instant};
 
 use crate::balance::Chance;
+use crate::config::Timeouts;
+use crate::deadline;
 use crate::endpoint::Endpoint;
 use crate::live::{HOLD_STEP, LiveRoute, LiveTable};
+use crate::patience::Allowance;
 use crate::proxy::body::{AnswerBody, RequestBody};
 use crate::proxy::failure::{Failure, Flag};
 use crate::proxy::forward::Passing;
@@ -84,18 +87,28 @@ impl Outbound {
         Meter::new(Direction::Outbound, None, "")
     }
 
-    /// Answers one request for `service`, which came by `connection`, by the mesh if nobody else can.
+    /// Answers one request for `service`, which came by `connection`, within its time, by the mesh if
+    /// nobody else can.
     pub(crate) async fn handle(
         &self,
         service: &str,
         request: Request<Incoming>,
         connection: &Held,
+        timeouts: &Timeouts,
     ) -> Response<AnswerBody> {
         let mut exchange = self.unknown.start(&self.clock);
         exchange.set_request(request.method(), request.uri().path());
         let for_grpc = headers::is_grpc(request.headers());
         let Passing { mut request, version, switched } = Passing::new(request);
-        let journey = Journey::new(self, Way { service, connection, version, for_grpc }, exchange);
+        let deadline = for_grpc.then(|| deadline::of(request.headers())).flatten();
+        let allowance = Allowance {
+            total: [timeouts.total, deadline].into_iter().flatten().min(),
+            attempt: timeouts.attempt,
+            idle: timeouts.idle_of_requests(),
+        };
+        let tunnel_idle = timeouts.idle_of_connections();
+        let way = Way { service, connection, version, for_grpc, allowance, tunnel_idle };
+        let journey = Journey::new(self, way, exchange);
         headers::start_trace(request.headers_mut(), &self.chance);
         match self.enter().and_then(|pass| Ok((pass, address_for_hop(request, version, service)?))) {
             Ok((pass, request)) => journey.run(request, switched, pass).await,

@@ -3,6 +3,8 @@
 //! No byte of the client is read before an instance's workload has accepted, so until then another
 //! instance can be tried, and a server that speaks first is heard first.
 
+use std::time::Duration;
+
 use starling_transport::stream::MeshStream;
 use tokio::net::TcpStream;
 use tracing::debug;
@@ -25,11 +27,13 @@ pub(crate) struct Reached {
 
 impl Outbound {
     /// Carries one connection to `service`; resets it if nobody takes it, or it breaks on the way,
-    /// so that the client never mistakes a failure for an end.
-    pub(crate) async fn carry(&self, service: &str, mut client: TcpStream) {
+    /// so that the client never mistakes a failure for an end. So does standing still for longer than
+    /// `idle`.
+    pub(crate) async fn carry(&self, service: &str, mut client: TcpStream, idle: Option<Duration>) {
         match self.reach(service).await {
             Ok(mut reached) => {
-                let carried = tunnel::carry(&mut client, reached.stream, &mut reached.exchange).await;
+                let Reached { stream, exchange, .. } = &mut reached;
+                let carried = tunnel::carry_moving(&mut client, stream, exchange, idle).await;
                 if let Err(error) = carried {
                     debug!(service, %error, "connection broken");
                     tunnel::reset(&client);

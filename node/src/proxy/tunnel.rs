@@ -11,11 +11,13 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tracing::debug;
 
+use crate::patience::Allowance;
 use crate::proxy::access::Admission;
 use crate::proxy::body::{AnswerBody, AnswerGuard};
 use crate::proxy::failure::Flag;
 use crate::proxy::gate::Held;
 use crate::proxy::overdue::Watched;
+use crate::proxy::timer::{Noted, Timer};
 use crate::proxy::workload::{WorkloadIo, tcp_under};
 use crate::telemetry::exchange::Exchange;
 
@@ -42,6 +44,29 @@ where
     }
 }
 
+/// [`carry`], for as long as something moves at least every `idle`.
+pub(crate) async fn carry_moving<D, U>(
+    down: D,
+    up: U,
+    exchange: &mut Exchange,
+    idle: Option<Duration>,
+) -> std::io::Result<()>
+where
+    D: AsyncRead + AsyncWrite + Unpin,
+    U: AsyncRead + AsyncWrite + Unpin,
+{
+    let Some(idle) = idle else { return carry(down, up, exchange).await };
+    let allowance = Allowance { idle: Some(idle), ..Allowance::default() };
+    let mut timer = Timer::new(allowance, exchange.clock());
+    // Whatever goes up or down passes here.
+    let down = Noted::new(down, timer.elsewhere());
+    if let Ok(carried) = timer.limit(carry(down, up, exchange)).await {
+        return carried;
+    }
+    exchange.set_flag(Flag::TimedOut);
+    Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "nothing has moved for longer than idle_timeout"))
+}
+
 /// [`carry`], for as long as the caller is let in.
 pub(crate) async fn carry_admitted<D, U>(
     down: D,
@@ -62,13 +87,14 @@ where
     Err(std::io::Error::new(std::io::ErrorKind::PermissionDenied, reason.as_str()))
 }
 
-/// [`carry`], for as long as the caller is let in, where that is asked, and its connection is not
-/// cut off.
+/// [`carry`], for as long as the caller is let in, where that is asked, something moves, where that is,
+/// and its connection is not cut off.
 pub(crate) async fn carry_held<D, U>(
     down: D,
     up: U,
     exchange: &mut Exchange,
     admission: Option<&Admission>,
+    idle: Option<Duration>,
     held: &Held,
 ) -> std::io::Result<()>
 where
@@ -78,7 +104,7 @@ where
     let carried = async {
         match admission {
             Some(admission) => carry_admitted(down, up, exchange, admission).await,
-            None => carry(down, up, exchange).await,
+            None => carry_moving(down, up, exchange, idle).await,
         }
     };
     tokio::select! {
@@ -105,7 +131,7 @@ pub(crate) fn join_upgrade(
         let (Some(exchange), Some(held)) = (&mut guard.exchange, &guard.connection) else { return };
         let (mut down, mut up) = (TokioIo::new(down), TokioIo::new(up));
         let admission = guard.admission.as_deref();
-        let carried = carry_held(&mut down, &mut up, exchange, admission, held).await;
+        let carried = carry_held(&mut down, &mut up, exchange, admission, guard.tunnel_idle, held).await;
         if let Err(error) = carried {
             debug!(%error, "switched connection broken");
             reset_upgraded(down.into_inner());
@@ -173,7 +199,7 @@ mod tests {
         let ((mut client, down), (up, mut workload)) = (duplex(64), duplex(64));
         let carrying = tokio::spawn(async move {
             let mut exchange = Meter::new(Direction::Outbound, None, "").start(&Clock::System);
-            carry_held(down, up, &mut exchange, None, &held).await
+            carry_held(down, up, &mut exchange, None, None, &held).await
         });
         client.write_all(b"hello").await.expect("written");
         let mut heard = [0; 5];

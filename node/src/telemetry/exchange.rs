@@ -157,6 +157,11 @@ impl Exchange {
         }
     }
 
+    /// What times it.
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
     /// `meter` counts it from here on.
     pub(crate) fn set_meter(&mut self, meter: &Arc<Meter>) {
         self.meter = meter.clone();

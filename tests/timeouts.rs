@@ -1,0 +1,184 @@
+//! Workloads that hang, at each stage of a call, and callers that do not wait for ever.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use http::{Method, StatusCode};
+use http_body_util::BodyExt as _;
+use starling_gossip::clock::Clock;
+use starling_tests::workload::{Http, Tcp};
+use starling_tests::{HttpConnection, Mesh, Node, Reply, get, head_of, request, within};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+/// A workload that reads, counts and never answers.
+async fn hung(mesh: &Mesh, arrived: &Arc<AtomicUsize>) -> Tcp {
+    let arrived = arrived.clone();
+    Tcp::start(mesh.ip(), move |mut stream| {
+        let arrived = arrived.clone();
+        async move {
+            let mut bytes = [0; 4096];
+            while let Ok(1..) = stream.read(&mut bytes).await {
+                arrived.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    })
+    .await
+}
+
+#[track_caller]
+fn is_timeout(reply: &Reply, says: &str) {
+    assert_eq!(reply.status(), StatusCode::GATEWAY_TIMEOUT, "{}", reply.text());
+    assert_eq!(reply.header("x-starling-flags"), "UT");
+    assert!(reply.text().contains(says), "{}", reply.text());
+}
+
+async fn send(node: &Node, method: Method) -> Reply {
+    HttpConnection::open(node.http_proxy()).await.send(request(method, "web.mesh", "/", "")).await
+}
+
+#[tokio::test]
+async fn a_request_ends_with_its_time_whatever_the_workload_does() {
+    let mesh = Mesh::new();
+    let workload = hung(&mesh, &Arc::default()).await;
+    let _server = mesh.node("server").serves("web", workload.address()).start().await;
+    let caller = mesh.node("caller").calls("web").times("timeout = \"300ms\"").start().await;
+    caller.finds("web", 1).await;
+    for method in [Method::GET, Method::POST] {
+        let start = Clock::System.now();
+        is_timeout(&send(&caller, method).await, "the time that the request has");
+        let took = Clock::System.now() - start;
+        assert!((Duration::from_millis(300)..Duration::from_secs(5)).contains(&took), "{took:?}");
+    }
+    is_timeout(&get(caller.outbound("web"), "web", "/").await, "the time that the request has");
+}
+
+#[tokio::test]
+async fn an_attempt_that_takes_too_long_goes_elsewhere_where_it_may() {
+    let mesh = Mesh::new();
+    let arrived = Arc::new(AtomicUsize::new(0));
+    let (bad, good) = (hung(&mesh, &arrived).await, Http::start(mesh.ip(), "good").await);
+    let _nodes = [
+        mesh.node("bad").serves("web", bad.address()).start().await,
+        mesh.node("good").serves("web", good.address()).start().await,
+    ];
+    let caller = mesh.node("caller").times("attempt_timeout = \"300ms\"").start().await;
+    caller.finds("web", 2).await;
+    for _ in 0..20 {
+        let reply = send(&caller, Method::GET).await;
+        assert_eq!((reply.status(), reply.text()), (StatusCode::OK, "good".to_owned()));
+    }
+    assert!(arrived.load(Ordering::Relaxed) > 0, "the hung one was asked");
+    let mut answers = Vec::new();
+    while answers.len() < 40 && answers.last() != Some(&StatusCode::GATEWAY_TIMEOUT) {
+        answers.push(send(&caller, Method::POST).await.status());
+    }
+    assert_eq!(answers.last(), Some(&StatusCode::GATEWAY_TIMEOUT), "nobody knows what a POST has done");
+}
+
+#[tokio::test]
+async fn a_service_that_hangs_gets_a_fifth_more_than_its_requests_at_most() {
+    const REQUESTS: usize = 320;
+    let mesh = Mesh::new();
+    let arrived = Arc::new(AtomicUsize::new(0));
+    let mut servers = Vec::new();
+    for name in ["one", "two", "three"] {
+        let workload = hung(&mesh, &arrived).await;
+        servers.push((mesh.node(name).serves("web", workload.address()).start().await, workload));
+    }
+    let caller = mesh.node("caller").times("attempt_timeout = \"200ms\"").start().await;
+    caller.finds("web", 3).await;
+    let mut asking = tokio::task::JoinSet::new();
+    for _ in 0..32 {
+        let proxy = caller.http_proxy();
+        asking.spawn(async move {
+            for _ in 0..REQUESTS / 32 {
+                let reply = get(proxy, "web.mesh", "/").await;
+                assert_eq!(reply.status(), StatusCode::GATEWAY_TIMEOUT, "{}", reply.text());
+            }
+        });
+    }
+    asking.join_all().await;
+    let arrived = arrived.load(Ordering::Relaxed);
+    println!("{REQUESTS} requests, {arrived} arrived");
+    // And two retries a second, while a slow machine has sent hardly anything.
+    assert!(arrived <= REQUESTS * 6 / 5 + 20, "{arrived} of {REQUESTS} arrived");
+}
+
+#[tokio::test]
+async fn a_call_that_stands_still_is_given_up_and_a_slow_one_is_not() {
+    let mesh = Mesh::new();
+    // Says so many words, 100 ms apart, and promises more.
+    let workload = Tcp::start(mesh.ip(), async |mut stream| {
+        let mut bytes = [0; 4096];
+        let Ok(count @ 1..) = stream.read(&mut bytes).await else { return };
+        let words = if bytes[..count].starts_with(b"GET /slow") { 30 } else { 3 };
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").await;
+        for _ in 0..words {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let _ = stream.write_all(b"4\r\nword\r\n").await;
+        }
+        if words == 30 {
+            let _ = stream.write_all(b"0\r\n\r\n").await;
+        }
+        drop(stream.read(&mut bytes).await);
+    })
+    .await;
+    let silent = hung(&mesh, &Arc::default()).await;
+    let _nodes = [
+        mesh.node("server").serves("web", workload.address()).start().await,
+        mesh.node("silent").serves("silent", silent.address()).start().await,
+    ];
+    let caller = mesh.node("caller").times("idle_timeout = \"1s\"").start().await;
+    caller.finds("web", 1).await;
+    caller.finds("silent", 1).await;
+    let slow = get(caller.http_proxy(), "web.mesh", "/slow").await;
+    assert_eq!((slow.status(), slow.body.len()), (StatusCode::OK, 120));
+    let mut connection = HttpConnection::open(caller.http_proxy()).await;
+    let halting = connection.begin(request(Method::GET, "web.mesh", "/halting", "")).await.expect("a head");
+    let body = within("the end of a body", halting.into_body().collect()).await;
+    assert!(body.is_err(), "what is cut off does not look whole: {body:?}");
+    is_timeout(&get(caller.http_proxy(), "silent.mesh", "/").await, "idle_timeout");
+}
+
+#[tokio::test]
+async fn a_connection_that_stands_still_is_reset() {
+    let mesh = Mesh::new();
+    let workload = Tcp::start(mesh.ip(), async |mut stream| {
+        let (mut reader, mut writer) = stream.split();
+        let _ = tokio::io::copy(&mut reader, &mut writer).await;
+    })
+    .await;
+    let _server = mesh.node("server").serves_tcp("db", workload.address()).start().await;
+    let caller = mesh.node("caller").calls("db").times("idle_timeout = \"1s\"").start().await;
+    caller.finds("db", 1).await;
+    let mut stream = TcpStream::connect(caller.outbound("db")).await.expect("accepted");
+    let mut heard = [0; 4];
+    for _ in 0..20 {
+        stream.write_all(b"ping").await.expect("written");
+        within("an echo", stream.read_exact(&mut heard)).await.expect("an echo");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let end = within("a reset", stream.read(&mut heard)).await;
+    assert!(end.is_err(), "no orderly end: {end:?}");
+}
+
+#[tokio::test]
+async fn a_grpc_workload_is_told_what_time_is_left() {
+    let mesh = Mesh::new();
+    let workload = Http::start(mesh.ip(), "web").await;
+    let _server = mesh.node("server").serves("web", workload.address()).start().await;
+    let caller = mesh.node("caller").times("timeout = \"20s\"").start().await;
+    caller.finds("web", 1).await;
+    for (told, most) in [(Some("5S"), 5_000_000), (Some("90S"), 20_000_000), (None, 20_000_000)] {
+        let mut asked = request(Method::POST, "web.mesh", "/seen", "");
+        asked.headers_mut().insert("content-type", "application/grpc".parse().expect("a value"));
+        told.map(|told| asked.headers_mut().insert("grpc-timeout", told.parse().expect("a value")));
+        let seen = HttpConnection::open(caller.http_proxy()).await.send(asked).await.json();
+        let values = head_of(&seen, "grpc-timeout");
+        let [value] = values[..] else { panic!("{values:?}") };
+        let micros: u64 = value.strip_suffix('u').and_then(|number| number.parse().ok()).expect(value);
+        assert!((most - 2_000_000..most).contains(&micros), "{value} of {told:?}");
+    }
+}
