@@ -12,8 +12,8 @@ use hyper::body::Incoming;
 use crate::endpoint::Flight;
 use crate::proxy::access::Admission;
 use crate::proxy::gate::{Held, Pass};
-use crate::proxy::headers;
 use crate::proxy::overdue::Busy;
+use crate::proxy::own_headers;
 use crate::telemetry::exchange::Exchange;
 use crate::upstream::LentSender;
 use crate::upstream::http2::Stream;
@@ -117,12 +117,7 @@ impl Body for RequestBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match self.get_mut() {
-            Self::Streamed(body) => Pin::new(body).poll_frame(context).map_ok(|mut frame| {
-                if let Some(trailers) = frame.trailers_mut() {
-                    headers::remove_peer(trailers);
-                }
-                frame
-            }),
+            Self::Streamed(body) => Pin::new(body).poll_frame(context).map_ok(without_own_trailers),
             Self::Empty => Poll::Ready(None),
         }
     }
@@ -152,7 +147,7 @@ impl Body for AnswerBody {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let this = self.get_mut();
         let polled = match &mut this.source {
-            Source::Upstream(body) => Pin::new(body).poll_frame(context),
+            Source::Upstream(body) => Pin::new(body).poll_frame(context).map_ok(without_own_trailers),
             Source::Own(body) => Pin::new(body).poll_frame(context).map_err(|never| match never {}),
         };
         match &polled {
@@ -178,6 +173,14 @@ impl Body for AnswerBody {
             Source::Own(body) => body.size_hint(),
         }
     }
+}
+
+/// Nobody speaks for the mesh in trailers either.
+fn without_own_trailers(mut frame: Frame<Bytes>) -> Frame<Bytes> {
+    if let Some(trailers) = frame.trailers_mut() {
+        own_headers::remove_all(trailers);
+    }
+    frame
 }
 
 impl Source {

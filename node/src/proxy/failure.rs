@@ -36,6 +36,8 @@ pub(crate) enum Flag {
     Denied,
     /// DPE: the caller's request cannot be understood or passed on.
     Malformed,
+    /// LOOP: the request has passed too many sidecars.
+    Loop,
 }
 
 impl Flag {
@@ -49,6 +51,7 @@ impl Flag {
             Self::Overflow => "UO",
             Self::Denied => "RBAC",
             Self::Malformed => "DPE",
+            Self::Loop => "LOOP",
         }
     }
 
@@ -61,6 +64,7 @@ impl Flag {
             }
             Self::Denied => StatusCode::FORBIDDEN,
             Self::Malformed => StatusCode::BAD_REQUEST,
+            Self::Loop => StatusCode::LOOP_DETECTED,
         }
     }
 
@@ -69,8 +73,8 @@ impl Flag {
         HeaderValue::from_static(match self {
             Self::NoRoute => "12", // UNIMPLEMENTED
             Self::NoHealthyUpstream | Self::ConnectFailure | Self::ConnectionEnded | Self::Overflow => "14", // UNAVAILABLE
-            Self::Denied => "7",     // PERMISSION_DENIED
-            Self::Malformed => "13", // INTERNAL
+            Self::Denied => "7",                  // PERMISSION_DENIED
+            Self::Malformed | Self::Loop => "13", // INTERNAL
         })
     }
 }

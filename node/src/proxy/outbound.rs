@@ -22,7 +22,7 @@ use crate::proxy::body::{AnswerBody, AnswerGuard, RequestBody};
 use crate::proxy::failure::{Failure, Flag};
 use crate::proxy::forward::{self, Passing};
 use crate::proxy::gate::{Gate, Held, Pass};
-use crate::proxy::{headers, name};
+use crate::proxy::{headers, intake, name};
 use crate::route::Target;
 use crate::telemetry::exchange::{Direction, Exchange, Meter};
 use crate::upstream::http2::Windows;
@@ -108,10 +108,13 @@ impl Outbound {
         exchange.set_request(request.method(), request.uri().path());
         let for_grpc = headers::is_grpc(request.headers());
         let Passing { mut request, version, switched } = Passing::new(request);
+        let taken = intake::of_program(&mut request, &self.chance, &mut exchange);
         let tried = Vec::new();
         let journey = Journey { outbound: self, service, connection, version, exchange, tried, spare: None };
-        headers::start_trace(request.headers_mut(), &self.chance);
-        match self.enter().and_then(|pass| Ok((pass, address_for_hop(request, version, service)?))) {
+        match taken
+            .and_then(|()| self.enter())
+            .and_then(|pass| Ok((pass, address_for_hop(request, version, service)?)))
+        {
             Ok((pass, request)) => journey.run(request, switched, for_grpc, pass).await,
             Err(failure) => journey.fail(&failure, for_grpc),
         }
