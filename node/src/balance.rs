@@ -77,6 +77,12 @@ impl Chance {
         z ^ (z >> 31)
     }
 
+    /// A fraction of one, each as likely as any other.
+    pub fn fraction(&self) -> f64 {
+        // As many bits as a fraction holds.
+        (self.bits() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
     /// A number below `bound`; `None` if there is none.
     fn below(&self, bound: u32) -> Option<u32> {
         // Multiply and shift (Lemire, 2019); its bias is far below what a balancer could show.

@@ -242,7 +242,7 @@ impl Endpoint {
             SendFailure::Connect(failure) => self.handle_connect_failure(failure),
             SendFailure::Silent => self.fail(Fault::Unreachable),
             // The request may have been the fault; the next one will tell.
-            SendFailure::Broken(_) => {}
+            SendFailure::Broken(_) | SendFailure::Stale(_) => {}
         }
     }
 

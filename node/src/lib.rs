@@ -26,6 +26,7 @@ mod pressure;
 mod probe;
 mod proxy;
 pub mod reload;
+mod retry;
 pub mod route;
 mod router;
 mod seeds;

@@ -14,6 +14,7 @@ use starling_gossip::identity::ServiceName;
 
 use crate::balance::{self, Chance, Shares};
 use crate::endpoint::{Claim, Endpoint};
+use crate::retry::RetryBudget;
 use crate::route::{Panic, Route, RouteTable, Target};
 use crate::telemetry::exchange::{Direction, Meter};
 
@@ -43,6 +44,7 @@ pub(crate) struct LiveRoute {
     groups: Vec<Group>,
     meter: Arc<Meter>,
     hold: Arc<Hold>,
+    retries: Arc<RetryBudget>,
 }
 
 /// Candidates of one rank, next to each other.
@@ -126,16 +128,25 @@ impl LiveRoute {
             Some(previous) => previous.hold.clone(),
             None => Arc::new(Hold { created: clock.now(), since: AtomicU64::new(0) }),
         };
+        let retries = match previous {
+            Some(previous) => previous.retries.clone(),
+            None => Arc::new(RetryBudget::new(clock.now())),
+        };
         let meter = match previous {
             Some(previous) => previous.meter.clone(),
             None => Meter::new(Direction::Outbound, Some(service), ""),
         };
-        Self { groups: groups(&route), endpoints, route, meter, hold }
+        Self { groups: groups(&route), endpoints, route, meter, hold, retries }
     }
 
     /// Counts work that reached no endpoint.
     pub(crate) fn meter(&self) -> &Arc<Meter> {
         &self.meter
+    }
+
+    /// How much of its work may be sent again; outlives the route.
+    pub(crate) fn retries(&self) -> &RetryBudget {
+        &self.retries
     }
 
     /// Picks an endpoint that is not among `tried`, of the best rank that has a usable one.

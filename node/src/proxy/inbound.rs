@@ -29,7 +29,7 @@ use crate::proxy::forward::{self, Passing};
 use crate::proxy::gate::{Gate, Held, Pass};
 use crate::proxy::workload::{Workload, Workloads, tcp_under};
 use crate::proxy::{headers, intake, own_headers, tunnel};
-use crate::telemetry::exchange::{Exchange, Meter};
+use crate::telemetry::exchange::{Direction, Exchange, Meter, count_retry};
 use crate::upstream::http2::Windows;
 use crate::upstream::{Answered, ConnectFailure, HttpVersion, SendError, SendFailure};
 
@@ -251,7 +251,7 @@ impl Caller {
         {
             return fail(&failure, for_grpc, false, guard);
         }
-        let mut answered = match send(&workload, request, version).await {
+        let mut answered = match send(&workload, request, version, &self.inbound.clock).await {
             Ok(answered) => answered,
             Err(error) => return fail(&failure_of(&error), for_grpc, error.unsent.is_some(), guard),
         };
@@ -303,16 +303,33 @@ async fn send(
     workload: &Workload,
     request: Request<RequestBody>,
     version: HttpVersion,
+    clock: &Clock,
 ) -> Result<Answered, SendError> {
     let upstream = &workload.upstream;
     let spare = forward::spare(&request);
+    workload.repeats.handle_request(clock.now());
     match (upstream.send(request, version, || false).await, spare) {
-        (Err(SendError { failure: SendFailure::Broken(_), unsent: None }), Some(spare)) => {
+        (Err(SendError { failure, unsent: None }), Some(spare))
+            if may_repeat(workload, &failure, version, clock) =>
+        {
             let again = Request::from_parts(spare, RequestBody::Empty);
             upstream.send_again(again, version).await
         }
         (sent, _) => sent,
     }
+}
+
+/// An HTTP/1.1 connection that was kept had an answer before: a workload that ends it now is one that
+/// closes what is idle, and one that fails every request has no kept connection. On HTTP/2 the two
+/// look alike, so there the budget decides.
+fn may_repeat(workload: &Workload, failure: &SendFailure, version: HttpVersion, clock: &Clock) -> bool {
+    let repeats = match (failure, version) {
+        (SendFailure::Stale(_), _) => true,
+        (SendFailure::Broken(_), HttpVersion::Http2) => workload.repeats.take_retry(clock.now()),
+        _ => return false,
+    };
+    count_retry(Direction::Inbound, workload.service.as_str(), repeats);
+    repeats
 }
 
 /// The workload was not reached: that is its node's word to the caller.
@@ -334,7 +351,7 @@ fn flag_of(failure: &ConnectFailure) -> Flag {
 fn failure_of(error: &SendError) -> Failure {
     match &error.failure {
         SendFailure::Connect(failure) => Failure::new(flag_of(failure), failure.to_string()),
-        SendFailure::Broken(error) => Failure::new(
+        SendFailure::Broken(error) | SendFailure::Stale(error) => Failure::new(
             Flag::ConnectionEnded,
             format!("the workload ended the connection before its answer: {error}"),
         ),

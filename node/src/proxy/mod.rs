@@ -5,6 +5,7 @@
 //! [`failure`] alone.
 
 pub(crate) mod access;
+pub(crate) mod attempt;
 pub(crate) mod body;
 pub(crate) mod denials;
 pub(crate) mod failure;
@@ -14,6 +15,7 @@ pub(crate) mod headers;
 pub(crate) mod hops;
 pub(crate) mod inbound;
 pub(crate) mod intake;
+pub(crate) mod journey;
 pub(crate) mod listener;
 pub(crate) mod listeners;
 pub(crate) mod name;

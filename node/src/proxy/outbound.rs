@@ -1,7 +1,7 @@
 //! Outbound HTTP: a local program's request finds its way to an instance of a service.
 //!
-//! An endpoint that took nothing of a request is passed over for another; one that may have taken
-//! it is not, unless the request may be sent twice.
+//! This is where it begins, and what all requests share; its journey from endpoint to endpoint is
+//! [`journey`](crate::proxy::journey)'s.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,23 +12,22 @@ use http::header::{HOST, HeaderValue};
 use http::uri::{PathAndQuery, Scheme, Uri};
 use http::{Method, Request, Response};
 use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
 use starling_gossip::clock::{Clock, Instant};
 
 use crate::balance::Chance;
 use crate::endpoint::Endpoint;
 use crate::live::{HOLD_STEP, LiveRoute, LiveTable};
-use crate::proxy::body::{AnswerBody, AnswerGuard, RequestBody};
+use crate::proxy::body::{AnswerBody, RequestBody};
 use crate::proxy::failure::{Failure, Flag};
-use crate::proxy::forward::{self, Passing};
+use crate::proxy::forward::Passing;
 use crate::proxy::gate::{Gate, Held, Pass};
+use crate::proxy::journey::{Journey, Way};
 use crate::proxy::{headers, intake, name};
+use crate::retry::{self, Fate};
 use crate::route::Target;
-use crate::telemetry::exchange::{Direction, Exchange, Meter};
+use crate::telemetry::exchange::{Direction, Exchange, Meter, count_retry};
+use crate::upstream::HttpVersion;
 use crate::upstream::http2::Windows;
-use crate::upstream::{Answered, ConnectFailure, HttpVersion, SendFailure};
-
-use starling_transport::header::RefusalReason;
 
 /// Carries local programs' calls into the mesh.
 pub(crate) struct Outbound {
@@ -61,18 +60,6 @@ const NEWS: Duration = Duration::from_secs(2);
 
 /// A node that nobody answers waits so long for its seeds (a dial that fails takes two seconds).
 const SEEDS: Duration = Duration::from_secs(8);
-
-/// A request on its way: what is left of it, and what has been tried.
-struct Journey<'a> {
-    outbound: &'a Outbound,
-    service: &'a str,
-    connection: &'a Held,
-    version: HttpVersion,
-    exchange: Exchange,
-    tried: Vec<Target>,
-    /// The request's head, kept if the request may be sent twice.
-    spare: Option<http::request::Parts>,
-}
 
 impl Newcomer {
     /// `knows_nothing`: of any service.
@@ -109,14 +96,13 @@ impl Outbound {
         let for_grpc = headers::is_grpc(request.headers());
         let Passing { mut request, version, switched } = Passing::new(request);
         let taken = intake::of_program(&mut request, &self.chance, &mut exchange);
-        let tried = Vec::new();
-        let journey = Journey { outbound: self, service, connection, version, exchange, tried, spare: None };
+        let journey = Journey::new(self, Way { service, connection, version, for_grpc }, exchange);
         match taken
             .and_then(|()| self.enter())
             .and_then(|pass| Ok((pass, address_for_hop(request, version, service)?)))
         {
-            Ok((pass, request)) => journey.run(request, switched, for_grpc, pass).await,
-            Err(failure) => journey.fail(&failure, for_grpc),
+            Ok((pass, request)) => journey.run(request, switched, pass).await,
+            Err(failure) => journey.fail(&failure),
         }
     }
 
@@ -154,6 +140,9 @@ impl Outbound {
             }
             let now = self.clock.now();
             if let Some(endpoint) = route.pick(tried, now, &self.chance) {
+                if tried.is_empty() {
+                    route.retries().handle_request(now);
+                }
                 return Ok(endpoint);
             }
             if !tried.is_empty() || !route.may_hold(now) {
@@ -163,74 +152,28 @@ impl Outbound {
             tokio::time::sleep(HOLD_STEP).await;
         }
     }
-}
 
-impl Journey<'_> {
-    async fn run(
-        mut self,
-        request: Request<RequestBody>,
-        switched: Option<OnUpgrade>,
-        for_grpc: bool,
-        pass: Pass,
-    ) -> Response<AnswerBody> {
-        self.spare = forward::spare(&request);
-        let mut request = Some(request);
-        let mut last = None;
-        while let Some(sendable) = request.take() {
-            let next = self.outbound.choose(self.service, &self.tried, &mut self.exchange).await;
-            let endpoint = match next {
-                Ok(endpoint) => endpoint,
-                Err(failure) => return self.fail(last.as_ref().unwrap_or(&failure), for_grpc),
-            };
-            let flight = endpoint.begin();
-            self.exchange.set_attempt(endpoint.meter(), endpoint.target().owner.node.as_str());
-            self.tried.push(endpoint.target().clone());
-            let give_up = || self.spare.is_some() && self.could_go_elsewhere();
-            match endpoint.send(sendable, self.version, give_up).await {
-                Ok(answered) if answered.is_refusal() && self.spare.is_some() => {
-                    last = Some(failure_of_refusal(&answered, &endpoint));
-                    request = self.again();
-                }
-                Ok(answered) => {
-                    if answered.is_refusal() {
-                        self.exchange.set_flag(failure_of_refusal(&answered, &endpoint).flag);
-                    }
-                    let mut guard = AnswerGuard::counting(self.exchange);
-                    guard.flight = Some(flight);
-                    guard.connection = Some(self.connection.clone());
-                    guard.pass = Some(pass);
-                    let mut answer = forward::answer(answered, switched, guard);
-                    answer.headers_mut().remove(headers::UNSENT);
-                    return answer;
-                }
-                Err(error) => {
-                    last = Some(failure_of(&error.failure, &endpoint));
-                    request = error.unsent.or_else(|| self.again());
-                }
-            }
+    /// Whether somebody else than `tried` could take work now, and may still be tried.
+    pub(crate) fn has_other(&self, service: &str, tried: &[Target]) -> bool {
+        let table = self.table.load();
+        tried.len() < self.attempts_max()
+            && table.route(service).is_some_and(|route| route.has_other(tried, self.clock.now()))
+    }
+
+    /// Whether work that `attempts` were made for, the last with this `fate`, may be sent again;
+    /// returns when it is time to.
+    pub(crate) async fn may_retry(&self, service: &str, fate: Fate, attempts: usize) -> bool {
+        if !fate.costs() {
+            return true;
         }
-        let failure = last.unwrap_or_else(|| Failure::new(Flag::NoHealthyUpstream, "no attempt was made"));
-        self.fail(&failure, for_grpc)
-    }
-
-    /// Whether somebody else could take the request now.
-    fn could_go_elsewhere(&self) -> bool {
-        let now = self.outbound.clock.now();
-        let table = self.outbound.table.load();
-        self.tried.len() < self.outbound.attempts_max()
-            && table.route(self.service).is_some_and(|route| route.has_other(&self.tried, now))
-    }
-
-    fn again(&self) -> Option<Request<RequestBody>> {
-        self.spare.clone().map(|parts| Request::from_parts(parts, RequestBody::Empty))
-    }
-
-    fn fail(mut self, failure: &Failure, for_grpc: bool) -> Response<AnswerBody> {
-        let mut response = failure.answer(for_grpc);
-        self.exchange.set_flag(failure.flag);
-        self.exchange.set_status(response.status());
-        response.body_mut().guard_mut().exchange = Some(self.exchange);
-        response
+        let now = self.clock.now();
+        let has_room = self.table.load().route(service).is_some_and(|route| route.retries().take_retry(now));
+        count_retry(Direction::Outbound, service, has_room);
+        if has_room && fate.waits() {
+            let attempts = u32::try_from(attempts).unwrap_or(u32::MAX);
+            tokio::time::sleep(retry::pause(attempts, &self.chance)).await;
+        }
+        has_room
     }
 }
 
@@ -265,46 +208,6 @@ fn address_for_hop(
     };
     parts.uri = builder.build().map_err(|_| wrong())?;
     Ok(Request::from_parts(parts, body))
-}
-
-fn failure_of(failure: &SendFailure, endpoint: &Endpoint) -> Failure {
-    let node = &endpoint.target().owner.node;
-    match failure {
-        SendFailure::Connect(failure) => failure_of_connect(failure, endpoint),
-        SendFailure::Broken(error) => Failure::new(
-            Flag::ConnectionEnded,
-            format!("node {node} ended the connection before its answer: {error}"),
-        ),
-        SendFailure::Silent => {
-            Failure::new(Flag::ConnectionEnded, format!("node {node} fell silent before its answer"))
-        }
-    }
-}
-
-/// What a client is told when the callee's sidecar answers that its workload took nothing.
-fn failure_of_refusal(answered: &Answered, endpoint: &Endpoint) -> Failure {
-    let node = &endpoint.target().owner.node;
-    if answered.is_denial() {
-        Failure::new(Flag::Denied, format!("node {node} no longer lets this caller in"))
-    } else if answered.is_overload() {
-        Failure::new(Flag::Overflow, format!("node {node} carries as much work as it may"))
-    } else {
-        Failure::new(Flag::ConnectFailure, "the workload does not accept connections")
-    }
-}
-
-/// What a client is told of an endpoint that took nothing.
-pub(crate) fn failure_of_connect(failure: &ConnectFailure, endpoint: &Endpoint) -> Failure {
-    let node = &endpoint.target().owner.node;
-    let (flag, what) = match failure {
-        ConnectFailure::Unreachable(_) => (Flag::ConnectFailure, "cannot be reached"),
-        ConnectFailure::Refused(RefusalReason::Denied, _) => (Flag::Denied, "does not let this caller in"),
-        ConnectFailure::Refused(RefusalReason::Overloaded, _) => {
-            (Flag::Overflow, "has as much work as it may")
-        }
-        ConnectFailure::Refused(..) => (Flag::ConnectFailure, "refused"),
-    };
-    Failure::new(flag, format!("node {node} {what}: {failure}"))
 }
 
 fn no_healthy_upstream(service: &str, route: &LiveRoute) -> Failure {

@@ -8,9 +8,10 @@ use tokio::net::TcpStream;
 use tracing::debug;
 
 use crate::endpoint::Flight;
+use crate::proxy::attempt::{failure_of_connect, fate_of_connect};
 use crate::proxy::failure::Failure;
 use crate::proxy::gate::Pass;
-use crate::proxy::outbound::{Outbound, failure_of_connect};
+use crate::proxy::outbound::Outbound;
 use crate::proxy::tunnel;
 use crate::telemetry::exchange::Exchange;
 
@@ -72,7 +73,15 @@ impl Outbound {
             tried.push(endpoint.target().clone());
             match endpoint.open_tcp().await {
                 Ok(stream) => return Ok((stream, flight, pass)),
-                Err(failure) => last = Some(failure_of_connect(&failure, &endpoint)),
+                Err(failure) => {
+                    drop(flight);
+                    let told = failure_of_connect(&failure, &endpoint);
+                    let fate = fate_of_connect(&failure);
+                    if !self.has_other(service, &tried) || !self.may_retry(service, fate, tried.len()).await {
+                        return Err(told);
+                    }
+                    last = Some(told);
+                }
             }
         }
     }

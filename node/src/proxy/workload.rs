@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use starling_gossip::clock::Clock;
 use starling_gossip::identity::{ServiceName, SpiffeId};
 use starling_gossip::record::Protocol;
 use starling_transport::header::RefusalReason;
@@ -18,6 +19,7 @@ use crate::descriptors;
 use crate::proxy::access::Access;
 use crate::proxy::gate::{Gate, Pass};
 use crate::proxy::workload_tls::WorkloadHandshake;
+use crate::retry::RetryBudget;
 use crate::telemetry::exchange::{Direction, Meter};
 use crate::upstream::{Connect, ConnectFailure, HttpUpstream, HttpVersion, NextHop, UpstreamLimits};
 
@@ -46,6 +48,8 @@ pub(crate) struct Workload {
     pub(crate) upstream: HttpUpstream<LimitedConnect>,
     /// Its work under way; drained when the instance is withdrawn or lives elsewhere.
     pub(crate) gate: Gate,
+    /// How many requests may be sent to it twice.
+    pub(crate) repeats: RetryBudget,
     described: ArcSwap<Service>,
     meters: Mutex<BTreeMap<SpiffeId, Arc<Meter>>>,
     rest: Arc<Meter>,
@@ -134,6 +138,7 @@ impl Workload {
             upstream: HttpUpstream::new(LimitedConnect::new(service, limits), limits.upstream),
             // The node's own gate sets the limit; this one only counts.
             gate: Gate::new(usize::MAX),
+            repeats: RetryBudget::new(Clock::System.now()),
             meters: Mutex::default(),
             access,
             protocol: service.protocol,

@@ -130,6 +130,18 @@ impl Meter {
     }
 }
 
+/// Counts a request of `service` that could be sent again: that it was, or that it was not because too
+/// many were. Looked up each time, for a service that works has no such series.
+pub(crate) fn count_retry(direction: Direction, service: &str, was_sent: bool) {
+    metrics::counter!(
+        "starling_retries_total",
+        "direction" => direction.as_str(),
+        "service" => service.to_owned(),
+        "outcome" => if was_sent { "sent" } else { "over_budget" },
+    )
+    .increment(1);
+}
+
 impl Exchange {
     /// What the request asks, for the access log.
     pub(crate) fn set_request(&mut self, method: &http::Method, path: &str) {

@@ -76,6 +76,10 @@ impl Metrics {
 fn describe() {
     use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
     describe_counter!("starling_requests_total", "Requests and connections, by outcome");
+    describe_counter!(
+        "starling_retries_total",
+        "Requests that were sent again, or would have been, by outcome"
+    );
     describe_histogram!(
         "starling_request_duration_seconds",
         Unit::Seconds,

@@ -26,6 +26,8 @@ struct Kept {
     next_hop: NextHop,
     /// Idle since before the last sweep.
     swept: bool,
+    /// Whether it has carried an answer to its end: one that was only opened early has not.
+    has_answered: bool,
 }
 
 /// Whether a kept connection will do.
@@ -63,6 +65,7 @@ impl Http1Pool {
                     Err(failure) => return Err(SendError { failure: failure.into(), unsent: Some(request) }),
                 },
             };
+            let was_used = kept.has_answered;
             let sent = tokio::select! {
                 biased;
                 sent = kept.sender.try_send_request(request) => sent,
@@ -78,6 +81,9 @@ impl Http1Pool {
                 Err(mut error) => match error.take_message() {
                     // It had been closed while idle; that says nothing about the next hop.
                     Some(unsent) if was_idle => request = unsent,
+                    unsent if was_used => {
+                        return Err(SendError { failure: SendFailure::Stale(error.into_error()), unsent });
+                    }
                     unsent => return Err(SendError { failure: error.into_error().into(), unsent }),
                 },
             }
@@ -128,7 +134,8 @@ impl Http1Pool {
 
 impl LentSender {
     /// The answer came to its proper end: the next request may use the connection.
-    pub(crate) fn give_back(self) {
+    pub(crate) fn give_back(mut self) {
+        self.kept.has_answered = true;
         self.pool.put(self.kept);
     }
 }
@@ -145,5 +152,5 @@ async fn open<C: Connect>(connect: &C) -> Result<Kept, ConnectFailure> {
             debug!(%error, "HTTP/1.1 connection ended");
         }
     });
-    Ok(Kept { sender, next_hop, swept: false })
+    Ok(Kept { sender, next_hop, swept: false, has_answered: false })
 }

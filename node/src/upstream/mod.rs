@@ -99,6 +99,10 @@ pub(crate) enum SendFailure {
     /// The connection ended before the answer.
     #[error("the connection ended before the answer: {0}")]
     Broken(#[from] hyper::Error),
+    /// A kept connection, which had carried other requests, ended before the answer: its other end
+    /// may have closed it without a look at this one.
+    #[error("the kept connection ended before the answer: {0}")]
+    Stale(hyper::Error),
     /// The peer has fallen silent with the request outstanding.
     #[error("the peer has fallen silent")]
     Silent,
