@@ -33,7 +33,9 @@ pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
 }
 
 /// Decodes exactly one `T` from all of `bytes`, at most `BYTES_MAX` of them.
-pub fn decode<T: Serialize + DeserializeOwned, const BYTES_MAX: usize>(bytes: &[u8]) -> Result<T, DecodeError> {
+pub fn decode<T: Serialize + DeserializeOwned, const BYTES_MAX: usize>(
+    bytes: &[u8],
+) -> Result<T, DecodeError> {
     if bytes.len() > BYTES_MAX {
         return Err(DecodeError::Oversized(bytes.len(), BYTES_MAX));
     }

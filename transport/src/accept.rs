@@ -14,6 +14,7 @@ use crate::admission::{Admission, HalfOpen, admit, source};
 use crate::connection::Connection;
 use crate::credentials::Credentials;
 use crate::dial::{authenticated, canonical};
+use crate::endpoint::Transport;
 use crate::header::StreamKind;
 use crate::limits::{DIAL_TIMEOUT_MAX, HALF_OPEN_FAILED_LINGER};
 use crate::pool::{NotAdopted, Pool};
@@ -28,6 +29,7 @@ pub(crate) struct Acceptor {
     pub(crate) credentials: Credentials,
     pub(crate) provider: Arc<CryptoProvider>,
     pub(crate) config: quinn::ServerConfig,
+    pub(crate) transport: Transport,
     pub(crate) under_way: UnderWay,
 }
 
@@ -56,6 +58,7 @@ impl Acceptor {
         let (crypto, verdict) = tls::quic_server(&self.provider, &self.credentials);
         let mut config = self.config.clone();
         config.crypto = crypto;
+        config.transport_config(self.transport.to(incoming.remote_address()));
         let (pool, credentials) = (self.pool.clone(), self.credentials.clone());
         tokio::spawn(async move {
             let shaken = shake_hands(incoming, config, &verdict, &credentials).await;

@@ -5,11 +5,12 @@ use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::{ConnectionError, TransportConfig, VarInt};
+use quinn::{ConnectionError, VarInt};
 use rustls::crypto::CryptoProvider;
 
 use crate::connection::{CLOSED, Connection, PeerIdentity, WELCOMED};
 use crate::credentials::Credentials;
+use crate::endpoint::Transport;
 use crate::limits::IDLE_TIMEOUT;
 use crate::supervise::close_code;
 use crate::tls;
@@ -88,7 +89,7 @@ pub enum ConnectError {
 pub(crate) struct Dialler {
     pub(crate) endpoint: quinn::Endpoint,
     pub(crate) provider: Arc<CryptoProvider>,
-    pub(crate) transport: Arc<TransportConfig>,
+    pub(crate) transport: Transport,
 }
 
 /// A name for rustls, which wants one; it is neither sent nor checked.
@@ -127,7 +128,7 @@ impl Dialler {
         }
         let (crypto, verdict) = tls::quic_client(&self.provider, credentials, expected);
         let mut config = quinn::ClientConfig::new(crypto);
-        config.transport_config(self.transport.clone());
+        config.transport_config(self.transport.to(address));
         let connecting =
             self.endpoint.connect_with(config, address, NO_NAME).map_err(|error| match error {
                 quinn::ConnectError::EndpointStopping => ConnectError::Closed,

@@ -26,6 +26,7 @@ use crate::limits::{
     GOSSIP_RECEIVED_MAX, HALF_OPEN_BYTES_MAX, HALF_OPEN_MAX, HALF_OPEN_TOTAL_BYTES_MAX, IDLE_TIMEOUT,
     INCOMING_STREAMS_MAX, INITIAL_RTT, KEEP_ALIVE, MESSAGES_PER_CONNECTION_MAX, SOCKET_BUFFER_BYTES, Windows,
 };
+use crate::packet_size;
 use crate::pool::Pool;
 use crate::serve::Inbox;
 use crate::supervise::close_code;
@@ -81,10 +82,11 @@ impl Endpoint {
     ) -> io::Result<(Self, Incoming)> {
         enlarge_buffers(SockRef::from(&socket));
         let provider = Arc::new(tls::crypto_provider());
-        let transport = Arc::new(transport_config(windows));
-        let config = server_config(&provider, &credentials, transport.clone());
+        let listen = socket.local_addr()?;
+        let transport = Transport { windows };
+        let config = server_config(&provider, &credentials, transport.to(listen));
         let quinn = quinn::Endpoint::new(
-            endpoint_config(&credentials, &mut rng),
+            endpoint_config(&credentials, &mut rng)?,
             Some(config.clone()),
             socket,
             Arc::new(TokioRuntime),
@@ -98,7 +100,7 @@ impl Endpoint {
         let pool = Pool::new(dialler, credentials.clone(), inbox, rng);
         tokio::spawn(pool.close_revoked());
         let under_way = UnderWay::default();
-        let acceptor = Acceptor { pool: pool.clone(), credentials, provider, config, under_way };
+        let acceptor = Acceptor { pool: pool.clone(), credentials, provider, config, transport, under_way };
         tokio::spawn(acceptor.run(quinn.clone()));
         Ok((Self { quinn, local_addr, pool }, Incoming { streams, gossip }))
     }
@@ -151,14 +153,15 @@ fn enlarge_buffers(socket: SockRef<'_>) {
     }
 }
 
-fn endpoint_config(credentials: &Credentials, rng: &mut StdRng) -> EndpointConfig {
+fn endpoint_config(credentials: &Credentials, rng: &mut StdRng) -> io::Result<EndpointConfig> {
     let keys = ResetKeys::derive(credentials.current().svid().private_key().secret_der());
     let mut config = EndpointConfig::new(Arc::new(keys.token));
     // quinn answers only ids it could have made, so these must outlive a restart as well.
     let mark = keys.connection_id;
     config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(mark)));
     config.rng_seed(Some(rng.random()));
-    config
+    config.max_udp_payload_size(packet_size::PAYLOAD_BYTES_MAX).map_err(io::Error::other)?;
+    Ok(config)
 }
 
 fn server_config(
@@ -176,19 +179,29 @@ fn server_config(
     config
 }
 
-fn transport_config(windows: Windows) -> TransportConfig {
-    let idle = IdleTimeout::try_from(IDLE_TIMEOUT).expect("half a minute is a valid idle timeout");
-    let mut config = TransportConfig::default();
-    config
-        .max_concurrent_bidi_streams(VarInt::from_u32(CALLS_PER_CONNECTION_MAX))
-        .max_concurrent_uni_streams(VarInt::from_u32(MESSAGES_PER_CONNECTION_MAX))
-        .stream_receive_window(VarInt::from_u32(windows.stream_bytes))
-        .receive_window(VarInt::from_u32(windows.connection_bytes))
-        .send_window(windows.send_bytes)
-        .max_idle_timeout(Some(idle))
-        .keep_alive_interval(Some(KEEP_ALIVE))
-        .initial_rtt(INITIAL_RTT)
-        .datagram_receive_buffer_size(Some(DATAGRAM_RECEIVE_BUFFER_BYTES))
-        .datagram_send_buffer_size(DATAGRAM_SEND_BUFFER_BYTES);
-    config
+/// What all connections have in common.
+#[derive(Clone, Copy)]
+pub(crate) struct Transport {
+    windows: Windows,
+}
+
+impl Transport {
+    /// QUIC's parameters for a connection with `peer`.
+    pub(crate) fn to(self, peer: SocketAddr) -> Arc<TransportConfig> {
+        let idle = IdleTimeout::try_from(IDLE_TIMEOUT).expect("half a minute is a valid idle timeout");
+        let mut config = TransportConfig::default();
+        config
+            .max_concurrent_bidi_streams(VarInt::from_u32(CALLS_PER_CONNECTION_MAX))
+            .max_concurrent_uni_streams(VarInt::from_u32(MESSAGES_PER_CONNECTION_MAX))
+            .stream_receive_window(VarInt::from_u32(self.windows.stream_bytes))
+            .receive_window(VarInt::from_u32(self.windows.connection_bytes))
+            .send_window(self.windows.send_bytes)
+            .max_idle_timeout(Some(idle))
+            .keep_alive_interval(Some(KEEP_ALIVE))
+            .initial_rtt(INITIAL_RTT)
+            .mtu_discovery_config(Some(packet_size::discovery(peer)))
+            .datagram_receive_buffer_size(Some(DATAGRAM_RECEIVE_BUFFER_BYTES))
+            .datagram_send_buffer_size(DATAGRAM_SEND_BUFFER_BYTES);
+        Arc::new(config)
+    }
 }

@@ -12,7 +12,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-use crate::proxy::headers::PEER;
+use crate::proxy::own_headers::PEER;
 
 /// Carries the workload's name in an answer.
 pub(super) const NAME: &str = "x-demo-workload";

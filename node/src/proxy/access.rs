@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
+use http::header::HeaderValue;
 use starling_gossip::identity::{ServiceName, SpiffeId};
 use tokio::sync::Notify;
 
@@ -31,6 +32,8 @@ pub(crate) struct Access {
 pub(crate) struct Admission {
     access: Arc<Access>,
     peer: SpiffeId,
+    /// The same, as each of its requests says it.
+    peer_header: HeaderValue,
     held: ArcSwap<Held>,
 }
 
@@ -65,8 +68,10 @@ impl Access {
     /// Lets `peer` in, or not.
     pub(crate) fn admit(self: &Arc<Self>, peer: &SpiffeId) -> Result<Arc<Admission>, Reason> {
         let held = self.decide(peer)?;
+        // An identity is plain ASCII (SPIFFE-ID, section 2), so it always is a header's value.
+        let peer_header = HeaderValue::from_str(peer.as_str()).expect("ASCII without controls");
         let (access, peer) = (self.clone(), peer.clone());
-        Ok(Arc::new(Admission { access, peer, held: ArcSwap::from_pointee(held) }))
+        Ok(Arc::new(Admission { access, peer, peer_header, held: ArcSwap::from_pointee(held) }))
     }
 
     fn decide(&self, peer: &SpiffeId) -> Result<Held, Reason> {
@@ -97,6 +102,11 @@ impl Admission {
     /// Who was let in.
     pub(crate) fn peer(&self) -> &SpiffeId {
         &self.peer
+    }
+
+    /// Who was let in, as a header's value; a copy costs nothing.
+    pub(crate) fn peer_header(&self) -> &HeaderValue {
+        &self.peer_header
     }
 
     /// What let it in.

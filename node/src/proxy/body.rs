@@ -16,8 +16,8 @@ use crate::proxy::access::Admission;
 use crate::proxy::attempt::failure_of_elapsed;
 use crate::proxy::failure::Flag;
 use crate::proxy::gate::{Held, Pass};
-use crate::proxy::headers;
 use crate::proxy::overdue::Busy;
+use crate::proxy::own_headers;
 use crate::proxy::timer::{Moved, Timer};
 use crate::telemetry::exchange::Exchange;
 use crate::upstream::LentSender;
@@ -172,12 +172,9 @@ impl Body for RequestBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match self.get_mut() {
-            Self::Streamed(body, moved) => Pin::new(body).poll_frame(context).map_ok(|mut frame| {
+            Self::Streamed(body, moved) => Pin::new(body).poll_frame(context).map_ok(|frame| {
                 moved.iter().for_each(Moved::note);
-                if let Some(trailers) = frame.trailers_mut() {
-                    headers::remove_peer(trailers);
-                }
-                frame
+                without_own_trailers(frame)
             }),
             Self::Empty => Poll::Ready(None),
         }
@@ -208,7 +205,10 @@ impl Body for AnswerBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
         let polled = match &mut this.source {
-            Source::Upstream(body) => Pin::new(body).poll_frame(context).map_err(BodyError::from),
+            Source::Upstream(body) => {
+                let polled = Pin::new(body).poll_frame(context);
+                polled.map_ok(without_own_trailers).map_err(BodyError::from)
+            }
             Source::Own(body) => Pin::new(body).poll_frame(context).map_err(|never| match never {}),
         };
         match &polled {
@@ -240,6 +240,14 @@ impl Body for AnswerBody {
             Source::Own(body) => body.size_hint(),
         }
     }
+}
+
+/// Nobody speaks for the mesh in trailers either.
+fn without_own_trailers(mut frame: Frame<Bytes>) -> Frame<Bytes> {
+    if let Some(trailers) = frame.trailers_mut() {
+        own_headers::remove_all(trailers);
+    }
+    frame
 }
 
 impl Source {

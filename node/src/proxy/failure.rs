@@ -38,6 +38,8 @@ pub(crate) enum Flag {
     Denied,
     /// DPE: the caller's request cannot be understood or passed on.
     Malformed,
+    /// LOOP: the request has passed too many sidecars.
+    Loop,
 }
 
 impl Flag {
@@ -52,6 +54,7 @@ impl Flag {
             Self::TimedOut => "UT",
             Self::Denied => "RBAC",
             Self::Malformed => "DPE",
+            Self::Loop => "LOOP",
         }
     }
 
@@ -65,19 +68,20 @@ impl Flag {
             Self::TimedOut => StatusCode::GATEWAY_TIMEOUT,
             Self::Denied => StatusCode::FORBIDDEN,
             Self::Malformed => StatusCode::BAD_REQUEST,
+            Self::Loop => StatusCode::LOOP_DETECTED,
         }
     }
 
     /// The gRPC status code for the same (gRPC: "HTTP to gRPC status code mapping"), but for what that
     /// has one status of HTTP for and gRPC two codes: a limit and a deadline.
-    pub(crate) fn grpc_status(self) -> HeaderValue {
+    fn grpc_status(self) -> HeaderValue {
         HeaderValue::from_static(match self {
             Self::NoRoute => "12", // UNIMPLEMENTED
             Self::NoHealthyUpstream | Self::ConnectFailure | Self::ConnectionEnded => "14", // UNAVAILABLE
             Self::Overflow => "8", // RESOURCE_EXHAUSTED
             Self::TimedOut => "4", // DEADLINE_EXCEEDED
             Self::Denied => "7",   // PERMISSION_DENIED
-            Self::Malformed => "13", // INTERNAL
+            Self::Malformed | Self::Loop => "13", // INTERNAL
         })
     }
 }

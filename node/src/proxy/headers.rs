@@ -1,14 +1,11 @@
 //! PURE: headers that end at this hop, and headers that begin here.
 
-use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, TE, UPGRADE};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
+};
 use http::{Method, Version};
-use starling_gossip::identity::SpiffeId;
 
 use crate::balance::Chance;
-
-/// Who called, for the workload; one sent by a client is removed.
-pub(crate) const PEER: HeaderName = HeaderName::from_static(PEER_NAME);
-const PEER_NAME: &str = "x-starling-peer";
 
 /// Why an answer was made by the mesh: response flags as in Envoy's access log.
 pub(crate) const FLAGS: HeaderName = HeaderName::from_static("x-starling-flags");
@@ -24,6 +21,10 @@ const HOP_BY_HOP: [HeaderName; 3] = [
     HeaderName::from_static("proxy-connection"),
     HeaderName::from_static("proxy-authorization"),
 ];
+
+/// Belong to the message and not to a hop, whatever `Connection` says (RFC 9110, section 7.6.1):
+/// without them it would have another end or another addressee.
+const MESSAGE: [HeaderName; 3] = [HOST, CONTENT_LENGTH, TRANSFER_ENCODING];
 
 /// The protocol a request asks to switch to, if it does (RFC 9110, section 7.8). A switch to HTTP/2
 /// is not passed on (RFC 9113, section 3.1, has no such switch any more): its requests would
@@ -51,6 +52,7 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap, upgrade: Option<&Header
             .filter_map(|value| value.to_str().ok())
             .flat_map(|value| value.split(','))
             .filter_map(|name| name.trim().parse().ok())
+            .filter(|name| !MESSAGE.contains(name))
             .collect();
         for name in named {
             headers.remove(name);
@@ -68,38 +70,6 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap, upgrade: Option<&Header
     if let Some(protocol) = upgrade {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(UPGRADE, protocol.clone());
-    }
-}
-
-/// Removes what only a sidecar may say: a workload's answer cannot pass for one of the mesh.
-pub(crate) fn remove_own(headers: &mut HeaderMap) {
-    headers.remove(FLAGS);
-    headers.remove(UNSENT);
-}
-
-/// Tells the workload who called, on the word of the TLS handshake alone.
-pub(crate) fn set_peer(headers: &mut HeaderMap, peer: &SpiffeId) {
-    remove_peer(headers);
-    // An identity is plain ASCII (SPIFFE-ID, section 2), so it always is a header's value.
-    if let Ok(value) = HeaderValue::from_str(peer.as_str()) {
-        headers.insert(PEER, value);
-    }
-}
-
-/// Removes what a caller says of itself, however it is spelt: CGI and what descends from it reads
-/// `x_starling_peer` as the same name (RFC 3875, section 4.1.18).
-pub(crate) fn remove_peer(headers: &mut HeaderMap) {
-    let is_peer = |name: &HeaderName| {
-        let (name, peer) = (name.as_str().as_bytes(), PEER_NAME.as_bytes());
-        name.len() == peer.len()
-            && name
-                .iter()
-                .zip(peer)
-                .all(|(byte, wanted)| byte == wanted || (*byte == b'_' && *wanted == b'-'))
-    };
-    let spelt: Vec<HeaderName> = headers.keys().filter(|name| is_peer(name)).cloned().collect();
-    for name in spelt {
-        headers.remove(name);
     }
 }
 
@@ -161,6 +131,15 @@ mod tests {
     }
 
     #[test]
+    fn the_connection_header_cannot_take_a_message_apart() {
+        let kept = [("host", "web.mesh"), ("transfer-encoding", "chunked"), ("content-length", "3")];
+        let mut map = headers(&kept);
+        map.append(CONNECTION, HeaderValue::from_static("Host, Transfer-Encoding, content-length"));
+        remove_hop_by_hop(&mut map, None);
+        assert_eq!(map, headers(&kept));
+    }
+
+    #[test]
     fn an_upgrade_passes_and_trailers_stay_announced() {
         let mut map =
             headers(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket"), ("te", "trailers")]);
@@ -169,19 +148,6 @@ mod tests {
         assert_eq!(upgrade(&map, Version::HTTP_2), None);
         remove_hop_by_hop(&mut map, protocol.as_ref());
         assert_eq!(map, headers(&[("te", "trailers"), ("connection", "upgrade"), ("upgrade", "websocket")]));
-    }
-
-    #[test]
-    fn nobody_names_another_caller_however_it_is_spelt() {
-        let mut map = headers(&[
-            ("x-starling-peer", "spiffe://acme/svc/admin"),
-            ("x_starling_peer", "spiffe://acme/svc/admin"),
-            ("x-starling_peer", "spiffe://acme/svc/admin"),
-            ("x-starling-pear", "kept"),
-        ]);
-        set_peer(&mut map, &"spiffe://acme/svc/web".parse().expect("an identity"));
-        let expected = [("x-starling-pear", "kept"), ("x-starling-peer", "spiffe://acme/svc/web")];
-        assert_eq!(map, headers(&expected));
     }
 
     #[test]

@@ -29,7 +29,7 @@ use crate::proxy::failure::{Failure, Flag};
 use crate::proxy::forward::{self, Passing};
 use crate::proxy::gate::{Gate, Held, Pass};
 use crate::proxy::workload::{Workload, Workloads, tcp_under};
-use crate::proxy::{headers, tunnel};
+use crate::proxy::{headers, intake, own_headers, tunnel};
 use crate::telemetry::exchange::{Direction, Exchange, Meter, count_retry};
 use crate::upstream::http2::Windows;
 use crate::upstream::{Answered, ConnectFailure, HttpVersion, SendError, SendFailure};
@@ -248,7 +248,11 @@ impl Caller {
         };
         guard.workload_pass = workload.gate.enter();
         let Passing { mut request, version, switched } = Passing::new(request);
-        headers::set_peer(request.headers_mut(), self.admission.peer());
+        if let Some(exchange) = &mut guard.exchange
+            && let Err(failure) = intake::of_peer(&mut request, &self.admission, exchange)
+        {
+            return fail(&failure, for_grpc, false, guard);
+        }
         if for_grpc && let Some(deadline) = deadline::of(request.headers()) {
             // The caller's sidecar gives up in time; the workload is told what is left.
             let spent = self.inbound.clock.now() - arrived;
@@ -258,7 +262,7 @@ impl Caller {
             Ok(answered) => answered,
             Err(error) => return fail(&failure_of(&error), for_grpc, error.unsent.is_some(), guard),
         };
-        headers::remove_own(answered.response.headers_mut());
+        own_headers::remove_all(answered.response.headers_mut());
         let mut answer = forward::answer(answered, switched, guard);
         if self.is_retired() && version == HttpVersion::Http1 {
             // The caller retires the stream with this answer instead of losing a race with our end.
@@ -368,6 +372,10 @@ fn fail(failure: &Failure, for_grpc: bool, unsent: bool, mut guard: AnswerGuard)
     let mut response = failure.answer(for_grpc);
     if unsent {
         response.headers_mut().insert(headers::UNSENT, HeaderValue::from_static("1"));
+    }
+    if failure.flag == Flag::Malformed {
+        // Nobody knows where the next request begins.
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     if let Some(exchange) = &mut guard.exchange {
         exchange.set_flag(failure.flag);

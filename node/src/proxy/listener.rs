@@ -276,7 +276,8 @@ async fn retires(connections: &Gate) {
 }
 
 /// Answers; an HTTP/1 connection of a draining node ends with its answer, instead of losing a race
-/// between the client's next request and our end.
+/// between the client's next request and our end. So does one whose request was ambiguous: nobody
+/// knows where the next begins.
 async fn answer_and_end(
     serves: &Serves,
     outbound: &Arc<Outbound>,
@@ -287,7 +288,8 @@ async fn answer_and_end(
     let keeps = request.version() >= Version::HTTP_2 || request.method() == Method::CONNECT;
     let mut response = answer(serves, outbound, clients, held, request).await;
     let keeps = keeps || response.status() == StatusCode::SWITCHING_PROTOCOLS;
-    if clients.connections.is_draining() && !keeps {
+    let ends = response.headers().get(headers::FLAGS).is_some_and(|flag| flag == Flag::Malformed.as_str());
+    if (ends || clients.connections.is_draining()) && !keeps {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response

@@ -25,7 +25,7 @@ use crate::proxy::failure::{Failure, Flag};
 use crate::proxy::forward::Passing;
 use crate::proxy::gate::{Gate, Held, Pass};
 use crate::proxy::journey::{Journey, Way};
-use crate::proxy::{headers, name};
+use crate::proxy::{headers, intake, name};
 use crate::retry::{self, Fate};
 use crate::route::Target;
 use crate::telemetry::exchange::{Direction, Exchange, Meter, count_retry};
@@ -100,6 +100,7 @@ impl Outbound {
         exchange.set_request(request.method(), request.uri().path());
         let for_grpc = headers::is_grpc(request.headers());
         let Passing { mut request, version, switched } = Passing::new(request);
+        let taken = intake::of_program(&mut request, &self.chance, &mut exchange);
         let deadline = for_grpc.then(|| deadline::of(request.headers())).flatten();
         let allowance = Allowance {
             total: [timeouts.total, deadline].into_iter().flatten().min(),
@@ -109,8 +110,10 @@ impl Outbound {
         let tunnel_idle = timeouts.idle_of_connections();
         let way = Way { service, connection, version, for_grpc, allowance, tunnel_idle };
         let journey = Journey::new(self, way, exchange);
-        headers::start_trace(request.headers_mut(), &self.chance);
-        match self.enter().and_then(|pass| Ok((pass, address_for_hop(request, version, service)?))) {
+        match taken
+            .and_then(|()| self.enter())
+            .and_then(|pass| Ok((pass, address_for_hop(request, version, service)?)))
+        {
             Ok((pass, request)) => journey.run(request, switched, pass).await,
             Err(failure) => journey.fail(&failure),
         }

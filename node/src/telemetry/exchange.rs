@@ -7,6 +7,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use http::StatusCode;
+use http::header::HeaderValue;
 use metrics::{Counter, Histogram};
 use starling_gossip::clock::{Clock, Instant};
 use starling_gossip::identity::{ServiceName, SpiffeId};
@@ -59,6 +60,7 @@ pub(crate) struct Exchange {
 struct Line {
     method: String,
     path: String,
+    request_id: String,
     attempts: Vec<String>,
     /// The proved identity of an inbound caller, which its meter does not always name.
     peer: String,
@@ -149,6 +151,13 @@ impl Exchange {
         }
     }
 
+    /// The request's name, for the access log.
+    pub(crate) fn set_request_id(&mut self, id: &HeaderValue) {
+        if let Some(line) = &mut self.line {
+            line.request_id = String::from_utf8_lossy(id.as_bytes()).into_owned();
+        }
+    }
+
     /// Who calls, and what lets it in, if anything does; for the access log.
     pub(crate) fn set_caller(&mut self, peer: &SpiffeId, rule: Option<&Rule>) {
         if let Some(line) = &mut self.line {
@@ -212,6 +221,7 @@ impl Drop for Exchange {
             rule = line.rule,
             method = line.method,
             path = line.path,
+            request_id = line.request_id,
             status = self.outcome.status,
             flags = self.outcome.flag.map_or("", Flag::as_str),
             seconds,

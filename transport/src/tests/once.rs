@@ -72,8 +72,8 @@ async fn what_is_too_large_for_a_datagram_goes_on_a_stream() {
     let (link_a, link_b) = (link(&mut a), link(&mut b));
     let metrics = Counters::here();
     a.dial(&b).await.expect("connected");
-    link_a.send(member(&b), talk(5_000), Delivery::Once);
-    assert!(within("a message", link_b.recv()).await.expect("open").message == talk(5_000));
+    link_a.send(member(&b), talk(20_000), Delivery::Once);
+    assert!(within("a message", link_b.recv()).await.expect("open").message == talk(20_000));
     eventually("it is counted", || metrics.total_of(MESSAGES, &["reliable", "talk"]) == 2).await;
     assert_eq!(metrics.total(MESSAGES, "once"), 0);
 }
