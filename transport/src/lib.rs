@@ -22,6 +22,7 @@ pub mod gossip_link;
 pub mod header;
 pub mod incoming;
 pub mod limits;
+mod permits;
 pub mod pool;
 mod registry;
 mod retirement;
