@@ -4,11 +4,15 @@
 //! fault it is, and the response flag that Envoy's access log would show. gRPC clients get the
 //! matching gRPC status instead of an HTTP one.
 
-use http::header::{CONTENT_TYPE, HeaderValue, SERVER};
+use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER, SERVER};
 use http::{Response, StatusCode};
 
 use crate::proxy::body::AnswerBody;
 use crate::proxy::headers::FLAGS;
+
+/// When whoever was refused for want of room may ask again, in seconds: the least that can be said. Work
+/// is short, and there is room as soon as some ends.
+pub(crate) const RETRY_AFTER_SECONDS: &str = "1";
 
 /// What went wrong with one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,6 +91,9 @@ impl Failure {
         let headers = response.headers_mut();
         headers.insert(SERVER, HeaderValue::from_static("starling"));
         headers.insert(FLAGS, HeaderValue::from_static(self.flag.as_str()));
+        if self.flag == Flag::Overflow {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
+        }
         if for_grpc {
             // A "trailers-only" answer: the status travels in the one header block there is.
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
