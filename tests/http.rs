@@ -331,3 +331,20 @@ async fn many_requests_at_once_are_all_answered() {
         }
     }
 }
+
+#[tokio::test]
+async fn the_bytes_of_bodies_are_counted_both_ways() {
+    let world = World::new().await;
+    let reply = world.fixed().await.send(request(Method::POST, "web.mesh", "/echo", vec![7; 12_345])).await;
+    assert_eq!(reply.body.len(), 12_345);
+    for node in [&world.caller, &world._server] {
+        starling_tests::eventually("the bytes", async || {
+            let metrics = node.admin().get("/metrics").await.text;
+            let counted =
+                |name: &str| metrics.lines().any(|line| line.starts_with(name) && line.ends_with(" 12345"));
+            (counted("starling_request_bytes_total{") && counted("starling_response_bytes_total{"))
+                .then_some(())
+        })
+        .await;
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -21,7 +22,12 @@ use crate::upstream::http2::Stream;
 /// A request's body on its way upstream.
 pub(crate) enum RequestBody {
     /// As the caller sends it.
-    Streamed(Incoming),
+    Streamed {
+        /// What is left of it.
+        body: Incoming,
+        /// What of it has gone up; whoever counts the request reads it.
+        bytes: Arc<AtomicU64>,
+    },
     /// None: such a request can be sent twice.
     Empty,
 }
@@ -29,7 +35,15 @@ pub(crate) enum RequestBody {
 impl RequestBody {
     /// A body as it comes in.
     pub(crate) fn new(body: Incoming) -> Self {
-        if body.is_end_stream() { Self::Empty } else { Self::Streamed(body) }
+        if body.is_end_stream() { Self::Empty } else { Self::Streamed { body, bytes: Arc::default() } }
+    }
+
+    /// Where its bytes are counted as they go up, if there are any.
+    pub(crate) fn bytes(&self) -> Option<Arc<AtomicU64>> {
+        match self {
+            Self::Streamed { bytes, .. } => Some(bytes.clone()),
+            Self::Empty => None,
+        }
     }
 }
 
@@ -117,7 +131,10 @@ impl Body for RequestBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match self.get_mut() {
-            Self::Streamed(body) => Pin::new(body).poll_frame(context).map_ok(|mut frame| {
+            Self::Streamed { body, bytes } => Pin::new(body).poll_frame(context).map_ok(|mut frame| {
+                if let Some(data) = frame.data_ref() {
+                    bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
+                }
                 if let Some(trailers) = frame.trailers_mut() {
                     headers::remove_peer(trailers);
                 }
@@ -129,14 +146,14 @@ impl Body for RequestBody {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Streamed(body) => body.is_end_stream(),
+            Self::Streamed { body, .. } => body.is_end_stream(),
             Self::Empty => true,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Streamed(body) => body.size_hint(),
+            Self::Streamed { body, .. } => body.size_hint(),
             Self::Empty => SizeHint::with_exact(0),
         }
     }

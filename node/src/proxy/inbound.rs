@@ -246,6 +246,7 @@ impl Caller {
         };
         guard.workload_pass = workload.gate.enter();
         let Passing { mut request, version, switched } = Passing::new(request);
+        guard.exchange.iter_mut().for_each(|exchange| exchange.set_body_bytes(request.body().bytes()));
         headers::set_peer(request.headers_mut(), self.admission.peer());
         let mut answered = match send(&workload, request, version).await {
             Ok(answered) => answered,

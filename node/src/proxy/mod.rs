@@ -6,6 +6,7 @@
 
 pub(crate) mod access;
 pub(crate) mod body;
+pub(crate) mod counted;
 pub(crate) mod denials;
 pub(crate) mod failure;
 pub(crate) mod forward;

@@ -108,6 +108,7 @@ impl Outbound {
         exchange.set_request(request.method(), request.uri().path());
         let for_grpc = headers::is_grpc(request.headers());
         let Passing { mut request, version, switched } = Passing::new(request);
+        exchange.set_body_bytes(request.body().bytes());
         let tried = Vec::new();
         let journey = Journey { outbound: self, service, connection, version, exchange, tried, spare: None };
         headers::start_trace(request.headers_mut(), &self.chance);
