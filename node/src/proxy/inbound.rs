@@ -19,7 +19,6 @@ use starling_transport::header::{RefusalReason, StreamKind};
 use starling_transport::incoming::{IncomingStream, UnansweredStream};
 use tracing::{debug, warn};
 
-use super::listener::BUFFER_BYTES_MAX;
 use crate::authz::Reason;
 use crate::proxy::access::Admission;
 use crate::proxy::body::{AnswerBody, AnswerGuard, RequestBody};
@@ -27,6 +26,7 @@ use crate::proxy::denials::Denials;
 use crate::proxy::failure::{Failure, Flag};
 use crate::proxy::forward::{self, Passing};
 use crate::proxy::gate::{Gate, Held, Pass};
+use crate::proxy::heads::PASSED_HEAD_BYTES_MAX;
 use crate::proxy::workload::{Workload, Workloads, tcp_under};
 use crate::proxy::{headers, tunnel};
 use crate::telemetry::exchange::{Exchange, Meter};
@@ -191,12 +191,13 @@ impl Caller {
         let ended = match version {
             HttpVersion::Http1 => {
                 let mut builder = hyper::server::conn::http1::Builder::new();
-                builder.max_buf_size(BUFFER_BYTES_MAX);
+                builder.max_buf_size(PASSED_HEAD_BYTES_MAX);
                 builder.serve_connection(io, service).with_upgrades().await
             }
             HttpVersion::Http2 => {
                 let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
                 builder
+                    .max_header_list_size(PASSED_HEAD_BYTES_MAX as u32)
                     .max_concurrent_streams(u32::try_from(gate.limit()).unwrap_or(u32::MAX))
                     .initial_stream_window_size(windows.stream_bytes)
                     .initial_connection_window_size(windows.connection_bytes);

@@ -12,6 +12,7 @@ pub(crate) mod failure;
 pub(crate) mod forward;
 pub(crate) mod gate;
 pub(crate) mod headers;
+pub(crate) mod heads;
 pub(crate) mod inbound;
 pub(crate) mod listener;
 pub(crate) mod listeners;

@@ -186,6 +186,7 @@ async fn open<C: Connect>(connect: &C, windows: Windows) -> Result<Shared, Conne
     let mut builder = Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
+        .max_header_list_size(next_hop.head_bytes_max() as u32)
         .initial_stream_window_size(windows.stream_bytes)
         .initial_connection_window_size(windows.connection_bytes);
     if matches!(next_hop, NextHop::Workload { .. }) {

@@ -20,6 +20,7 @@ use crate::proxy::body::RequestBody;
 use crate::proxy::failure::Flag;
 use crate::proxy::gate::Pass;
 use crate::proxy::headers::{FLAGS, UNSENT};
+use crate::proxy::heads::{HEAD_BYTES_MAX, PASSED_HEAD_BYTES_MAX};
 
 use http1::Reuse;
 
@@ -207,6 +208,14 @@ impl<C: Connect> HttpUpstream<C> {
 }
 
 impl NextHop {
+    /// The largest head of an answer that is taken from it.
+    fn head_bytes_max(&self) -> usize {
+        match self {
+            Self::Peer(_) => PASSED_HEAD_BYTES_MAX,
+            Self::Workload { .. } => HEAD_BYTES_MAX,
+        }
+    }
+
     /// Whether it may get new work.
     pub(crate) fn is_usable(&self) -> bool {
         match self {
