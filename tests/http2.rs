@@ -1,7 +1,7 @@
-//! HTTP/2 through two nodes, where it differs from HTTP/1.1: large heads.
+//! HTTP/2 through two nodes, where it differs from HTTP/1.1: authority and large heads.
 
 use bytes::Bytes;
-use http::{Method, Request, StatusCode};
+use http::{Method, Request, StatusCode, Version};
 use http_body_util::Full;
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -45,6 +45,21 @@ fn post(path: &str, body: &'static str) -> Request<Full<Bytes>> {
 async fn send(sender: &mut SendRequest<Full<Bytes>>, request: Request<Full<Bytes>>) -> Reply {
     let response = within("a head", sender.send_request(request)).await.expect("an answer");
     Reply::read(response).await
+}
+
+#[tokio::test]
+async fn a_host_stands_for_a_missing_authority() {
+    let mesh = Mesh::new();
+    let http = Http::start(mesh.ip(), "web").await;
+    let world = World::before(mesh, http.address()).await;
+    // hyper sends no authority for a target in origin form, if it is asked to forward HTTP/1.1.
+    let request = Request::builder().version(Version::HTTP_11).uri("/seen?a=1").header("host", "any.example");
+    let request = request.body(Full::default()).expect("a request");
+    let reply = send(&mut world.client().await, request).await;
+    assert_eq!(reply.status(), StatusCode::OK, "{}", reply.text());
+    let seen = reply.json();
+    assert_eq!(seen["target"], "http://any.example/seen?a=1");
+    assert!(head_of(&seen, "host").is_empty(), "it is said once: {seen}");
 }
 
 #[tokio::test]
