@@ -243,6 +243,8 @@ impl Endpoint {
             SendFailure::Silent => self.fail(Fault::Unreachable),
             // The request may have been the fault; the next one will tell.
             SendFailure::Broken(_) => {}
+            // It only has no room, or is about to leave, which its node will say.
+            SendFailure::Unprocessed(_) => self.reset_trouble(),
         }
     }
 

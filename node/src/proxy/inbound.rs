@@ -23,7 +23,7 @@ use crate::authz::Reason;
 use crate::proxy::access::Admission;
 use crate::proxy::body::{AnswerBody, AnswerGuard, RequestBody};
 use crate::proxy::denials::Denials;
-use crate::proxy::failure::{Failure, Flag};
+use crate::proxy::failure::{self, Failure, Flag, Reset};
 use crate::proxy::forward::{self, Passing};
 use crate::proxy::gate::{Gate, Held, Pass};
 use crate::proxy::heads::PASSED_HEAD_BYTES_MAX;
@@ -185,12 +185,13 @@ impl Caller {
         let workload_gate = self.workload.gate.clone();
         let service = service_fn(move |request| {
             let caller = self.clone();
-            async move { Ok::<_, std::convert::Infallible>(caller.answer(request).await) }
+            async move { failure::reset_or(caller.answer(request).await) }
         });
         let io = TokioIo::new(stream);
         let ended = match version {
             HttpVersion::Http1 => {
                 let mut builder = hyper::server::conn::http1::Builder::new();
+                // No `half_close`: a peer's sidecar ends its half only together with its client's request.
                 builder.max_buf_size(PASSED_HEAD_BYTES_MAX);
                 builder.serve_connection(io, service).with_upgrades().await
             }
@@ -251,7 +252,7 @@ impl Caller {
         headers::set_peer(request.headers_mut(), self.admission.peer());
         let mut answered = match send(&workload, request, version).await {
             Ok(answered) => answered,
-            Err(error) => return fail(&failure_of(&error), for_grpc, error.unsent.is_some(), guard),
+            Err(error) => return fail(&failure_of(&error), for_grpc, is_unsent(&error), guard),
         };
         headers::remove_own(answered.response.headers_mut());
         let mut answer = forward::answer(answered, switched, guard);
@@ -295,8 +296,13 @@ impl Caller {
     }
 }
 
+/// Whether the workload has not acted on the request.
+fn is_unsent(error: &SendError) -> bool {
+    error.unsent.is_some() || matches!(error.failure, SendFailure::Unprocessed(_))
+}
+
 /// Sends to the workload; once more if it closed a kept connection just then, and the request may
-/// be sent twice.
+/// be sent twice, or if it says that it did not process it.
 async fn send(
     workload: &Workload,
     request: Request<RequestBody>,
@@ -305,7 +311,13 @@ async fn send(
     let upstream = &workload.upstream;
     let spare = forward::spare(&request);
     match (upstream.send(request, version, || false).await, spare) {
-        (Err(SendError { failure: SendFailure::Broken(_), unsent: None }), Some(spare)) => {
+        (Err(SendError { failure: SendFailure::Unprocessed(_), unsent: Some(again) }), _) => {
+            upstream.send_again(again, version).await
+        }
+        (
+            Err(SendError { failure: SendFailure::Broken(_) | SendFailure::Unprocessed(_), unsent: None }),
+            Some(spare),
+        ) => {
             let again = Request::from_parts(spare, RequestBody::Empty);
             upstream.send_again(again, version).await
         }
@@ -332,10 +344,14 @@ fn flag_of(failure: &ConnectFailure) -> Flag {
 fn failure_of(error: &SendError) -> Failure {
     match &error.failure {
         SendFailure::Connect(failure) => Failure::new(flag_of(failure), failure.to_string()),
-        SendFailure::Broken(error) => Failure::new(
-            Flag::ConnectionEnded,
-            format!("the workload ended the connection before its answer: {error}"),
-        ),
+        SendFailure::Broken(broken) => {
+            let detail = format!("the workload ended the connection before its answer: {broken}");
+            let reset = error.failure.reset_code().map(Reset);
+            Failure { reset, ..Failure::new(Flag::ConnectionEnded, detail) }
+        }
+        SendFailure::Unprocessed(error) => {
+            Failure::new(Flag::Overflow, format!("the workload did not process the request: {error}"))
+        }
         SendFailure::Silent => {
             Failure::new(Flag::ConnectionEnded, "the workload fell silent before its answer")
         }

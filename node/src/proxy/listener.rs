@@ -1,6 +1,5 @@
 //! Local listeners: a fixed port for one service, and one port for HTTP by name.
 
-use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
@@ -22,7 +21,7 @@ use tracing::{debug, info, warn};
 
 use crate::live::{HOLD, HOLD_STEP};
 use crate::proxy::body::AnswerBody;
-use crate::proxy::failure::Flag;
+use crate::proxy::failure::{self, Flag};
 use crate::proxy::gate::{Gate, Held, Pass};
 use crate::proxy::heads::HEAD_BYTES_MAX;
 use crate::proxy::outbound::Outbound;
@@ -206,7 +205,7 @@ async fn serve_http(
             async move {
                 let mut response = answer_and_end(&serves, &outbound, &clients, &held, request).await;
                 response.body_mut().guard_mut().busy = Some(busy);
-                Ok::<_, Infallible>(response)
+                failure::reset_or(response)
             }
         })
     };

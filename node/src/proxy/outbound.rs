@@ -19,7 +19,7 @@ use crate::balance::Chance;
 use crate::endpoint::Endpoint;
 use crate::live::{HOLD_STEP, LiveRoute, LiveTable};
 use crate::proxy::body::{AnswerBody, AnswerGuard, RequestBody};
-use crate::proxy::failure::{Failure, Flag};
+use crate::proxy::failure::{Failure, Flag, Reset};
 use crate::proxy::forward::{self, Passing};
 use crate::proxy::gate::{Gate, Held, Pass};
 use crate::proxy::{headers, name};
@@ -283,9 +283,13 @@ fn failure_of(failure: &SendFailure, endpoint: &Endpoint) -> Failure {
     let node = &endpoint.target().owner.node;
     match failure {
         SendFailure::Connect(failure) => failure_of_connect(failure, endpoint),
-        SendFailure::Broken(error) => Failure::new(
-            Flag::ConnectionEnded,
-            format!("node {node} ended the connection before its answer: {error}"),
+        SendFailure::Broken(error) => {
+            let detail = format!("node {node} ended the connection before its answer: {error}");
+            Failure { reset: failure.reset_code().map(Reset), ..Failure::new(Flag::ConnectionEnded, detail) }
+        }
+        SendFailure::Unprocessed(error) => Failure::new(
+            Flag::Overflow,
+            format!("node {node} took the request and did not process it: {error}"),
         ),
         SendFailure::Silent => {
             Failure::new(Flag::ConnectionEnded, format!("node {node} fell silent before its answer"))
