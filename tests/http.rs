@@ -331,3 +331,59 @@ async fn many_requests_at_once_are_all_answered() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_client_that_ends_its_half_hears_its_answer() {
+    let world = World::new().await;
+    world.workload.works_for(std::time::Duration::from_millis(300));
+    for (what, body) in [("a request", ""), ("a request with a body", "four")] {
+        let mut client =
+            tokio::net::TcpStream::connect(world.caller.outbound("web")).await.expect("connected");
+        let head = format!("POST / HTTP/1.1\r\nhost: web.mesh\r\ncontent-length: {}\r\n\r\n", body.len());
+        client.write_all(format!("{head}{body}").as_bytes()).await.expect("written");
+        client.shutdown().await.expect("half closed");
+        let answer = read_to_end(&mut client).await.expect("an answer and an end");
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("web"), "{what}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn the_work_of_a_client_that_has_gone_is_given_up() {
+    let (told, mut ended) = tokio::sync::mpsc::unbounded_channel();
+    let mesh = Mesh::new();
+    let hung = Tcp::start(mesh.ip(), move |mut stream| {
+        let told = told.clone();
+        async move {
+            // Answers nothing, and hears when its caller goes.
+            let _ = read_to_end(&mut stream).await;
+            let _ = told.send(());
+        }
+    })
+    .await;
+    let _server = mesh.node("server").serves_as("web", hung.address(), UNPROBED).start().await;
+    let caller = mesh.node("caller").calls("web").start().await;
+    caller.finds("web", 1).await;
+    let mut client = tokio::net::TcpStream::connect(caller.outbound("web")).await.expect("connected");
+    client.write_all(b"GET / HTTP/1.1\r\nhost: web.mesh\r\n\r\n").await.expect("written");
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    drop(client);
+    starling_tests::within("the workload to hear of it", ended.recv()).await.expect("told");
+}
+
+#[tokio::test]
+async fn the_bytes_of_bodies_are_counted_both_ways() {
+    let world = World::new().await;
+    let reply = world.fixed().await.send(request(Method::POST, "web.mesh", "/echo", vec![7; 12_345])).await;
+    assert_eq!(reply.body.len(), 12_345);
+    for node in [&world.caller, &world._server] {
+        starling_tests::eventually("the bytes", async || {
+            let metrics = node.admin().get("/metrics").await.text;
+            let counted =
+                |name: &str| metrics.lines().any(|line| line.starts_with(name) && line.ends_with(" 12345"));
+            (counted("starling_request_bytes_total{") && counted("starling_response_bytes_total{"))
+                .then_some(())
+        })
+        .await;
+    }
+}

@@ -280,6 +280,7 @@ async fn work_beyond_the_limit_is_uo_503() {
     eventually("the first request", async || (workload.waiting() == 1).then_some(())).await;
     let second = get(caller.http_proxy(), "web.mesh", "/").await;
     is_mesh_answer(&second, StatusCode::SERVICE_UNAVAILABLE, "UO", "try again later");
+    assert_eq!(second.header("retry-after"), "1");
     workload.release();
     assert_eq!(waiting.await.expect("no panic").status(), StatusCode::OK);
     assert_eq!(get(caller.http_proxy(), "web.mesh", "/").await.status(), StatusCode::OK);

@@ -3,6 +3,8 @@
 use std::io::ErrorKind;
 use std::time::Duration;
 
+use futures_util::future::join_all;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::SockRef;
 use starling_gossip::clock::Clock;
 use starling_tests::workload::{Tcp, read_to_end, sized_bytes};
@@ -14,6 +16,9 @@ use tokio::net::TcpStream;
 const TCP: &str = "protocol = \"tcp\"\n[service.probe]\noff = true";
 
 const LARGE_BYTES: usize = 64 * 1024 * 1024;
+
+/// More than one QUIC connection carries at first.
+const MANY: usize = 3_000;
 
 struct World {
     workload: Option<Tcp>,
@@ -46,6 +51,15 @@ async fn echo(mut stream: TcpStream) {
     let (mut from, mut to) = stream.split();
     let _ = tokio::io::copy(&mut from, &mut to).await;
     let _ = to.shutdown().await;
+}
+
+/// For this process, which is client and workload, and for the nodes that it starts.
+fn raise_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    setrlimit(Resource::Nofile, raised).expect("the limit of open files");
+    let enough = limit.maximum.is_none_or(|most| most as usize > MANY * 2 + 500);
+    assert!(enough, "this test needs {} descriptors; raise `ulimit -Hn`", MANY * 2 + 500);
 }
 
 fn is_reset(error: &std::io::Error) -> bool {
@@ -304,4 +318,25 @@ async fn a_tunnel_by_connect_carries_tcp_too() {
     tunnel.write_all(b"through").await.expect("written");
     tunnel.shutdown().await.expect("half closed");
     assert_eq!(read_to_end(&mut tunnel).await.expect("a clean end"), b"through");
+}
+
+#[tokio::test]
+async fn thousands_of_connections_to_one_endpoint_all_carry_bytes() {
+    raise_descriptors();
+    let world = World::new(echo).await;
+    let talk = async |number: usize| {
+        let mut client = world.connect().await;
+        client.write_u64(number as u64).await.ok()?;
+        let heard = within("an echo", client.read_u64()).await.ok()?;
+        (heard == number as u64).then_some(client)
+    };
+    // As they come from a pool that fills up, some at a time; none ends before the last is there.
+    let mut open = Vec::new();
+    for first in (0..MANY).step_by(50) {
+        open.extend(join_all((first..first + 50).map(talk)).await);
+    }
+    let broken = open.iter().filter(|client| client.is_none()).count();
+    assert_eq!(broken, 0, "of {MANY}");
+    let trouble = world.caller.admin().get("/v1/routes/db").await.json;
+    assert_eq!(trouble["candidates"][0]["trouble"], serde_json::Value::Null, "{trouble}");
 }

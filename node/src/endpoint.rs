@@ -12,7 +12,7 @@ use http::Request;
 use starling_gossip::clock::{Clock, Instant};
 use starling_gossip::identity::ServiceName;
 use starling_transport::answer::AnswerError;
-use starling_transport::connection::Connection;
+use starling_transport::connection::{Connection, OpenError};
 use starling_transport::header::{RefusalReason, StreamHeader, StreamKind};
 use starling_transport::pool::{Pool, Target as Peer};
 use starling_transport::stream::MeshStream;
@@ -243,6 +243,8 @@ impl Endpoint {
             SendFailure::Silent => self.fail(Fault::Unreachable),
             // The request may have been the fault; the next one will tell.
             SendFailure::Broken(_) | SendFailure::Stale(_) => {}
+            // It only has no room, or is about to leave, which its node will say.
+            SendFailure::Unprocessed(_) => self.reset_trouble(),
         }
     }
 
@@ -305,8 +307,14 @@ impl MeshConnect {
     async fn open(&self, kind: StreamKind) -> Result<(MeshStream, Connection), ConnectFailure> {
         let connection = self.connection().await?;
         let unreachable = |error: &dyn std::fmt::Display| ConnectFailure::Unreachable(error.to_string());
-        let mut stream =
-            connection.open(&StreamHeader::new(kind)).await.map_err(|error| unreachable(&error))?;
+        let opened = connection.open(&StreamHeader::new(kind)).await;
+        let mut stream = opened.map_err(|error| match error {
+            // It is there and has no room: nothing speaks against the streams it carries already.
+            OpenError::TooManyStreams { .. } => {
+                ConnectFailure::Refused(RefusalReason::Overloaded, error.to_string())
+            }
+            error => unreachable(&error),
+        })?;
         let answer = tokio::select! {
             answer = tokio::time::timeout(ACCEPT_PATIENCE, stream.accepted()) => answer,
             () = connection.unresponsive() => {

@@ -6,7 +6,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use quinn::VarInt;
@@ -48,6 +48,8 @@ struct Shared {
     /// The same word as in `flags`, readable without the watch channel's lock.
     flags_now: AtomicU8,
     work: AtomicUsize,
+    /// Calls of the peer that are open.
+    calls: AtomicU32,
     attention: AtomicU8,
     /// Whether a message went or came since the supervisor looked.
     used: AtomicBool,
@@ -58,7 +60,12 @@ struct Shared {
 /// connection is not given back.
 pub struct WorkGuard {
     connection: Connection,
+    /// The peer's call that the work belongs to, if it does.
+    call: Option<Arc<OpenCall>>,
 }
+
+/// Counts among the peer's open calls as long as one of its halves lives.
+struct OpenCall(Connection);
 
 /// Why a stream could not be opened.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -120,6 +127,7 @@ impl Connection {
             flags: watch::Sender::new(0),
             flags_now: AtomicU8::new(0),
             work: AtomicUsize::new(0),
+            calls: AtomicU32::new(0),
             attention: AtomicU8::new(LOOKING),
             used: AtomicBool::new(false),
             wake: Notify::new(),
@@ -177,9 +185,21 @@ impl Connection {
 
     /// Work begins; it ends when the guard is dropped.
     pub fn begin_work(&self) -> WorkGuard {
+        self.begin(None)
+    }
+
+    fn begin(&self, call: Option<Arc<OpenCall>>) -> WorkGuard {
         self.shared.work.fetch_add(1, Ordering::AcqRel);
         self.touch();
-        WorkGuard { connection: self.clone() }
+        WorkGuard { connection: self.clone(), call }
+    }
+
+    /// The peer opened a call, which is open until the guard and all that [`WorkGuard::share`] made of
+    /// it are dropped. Gives how many calls of the peer are open now, too.
+    pub(crate) fn begin_call(&self) -> (WorkGuard, u32) {
+        let open = self.shared.calls.fetch_add(1, Ordering::Relaxed) + 1;
+        let call = Some(Arc::new(OpenCall(self.clone())));
+        (self.begin(call), open)
     }
 
     /// Opens a stream that begins with `header`. Nothing waits for the peer, unless it permits no
@@ -354,6 +374,17 @@ impl WorkGuard {
     /// The connection worked on.
     pub fn connection(&self) -> &Connection {
         &self.connection
+    }
+
+    /// One more for the same work: another half of the same stream.
+    pub(crate) fn share(&self) -> Self {
+        self.connection.begin(self.call.clone())
+    }
+}
+
+impl Drop for OpenCall {
+    fn drop(&mut self) {
+        self.0.shared.calls.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

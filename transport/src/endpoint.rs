@@ -22,7 +22,7 @@ use crate::credentials::Credentials;
 use crate::dial::Dialler;
 use crate::incoming::IncomingStream;
 use crate::limits::{
-    CALLS_PER_CONNECTION_MAX, CLOSE_FLUSH, DATAGRAM_RECEIVE_BUFFER_BYTES, DATAGRAM_SEND_BUFFER_BYTES,
+    CALLS_PER_CONNECTION_AT_FIRST, CLOSE_FLUSH, DATAGRAM_RECEIVE_BUFFER_BYTES, DATAGRAM_SEND_BUFFER_BYTES,
     GOSSIP_RECEIVED_MAX, HALF_OPEN_BYTES_MAX, HALF_OPEN_MAX, HALF_OPEN_TOTAL_BYTES_MAX, IDLE_TIMEOUT,
     INCOMING_STREAMS_MAX, INITIAL_RTT, KEEP_ALIVE, MESSAGES_PER_CONNECTION_MAX, SOCKET_BUFFER_BYTES, Windows,
 };
@@ -95,7 +95,7 @@ impl Endpoint {
 
         let (streams_in, streams) = mpsc::channel(INCOMING_STREAMS_MAX);
         let (gossip_in, gossip) = mpsc::channel(GOSSIP_RECEIVED_MAX);
-        let inbox = Inbox { streams: streams_in, gossip: gossip_in };
+        let inbox = Inbox { streams: streams_in, gossip: gossip_in, calls_max: windows.calls_max };
         let dialler = Dialler { endpoint: quinn.clone(), provider: provider.clone(), transport };
         let pool = Pool::new(dialler, credentials.clone(), inbox, rng);
         tokio::spawn(pool.close_revoked());
@@ -191,7 +191,7 @@ impl Transport {
         let idle = IdleTimeout::try_from(IDLE_TIMEOUT).expect("half a minute is a valid idle timeout");
         let mut config = TransportConfig::default();
         config
-            .max_concurrent_bidi_streams(VarInt::from_u32(CALLS_PER_CONNECTION_MAX))
+            .max_concurrent_bidi_streams(VarInt::from_u32(CALLS_PER_CONNECTION_AT_FIRST))
             .max_concurrent_uni_streams(VarInt::from_u32(MESSAGES_PER_CONNECTION_MAX))
             .stream_receive_window(VarInt::from_u32(self.windows.stream_bytes))
             .receive_window(VarInt::from_u32(self.windows.connection_bytes))

@@ -23,6 +23,7 @@ pub mod header;
 pub mod incoming;
 pub mod limits;
 mod packet_size;
+mod permits;
 pub mod pool;
 mod registry;
 mod retirement;

@@ -6,9 +6,18 @@
 
 use std::time::Duration;
 
-/// Bidirectional streams a peer may have open on one connection. quinn-proto prepares every
-/// permitted stream at set-up; at 20,000 a connection costs more than twice as much.
-pub const CALLS_PER_CONNECTION_MAX: u32 = 1_000;
+/// Bidirectional streams that a peer may have open on a new connection. quinn-proto prepares every
+/// permitted stream at set-up; at 20,000 a connection costs more than twice as much. Most pairs of
+/// nodes need fewer than these, and [`crate::permits`] permits more to those that use them.
+pub const CALLS_PER_CONNECTION_AT_FIRST: u32 = 256;
+
+/// The most that one connection is ever permitted: each TCP connection is one, and so is each
+/// HTTP/1.1 request at its time. Half as many again as a node takes on by default
+/// (`limits.requests_in_flight_max`), so that it is that limit which refuses, and says so.
+pub const CALLS_PER_CONNECTION_MAX: u32 = 16_384;
+
+/// What one call costs before anybody takes it: quinn's two halves, and the task that reads its header.
+const CALL_BYTES: u32 = 4 * 1024;
 
 /// Unidirectional streams a peer may have open on one connection: gossip messages under way.
 pub const MESSAGES_PER_CONNECTION_MAX: u32 = 1_000;
@@ -55,6 +64,8 @@ pub struct Windows {
     pub(crate) connection_bytes: u32,
     /// Of one connection, sent and not acknowledged yet.
     pub(crate) send_bytes: u64,
+    /// Calls of one peer, open at once on one connection.
+    pub(crate) calls_max: u32,
 }
 
 impl Windows {
@@ -69,6 +80,7 @@ impl Windows {
             connection_bytes,
             send_bytes: (memory_bytes / 16)
                 .clamp(CONNECTION_WINDOW_BYTES_MIN.into(), CONNECTION_SEND_WINDOW_BYTES),
+            calls_max: (eighth / CALL_BYTES).clamp(CALLS_PER_CONNECTION_AT_FIRST, CALLS_PER_CONNECTION_MAX),
         }
     }
 }

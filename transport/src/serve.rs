@@ -19,6 +19,7 @@ use crate::header::{
 };
 use crate::incoming::{IncomingStream, UnansweredStream};
 use crate::limits::{HEADER_TIMEOUT, MESSAGE_TIMEOUT};
+use crate::permits::Permits;
 use crate::stream::stream_code;
 use crate::telemetry::{self, Direction};
 
@@ -27,6 +28,8 @@ use crate::telemetry::{self, Direction};
 pub(crate) struct Inbox {
     pub(crate) streams: mpsc::Sender<IncomingStream>,
     pub(crate) gossip: mpsc::Sender<Received>,
+    /// Calls of one peer that may be open at once.
+    pub(crate) calls_max: u32,
 }
 
 /// Why a stream has no header.
@@ -37,14 +40,18 @@ enum ReadHeaderError {
     Gone,
 }
 
-/// Serves `connection` until it is closed. Streams under way are bounded by what the transport
-/// parameters permit the peer.
+/// Serves `connection` until it is closed. Streams under way are bounded by what the peer is
+/// permitted.
 pub(crate) async fn serve(connection: Connection, inbox: Inbox) {
+    let mut permits = Permits::new(inbox.calls_max);
     loop {
         tokio::select! {
             call = connection.quinn().accept_bi() => {
                 let Ok((send, recv)) = call else { return };
-                let work = connection.begin_work();
+                let (work, open) = connection.begin_call();
+                if let Some(permitted) = permits.handle_opened(open) {
+                    connection.quinn().set_max_concurrent_bi_streams(VarInt::from_u32(permitted));
+                }
                 tokio::spawn(read_call(send, recv, work, inbox.streams.clone()));
             }
             message = connection.quinn().accept_uni() => {

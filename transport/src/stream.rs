@@ -71,7 +71,7 @@ impl MeshStream {
     }
 
     fn new(send: SendStream, recv: RecvStream, work: WorkGuard, answer: Option<AnswerReader>) -> Self {
-        let recv_work = work.connection().begin_work();
+        let recv_work = work.share();
         Self { send: SendHalf::new(send, work), recv: RecvHalf { stream: recv, answer, _work: recv_work } }
     }
 

@@ -5,7 +5,7 @@ use starling_transport::header::RefusalReason;
 
 use crate::endpoint::Endpoint;
 use crate::patience::Elapsed;
-use crate::proxy::failure::{Failure, Flag};
+use crate::proxy::failure::{Failure, Flag, Reset};
 use crate::retry::Fate;
 use crate::upstream::{Answered, ConnectFailure, SendError, SendFailure};
 
@@ -14,9 +14,13 @@ pub(crate) fn failure_of(failure: &SendFailure, endpoint: &Endpoint) -> Failure 
     let node = &endpoint.target().owner.node;
     match failure {
         SendFailure::Connect(failure) => failure_of_connect(failure, endpoint),
-        SendFailure::Broken(error) | SendFailure::Stale(error) => Failure::new(
-            Flag::ConnectionEnded,
-            format!("node {node} ended the connection before its answer: {error}"),
+        SendFailure::Broken(error) | SendFailure::Stale(error) => {
+            let detail = format!("node {node} ended the connection before its answer: {error}");
+            Failure { reset: failure.reset_code().map(Reset), ..Failure::new(Flag::ConnectionEnded, detail) }
+        }
+        SendFailure::Unprocessed(error) => Failure::new(
+            Flag::Overflow,
+            format!("node {node} took the request and did not process it: {error}"),
         ),
         SendFailure::Silent => {
             Failure::new(Flag::ConnectionEnded, format!("node {node} fell silent before its answer"))
@@ -64,6 +68,7 @@ pub(crate) fn failure_of_elapsed(elapsed: Elapsed, where_to: &str) -> Failure {
 pub(crate) fn fate_of(error: &SendError) -> Fate {
     match &error.failure {
         SendFailure::Connect(failure) => fate_of_connect(failure),
+        SendFailure::Unprocessed(_) => Fate::Refused,
         // A connection that was gone before anything was sent says nothing of the workload.
         _ if error.unsent.is_some() => Fate::PassedOver,
         SendFailure::Broken(_) | SendFailure::Stale(_) | SendFailure::Silent => Fate::Lost,

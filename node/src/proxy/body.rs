@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -26,7 +27,14 @@ use crate::upstream::http2::Stream;
 /// A request's body on its way upstream.
 pub(crate) enum RequestBody {
     /// As the caller sends it.
-    Streamed(Incoming, Option<Moved>),
+    Streamed {
+        /// What is left of it.
+        body: Incoming,
+        /// What of it has gone up; whoever counts the request reads it.
+        bytes: Arc<AtomicU64>,
+        /// Where it is noted that it moves, once it is sent.
+        moved: Option<Moved>,
+    },
     /// None: such a request can be sent twice.
     Empty,
 }
@@ -34,13 +42,25 @@ pub(crate) enum RequestBody {
 impl RequestBody {
     /// A body as it comes in.
     pub(crate) fn new(body: Incoming) -> Self {
-        if body.is_end_stream() { Self::Empty } else { Self::Streamed(body, None) }
+        if body.is_end_stream() {
+            Self::Empty
+        } else {
+            Self::Streamed { body, bytes: Arc::default(), moved: None }
+        }
     }
 
     /// Has it noted where it moves; one without bytes never does.
     pub(crate) fn note_in(&mut self, place: impl FnOnce() -> Moved) {
-        if let Self::Streamed(_, moved) = self {
+        if let Self::Streamed { moved, .. } = self {
             *moved = Some(place());
+        }
+    }
+
+    /// Where its bytes are counted as they go up, if there are any.
+    pub(crate) fn bytes(&self) -> Option<Arc<AtomicU64>> {
+        match self {
+            Self::Streamed { bytes, .. } => Some(bytes.clone()),
+            Self::Empty => None,
         }
     }
 }
@@ -172,8 +192,11 @@ impl Body for RequestBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match self.get_mut() {
-            Self::Streamed(body, moved) => Pin::new(body).poll_frame(context).map_ok(|frame| {
+            Self::Streamed { body, bytes, moved } => Pin::new(body).poll_frame(context).map_ok(|frame| {
                 moved.iter().for_each(Moved::note);
+                if let Some(data) = frame.data_ref() {
+                    bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
+                }
                 without_own_trailers(frame)
             }),
             Self::Empty => Poll::Ready(None),
@@ -182,14 +205,14 @@ impl Body for RequestBody {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Streamed(body, _) => body.is_end_stream(),
+            Self::Streamed { body, .. } => body.is_end_stream(),
             Self::Empty => true,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Streamed(body, _) => body.size_hint(),
+            Self::Streamed { body, .. } => body.size_hint(),
             Self::Empty => SizeHint::with_exact(0),
         }
     }

@@ -4,11 +4,16 @@
 //! fault it is, and the response flag that Envoy's access log would show. gRPC clients get the
 //! matching gRPC status instead of an HTTP one.
 
-use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, SERVER};
+use h2::Reason;
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, SERVER};
 use http::{Response, StatusCode};
 
 use crate::proxy::body::AnswerBody;
 use crate::proxy::headers::FLAGS;
+
+/// When whoever was refused for want of room may ask again, in seconds: the least that can be said. Work
+/// is short, and there is room as soon as some ends.
+pub(crate) const RETRY_AFTER_SECONDS: &str = "1";
 
 /// What went wrong with one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +22,22 @@ pub(crate) struct Failure {
     pub(crate) flag: Flag,
     /// One line for people: what failed, and whose fault it is.
     pub(crate) detail: String,
+    /// The code of the reset that the upstream meant for the caller, where it came before any answer.
+    pub(crate) reset: Option<Reset>,
+}
+
+/// A reset of an HTTP/2 stream, passed on instead of an answer: for gRPC its code is a status (gRPC,
+/// "HTTP2 Transport Mapping", "Errors"). As an error of a service, hyper resets the stream with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Reset(pub(crate) Reason);
+
+/// What a server sends for `answer`: itself, or the reset that it stands for. Only for HTTP/2: an error
+/// of a service would end a whole connection of HTTP/1.1.
+pub(crate) fn reset_or(answer: Response<AnswerBody>) -> Result<Response<AnswerBody>, h2::Error> {
+    match answer.extensions().get::<Reset>() {
+        Some(Reset(reason)) => Err(h2::Error::from(*reason)),
+        None => Ok(answer),
+    }
 }
 
 /// The kinds of failure; shown by the names of Envoy's response flags.
@@ -89,15 +110,21 @@ impl Flag {
 impl Failure {
     /// A failure of kind `flag`.
     pub(crate) fn new(flag: Flag, detail: impl Into<String>) -> Self {
-        Self { flag, detail: detail.into() }
+        Self { flag, detail: detail.into(), reset: None }
     }
 
     /// The answer a client gets.
     pub(crate) fn answer(&self, for_grpc: bool) -> Response<AnswerBody> {
         let mut response = Response::new(AnswerBody::own(String::new()));
+        if let Some(reset) = self.reset {
+            response.extensions_mut().insert(reset);
+        }
         let headers = response.headers_mut();
         headers.insert(SERVER, HeaderValue::from_static("starling"));
         headers.insert(FLAGS, HeaderValue::from_static(self.flag.as_str()));
+        if self.flag == Flag::Overflow {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
+        }
         if for_grpc {
             // A "trailers-only" answer: the status travels in the one header block there is.
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));

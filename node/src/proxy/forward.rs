@@ -36,9 +36,14 @@ impl Passing {
     }
 }
 
-/// The head of a request that may be sent twice: idempotent, and without a body.
+/// Whether a request may be sent twice: idempotent, and without a body.
+pub(crate) fn may_be_sent_twice(request: &Request<RequestBody>) -> bool {
+    request.body().is_end_stream() && headers::is_idempotent(request.method())
+}
+
+/// The head of a request that may be sent twice.
 pub(crate) fn spare(request: &Request<RequestBody>) -> Option<http::request::Parts> {
-    if !request.body().is_end_stream() || !headers::is_idempotent(request.method()) {
+    if !may_be_sent_twice(request) {
         return None;
     }
     let mut copy = Request::new(());

@@ -19,15 +19,15 @@ use starling_transport::header::{RefusalReason, StreamKind};
 use starling_transport::incoming::{IncomingStream, UnansweredStream};
 use tracing::{debug, warn};
 
-use super::listener::BUFFER_BYTES_MAX;
 use crate::authz::Reason;
 use crate::deadline;
 use crate::proxy::access::Admission;
 use crate::proxy::body::{AnswerBody, AnswerGuard, RequestBody};
 use crate::proxy::denials::Denials;
-use crate::proxy::failure::{Failure, Flag};
+use crate::proxy::failure::{self, Failure, Flag, Reset};
 use crate::proxy::forward::{self, Passing};
 use crate::proxy::gate::{Gate, Held, Pass};
+use crate::proxy::heads::PASSED_HEAD_BYTES_MAX;
 use crate::proxy::workload::{Workload, Workloads, tcp_under};
 use crate::proxy::{headers, intake, own_headers, tunnel};
 use crate::telemetry::exchange::{Direction, Exchange, Meter, count_retry};
@@ -186,18 +186,20 @@ impl Caller {
         let workload_gate = self.workload.gate.clone();
         let service = service_fn(move |request| {
             let caller = self.clone();
-            async move { Ok::<_, std::convert::Infallible>(caller.answer(request).await) }
+            async move { failure::reset_or(caller.answer(request).await) }
         });
         let io = TokioIo::new(stream);
         let ended = match version {
             HttpVersion::Http1 => {
                 let mut builder = hyper::server::conn::http1::Builder::new();
-                builder.max_buf_size(BUFFER_BYTES_MAX);
+                // No `half_close`: a peer's sidecar ends its half only together with its client's request.
+                builder.max_buf_size(PASSED_HEAD_BYTES_MAX);
                 builder.serve_connection(io, service).with_upgrades().await
             }
             HttpVersion::Http2 => {
                 let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
                 builder
+                    .max_header_list_size(PASSED_HEAD_BYTES_MAX as u32)
                     .max_concurrent_streams(u32::try_from(gate.limit()).unwrap_or(u32::MAX))
                     .initial_stream_window_size(windows.stream_bytes)
                     .initial_connection_window_size(windows.connection_bytes);
@@ -248,6 +250,7 @@ impl Caller {
         };
         guard.workload_pass = workload.gate.enter();
         let Passing { mut request, version, switched } = Passing::new(request);
+        guard.exchange.iter_mut().for_each(|exchange| exchange.set_body_bytes(request.body().bytes()));
         if let Some(exchange) = &mut guard.exchange
             && let Err(failure) = intake::of_peer(&mut request, &self.admission, exchange)
         {
@@ -260,7 +263,7 @@ impl Caller {
         }
         let mut answered = match send(&workload, request, version, &self.inbound.clock).await {
             Ok(answered) => answered,
-            Err(error) => return fail(&failure_of(&error), for_grpc, error.unsent.is_some(), guard),
+            Err(error) => return fail(&failure_of(&error), for_grpc, is_unsent(&error), guard),
         };
         own_headers::remove_all(answered.response.headers_mut());
         let mut answer = forward::answer(answered, switched, guard);
@@ -304,8 +307,13 @@ impl Caller {
     }
 }
 
+/// Whether the workload has not acted on the request.
+fn is_unsent(error: &SendError) -> bool {
+    error.unsent.is_some() || matches!(error.failure, SendFailure::Unprocessed(_))
+}
+
 /// Sends to the workload; once more if it closed a kept connection just then, and the request may
-/// be sent twice.
+/// be sent twice, or if it says that it did not process it.
 async fn send(
     workload: &Workload,
     request: Request<RequestBody>,
@@ -316,6 +324,12 @@ async fn send(
     let spare = forward::spare(&request);
     workload.repeats.handle_request(clock.now());
     match (upstream.send(request, version, || false).await, spare) {
+        (Err(SendError { failure, unsent: Some(again) }), _)
+            if matches!(failure, SendFailure::Unprocessed(_))
+                && may_repeat(workload, &failure, version, clock) =>
+        {
+            upstream.send_again(again, version).await
+        }
         (Err(SendError { failure, unsent: None }), Some(spare))
             if may_repeat(workload, &failure, version, clock) =>
         {
@@ -332,7 +346,9 @@ async fn send(
 fn may_repeat(workload: &Workload, failure: &SendFailure, version: HttpVersion, clock: &Clock) -> bool {
     let repeats = match (failure, version) {
         (SendFailure::Stale(_), _) => true,
-        (SendFailure::Broken(_), HttpVersion::Http2) => workload.repeats.take_retry(clock.now()),
+        (SendFailure::Broken(_) | SendFailure::Unprocessed(_), HttpVersion::Http2) => {
+            workload.repeats.take_retry(clock.now())
+        }
         _ => return false,
     };
     count_retry(Direction::Inbound, workload.service.as_str(), repeats);
@@ -358,10 +374,14 @@ fn flag_of(failure: &ConnectFailure) -> Flag {
 fn failure_of(error: &SendError) -> Failure {
     match &error.failure {
         SendFailure::Connect(failure) => Failure::new(flag_of(failure), failure.to_string()),
-        SendFailure::Broken(error) | SendFailure::Stale(error) => Failure::new(
-            Flag::ConnectionEnded,
-            format!("the workload ended the connection before its answer: {error}"),
-        ),
+        SendFailure::Broken(broken) | SendFailure::Stale(broken) => {
+            let detail = format!("the workload ended the connection before its answer: {broken}");
+            let reset = error.failure.reset_code().map(Reset);
+            Failure { reset, ..Failure::new(Flag::ConnectionEnded, detail) }
+        }
+        SendFailure::Unprocessed(error) => {
+            Failure::new(Flag::Overflow, format!("the workload did not process the request: {error}"))
+        }
         SendFailure::Silent => {
             Failure::new(Flag::ConnectionEnded, "the workload fell silent before its answer")
         }

@@ -1,6 +1,5 @@
 //! Local listeners: a fixed port for one service, and one port for HTTP by name.
 
-use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
@@ -23,8 +22,9 @@ use tracing::{debug, info, warn};
 use crate::config::Timeouts;
 use crate::live::{HOLD, HOLD_STEP};
 use crate::proxy::body::AnswerBody;
-use crate::proxy::failure::Flag;
+use crate::proxy::failure::{self, Flag};
 use crate::proxy::gate::{Gate, Held, Pass};
+use crate::proxy::heads::HEAD_BYTES_MAX;
 use crate::proxy::outbound::Outbound;
 use crate::proxy::outbound_tcp::Reached;
 use crate::proxy::overdue::{Overdue, Watch, Watches};
@@ -36,13 +36,6 @@ pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// A client that speaks first does so at once.
 const FIRST_BYTES: Duration = Duration::from_secs(1);
-
-/// Bytes kept for one HTTP/1.1 connection in each direction: a head at most, or what a slow client
-/// has not taken yet.
-pub(super) const BUFFER_BYTES_MAX: usize = 64 * 1024;
-
-/// Heads of one HTTP/2 request: as much as of HTTP/1.1.
-const HEADER_LIST_BYTES_MAX: u32 = 64 * 1024;
 
 /// A client whose connection was accepted just before a stopping node accepts no more has so long to
 /// send its request.
@@ -215,7 +208,7 @@ async fn serve_http(
             async move {
                 let mut response = answer_and_end(&serves, &outbound, &clients, &held, request).await;
                 response.body_mut().guard_mut().busy = Some(busy);
-                Ok::<_, Infallible>(response)
+                failure::reset_or(response)
             }
         })
     };
@@ -259,11 +252,12 @@ async fn end_of<C: Future>(mut connection: Pin<&mut C>, watch: &Watch) -> Option
 fn http_builder(outbound: &Outbound) -> auto::Builder<TokioExecutor> {
     let streams_max = u32::try_from(outbound.gate.limit()).unwrap_or(u32::MAX);
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().max_buf_size(BUFFER_BYTES_MAX);
+    // It bounds what is kept for a slow client, too.
+    builder.http1().max_buf_size(HEAD_BYTES_MAX);
     builder
         .http2()
         .max_concurrent_streams(streams_max)
-        .max_header_list_size(HEADER_LIST_BYTES_MAX)
+        .max_header_list_size(HEAD_BYTES_MAX as u32)
         .initial_stream_window_size(outbound.windows.stream_bytes)
         .initial_connection_window_size(outbound.windows.connection_bytes);
     builder

@@ -7,11 +7,13 @@
 pub(crate) mod access;
 pub(crate) mod attempt;
 pub(crate) mod body;
+pub(crate) mod counted;
 pub(crate) mod denials;
 pub(crate) mod failure;
 pub(crate) mod forward;
 pub(crate) mod gate;
 pub(crate) mod headers;
+pub(crate) mod heads;
 pub(crate) mod hops;
 pub(crate) mod inbound;
 pub(crate) mod intake;

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use http::header::{HOST, HeaderValue};
-use http::uri::{PathAndQuery, Scheme, Uri};
+use http::header::{HOST, HeaderMap, HeaderValue};
+use http::uri::{Authority, PathAndQuery, Scheme, Uri};
 use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use starling_gossip::clock::{Clock, Instant};
@@ -100,6 +100,7 @@ impl Outbound {
         exchange.set_request(request.method(), request.uri().path());
         let for_grpc = headers::is_grpc(request.headers());
         let Passing { mut request, version, switched } = Passing::new(request);
+        exchange.set_body_bytes(request.body().bytes());
         let taken = intake::of_program(&mut request, &self.chance, &mut exchange);
         let deadline = for_grpc.then(|| deadline::of(request.headers())).flatten();
         let allowance = Allowance {
@@ -213,14 +214,28 @@ fn address_for_hop(
         let host = HeaderValue::from_str(&name::host_of(service)).map_err(|_| wrong())?;
         parts.headers.insert(HOST, host);
     }
-    let builder = match (version, parts.uri.authority()) {
-        (HttpVersion::Http2, Some(authority)) => {
-            Uri::builder().scheme(Scheme::HTTP).authority(authority.clone()).path_and_query(path)
+    let builder = match version {
+        HttpVersion::Http1 => Uri::builder().path_and_query(path),
+        HttpVersion::Http2 => {
+            let authority = match parts.uri.authority() {
+                Some(authority) => authority.clone(),
+                None => authority_of_host(&mut parts.headers, service).ok_or_else(wrong)?,
+            };
+            Uri::builder().scheme(Scheme::HTTP).authority(authority).path_and_query(path)
         }
-        _ => Uri::builder().path_and_query(path),
     };
     parts.uri = builder.build().map_err(|_| wrong())?;
     Ok(Request::from_parts(parts, body))
+}
+
+/// The authority of an HTTP/2 request that has none: its `Host`, which says the same (RFC 9113, section
+/// 8.3.1) and goes, for what is sent on says it once; or the service's name.
+fn authority_of_host(headers: &mut HeaderMap, service: &str) -> Option<Authority> {
+    let host = headers.remove(HOST);
+    match &host {
+        Some(host) => Authority::try_from(host.as_bytes()).ok(),
+        None => Authority::try_from(name::host_of(service)).ok(),
+    }
 }
 
 fn no_healthy_upstream(service: &str, route: &LiveRoute) -> Failure {

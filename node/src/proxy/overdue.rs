@@ -1,5 +1,11 @@
 //! Local HTTP connections that hold a place and do nothing with it: a request's head that does not
-//! come to its end, and silence for an hour.
+//! come to its end, silence for an hour, and a client that has ended its half and may be gone.
+//!
+//! A client that says no more may still listen (`nc -N` and simple programs do), and one that has closed
+//! its connection looks the same until it is written to. hyper drops the request of either at once, or, with `half_close`, waits for the answer
+//! however long the workload takes, on which the work of clients that gave up would pile up. So hyper
+//! keeps its default and hears of the end late: when the answer has gone, or [`HALF_CLOSED_LOOKS_MAX`]
+//! looks later. A body cut short is told as late.
 //!
 //! One look a second at all of them, so that a request costs two stores and no timer. It closes
 //! nothing; whoever serves the connection waits for [`Watch::overdue`]. Bodies may be as slow as
@@ -10,7 +16,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -25,6 +31,10 @@ const HEAD_LOOKS_MAX: u64 = 10;
 /// Looks without a request before a connection goes: an hour, as in Envoy. Sooner would race with
 /// clients that keep connections for long.
 const IDLE_LOOKS_MAX: u64 = 3600;
+
+/// Looks that a request under way has left once its client says no more: five seconds. Most answers
+/// come sooner, and a client that has gone costs its workload no more than that.
+const HALF_CLOSED_LOOKS_MAX: u64 = 5;
 
 /// How a cleartext HTTP/2 connection begins (RFC 9113, section 3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0";
@@ -77,6 +87,10 @@ struct State {
     /// Bytes of [`HTTP2_PREFACE`] that it began with so far, or [`NO_PREFACE`].
     preface_bytes: AtomicUsize,
     is_overdue: Notify,
+    /// The look before which the client ended its half, plus one; 0 before.
+    ended_since: AtomicU64,
+    /// Who reads on, to be told of that end.
+    reader: Mutex<Option<Waker>>,
 }
 
 /// A connection's bytes, seen as they come.
@@ -95,6 +109,7 @@ impl Watches {
             for state in self.shared.lock().values().filter(|state| state.overdue(now).is_some()) {
                 state.is_overdue.notify_one();
             }
+            self.shared.lock().values().for_each(|state| state.wake_reader());
         }
     }
 
@@ -128,6 +143,28 @@ impl State {
         }
         let idle_since = self.idle_since.load(Ordering::Relaxed);
         (now > idle_since + IDLE_LOOKS_MAX).then_some(Overdue::Idle)
+    }
+
+    /// The client has ended its half: whether whoever reads is told so yet.
+    fn may_hear_end(&self, now: u64) -> bool {
+        if self.requests.load(Ordering::Relaxed) == 0 || self.speaks_http2() {
+            return true;
+        }
+        let first = self.ended_since.compare_exchange(0, now + 1, Ordering::Relaxed, Ordering::Relaxed);
+        first.is_err_and(|since| now > since - 1 + HALF_CLOSED_LOOKS_MAX)
+    }
+
+    /// Whoever was kept from hearing of the client's end asks again.
+    fn wake_reader(&self) {
+        if self.ended_since.load(Ordering::Relaxed) > 0
+            && let Some(reader) = self.reader.lock().unwrap_or_else(PoisonError::into_inner).take()
+        {
+            reader.wake();
+        }
+    }
+
+    fn speaks_http2(&self) -> bool {
+        self.preface_bytes.load(Ordering::Relaxed) == HTTP2_PREFACE.len()
     }
 
     fn handle_bytes(&self, bytes: &[u8], now: u64) {
@@ -187,6 +224,7 @@ impl Drop for Busy {
     fn drop(&mut self) {
         self.state.idle_since.store(self.all.looks.load(Ordering::Relaxed), Ordering::Relaxed);
         self.state.requests.fetch_sub(1, Ordering::Relaxed);
+        self.state.wake_reader();
     }
 }
 
@@ -204,10 +242,16 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
+        let has_room = buffer.remaining() > 0;
         ready!(Pin::new(&mut self.io).poll_read(context, buffer))?;
         let bytes = &buffer.filled()[before..];
+        let now = self.all.looks.load(Ordering::Relaxed);
         if !bytes.is_empty() {
-            self.state.handle_bytes(bytes, self.all.looks.load(Ordering::Relaxed));
+            self.state.handle_bytes(bytes, now);
+        } else if has_room && !self.state.may_hear_end(now) {
+            let mut reader = self.state.reader.lock().unwrap_or_else(PoisonError::into_inner);
+            *reader = Some(context.waker().clone());
+            return Poll::Pending;
         }
         Poll::Ready(Ok(()))
     }
@@ -288,6 +332,23 @@ mod tests {
         watch.state.handle_bytes(b"PR", 0);
         watch.state.handle_bytes(b"OPFIND / HTTP/1.1", 1);
         assert_eq!(watch.state.overdue(HEAD_LOOKS_MAX + 1), Some(Overdue::Head));
+    }
+
+    #[test]
+    fn a_client_that_says_no_more_is_waited_for_a_while() {
+        let watches = Watches::default();
+        let (_io, watch) = watches.watch(());
+        assert!(watch.state.may_hear_end(0), "nothing is under way");
+        let busy = watch.begin_request();
+        assert!(!watch.state.may_hear_end(3));
+        assert!(!watch.state.may_hear_end(3 + HALF_CLOSED_LOOKS_MAX));
+        assert!(watch.state.may_hear_end(4 + HALF_CLOSED_LOOKS_MAX), "it may be gone");
+        drop(busy);
+        assert!(watch.state.may_hear_end(4), "it has its answer");
+        let (_io, watch) = watches.watch(());
+        watch.state.handle_bytes(HTTP2_PREFACE, 0);
+        let _busy = watch.begin_request();
+        assert!(watch.state.may_hear_end(0), "HTTP/2 has no halves");
     }
 
     #[test]

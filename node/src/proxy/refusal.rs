@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::proxy::failure::Flag;
+use crate::proxy::failure::{Flag, RETRY_AFTER_SECONDS};
 use crate::proxy::headers::FLAGS;
 
 /// Connections that are told at a time; those beyond are reset.
@@ -43,8 +43,8 @@ fn answer() -> String {
     let (status, name) = (flag.status(), flag.as_str());
     let line = format!("starling: {name}: this node has as many connections as it may; try again later\n");
     format!(
-        "HTTP/1.1 {status}\r\nserver: starling\r\n{FLAGS}: {name}\r\nconnection: close\r\n\
-         content-type: text/plain; charset=utf-8\r\ncontent-length: {}\r\n\r\n{line}",
+        "HTTP/1.1 {status}\r\nserver: starling\r\n{FLAGS}: {name}\r\n\
+         retry-after: {RETRY_AFTER_SECONDS}\r\nconnection: close\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {}\r\n\r\n{line}",
         line.len()
     )
 }
@@ -57,11 +57,10 @@ mod tests {
     fn the_answer_is_whole() {
         let answer = answer();
         let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
-        assert!(
-            head.starts_with(
-                "HTTP/1.1 503 Service Unavailable\r\nserver: starling\r\nx-starling-flags: UO\r\n"
-            )
-        );
+        assert!(head.starts_with(
+            "HTTP/1.1 503 Service Unavailable\r\nserver: starling\r\nx-starling-flags: UO\r\n\
+                 retry-after: 1\r\n"
+        ));
         assert!(head.ends_with(&format!("content-length: {}", body.len())), "{head}");
     }
 }

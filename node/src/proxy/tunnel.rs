@@ -14,6 +14,7 @@ use tracing::debug;
 use crate::patience::Allowance;
 use crate::proxy::access::Admission;
 use crate::proxy::body::{AnswerBody, AnswerGuard};
+use crate::proxy::counted::Counted;
 use crate::proxy::failure::Flag;
 use crate::proxy::gate::Held;
 use crate::proxy::overdue::Watched;
@@ -24,23 +25,33 @@ use crate::telemetry::exchange::Exchange;
 /// Bytes on their way in one direction of one connection.
 const BUFFER_BYTES: usize = 32 * 1024;
 
+/// Both sides of a connection under way; dropped, it tells how much was carried, however it ended.
+struct Carrying<'a, D, U> {
+    down: Counted<D>,
+    up: Counted<U>,
+    exchange: &'a mut Exchange,
+}
+
 /// Copies in both directions, each side's end of stream passed on as such (half-close), until both
 /// have ended or one has failed. `down` is the side that asked, `up` the one that serves.
-pub(crate) async fn carry<D, U>(mut down: D, mut up: U, exchange: &mut Exchange) -> std::io::Result<()>
+pub(crate) async fn carry<D, U>(down: D, up: U, exchange: &mut Exchange) -> std::io::Result<()>
 where
     D: AsyncRead + AsyncWrite + Unpin,
     U: AsyncRead + AsyncWrite + Unpin,
 {
-    match tokio::io::copy_bidirectional_with_sizes(&mut down, &mut up, BUFFER_BYTES, BUFFER_BYTES).await {
-        Ok((request_bytes, response_bytes)) => {
-            exchange.add_request_bytes(request_bytes);
-            exchange.add_response_bytes(response_bytes as usize);
-            Ok(())
-        }
-        Err(error) => {
-            exchange.set_flag(Flag::ConnectionEnded);
-            Err(error)
-        }
+    let mut carrying = Carrying { down: Counted::new(down), up: Counted::new(up), exchange };
+    let Carrying { down, up, .. } = &mut carrying;
+    let carried = tokio::io::copy_bidirectional_with_sizes(down, up, BUFFER_BYTES, BUFFER_BYTES).await;
+    if carried.is_err() {
+        carrying.exchange.set_flag(Flag::ConnectionEnded);
+    }
+    carried.map(drop)
+}
+
+impl<D, U> Drop for Carrying<'_, D, U> {
+    fn drop(&mut self) {
+        self.exchange.add_request_bytes(self.up.written());
+        self.exchange.add_response_bytes(self.down.written() as usize);
     }
 }
 
@@ -189,6 +200,20 @@ mod tests {
         access.replace(&Allow::Listed(Vec::new()));
         let error = carrying.await.expect("no panic").expect_err("cut off");
         assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied);
+    }
+
+    #[tokio::test]
+    async fn what_a_broken_connection_carried_is_counted() {
+        let ((mut client, down), (up, mut workload)) = (duplex(64), duplex(64));
+        let carrying = tokio::spawn(async move {
+            let mut exchange = Meter::new(Direction::Outbound, None, "").start(&Clock::System);
+            let broken = tokio::time::timeout(Duration::from_millis(200), carry(down, up, &mut exchange));
+            assert!(broken.await.is_err(), "cut off");
+            (exchange.request_bytes(), exchange.response_bytes())
+        });
+        client.write_all(b"hello").await.expect("written");
+        workload.write_all(b"hi").await.expect("written");
+        assert_eq!(carrying.await.expect("no panic"), (5, 2));
     }
 
     #[tokio::test]

@@ -4,6 +4,7 @@
 //! work ended. Its [`Meter`] holds the metric handles, looked up once per service and peer and not
 //! once per request.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use http::StatusCode;
@@ -51,6 +52,8 @@ pub(crate) struct Exchange {
     started: Instant,
     outcome: Outcome,
     request_bytes: u64,
+    /// Where more of them are counted, while a body goes up.
+    body_bytes: Option<Arc<AtomicU64>>,
     response_bytes: u64,
     /// Only where somebody reads the access log.
     line: Option<Box<Line>>,
@@ -107,6 +110,7 @@ impl Meter {
             started: clock.now(),
             outcome: Outcome { status: 0, flag: None },
             request_bytes: 0,
+            body_bytes: None,
             response_bytes: 0,
             line,
         }
@@ -199,6 +203,24 @@ impl Exchange {
         self.request_bytes += bytes;
     }
 
+    /// A request's body goes up, and is counted there. What goes up after the answer has ended belongs to
+    /// nobody's exchange.
+    pub(crate) fn set_body_bytes(&mut self, bytes: Option<Arc<AtomicU64>>) {
+        self.body_bytes = bytes;
+    }
+
+    /// Bytes that went up so far, but for a body's.
+    #[cfg(test)]
+    pub(crate) fn request_bytes(&self) -> u64 {
+        self.request_bytes
+    }
+
+    /// Bytes that came down so far.
+    #[cfg(test)]
+    pub(crate) fn response_bytes(&self) -> u64 {
+        self.response_bytes
+    }
+
     /// Bytes that came down.
     pub(crate) fn add_response_bytes(&mut self, bytes: usize) {
         self.response_bytes += bytes as u64;
@@ -207,6 +229,8 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
+        let body_bytes = self.body_bytes.as_ref().map_or(0, |bytes| bytes.load(Ordering::Relaxed));
+        self.request_bytes += body_bytes;
         let seconds = (self.clock.now() - self.started).as_secs_f64();
         self.meter.count(self.outcome);
         self.meter.duration.record(seconds);

@@ -13,9 +13,6 @@ use tracing::debug;
 use super::{Answered, Connect, ConnectFailure, HttpVersion, NextHop, SendError, SendFailure};
 use crate::proxy::body::RequestBody;
 
-/// A message head larger than this is refused; nginx and Envoy stop at 32 and 60 KiB.
-const HEAD_BYTES_MAX: usize = 64 * 1024;
-
 pub(super) struct Http1Pool {
     idle: Mutex<Vec<Kept>>,
     idle_max: usize,
@@ -143,7 +140,7 @@ impl LentSender {
 async fn open<C: Connect>(connect: &C) -> Result<Kept, ConnectFailure> {
     let (io, next_hop) = connect.connect(HttpVersion::Http1).await?;
     let (sender, connection) = Builder::new()
-        .max_buf_size(HEAD_BYTES_MAX)
+        .max_buf_size(next_hop.head_bytes_max())
         .handshake(TokioIo::new(io))
         .await
         .map_err(|error| ConnectFailure::Unreachable(error.to_string()))?;

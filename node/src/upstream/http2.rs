@@ -8,11 +8,13 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use http::Request;
+use http::{Request, Response};
+use hyper::body::Incoming;
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tracing::debug;
 
+use super::lent::{self, LentBody, Pledge};
 use super::{Answered, Connect, ConnectFailure, HttpVersion, NextHop, SendError, SendFailure};
 use crate::proxy::body::RequestBody;
 
@@ -54,7 +56,7 @@ pub(super) struct Http2Pool {
 
 #[derive(Clone)]
 pub(super) struct Shared {
-    sender: SendRequest<RequestBody>,
+    sender: SendRequest<LentBody>,
     next_hop: NextHop,
     streams: Arc<AtomicU32>,
     used: Arc<AtomicBool>,
@@ -89,26 +91,26 @@ impl Http2Pool {
     pub(super) async fn send<C: Connect>(
         &self,
         connect: &C,
-        request: Request<RequestBody>,
+        mut request: Request<RequestBody>,
         give_up: impl Fn() -> bool + Send + Sync,
     ) -> Result<Answered, SendError> {
-        let (mut shared, stream) = match self.stream(connect).await {
-            Ok(opened) => opened,
-            Err(failure) => return Err(SendError { failure: failure.into(), unsent: Some(request) }),
-        };
-        tokio::select! {
-            biased;
-            sent = shared.sender.try_send_request(request) => match sent {
-                Ok(response) => Ok(Answered { response, sender: None, stream: Some(stream) }),
-                Err(mut error) => {
-                    let unsent = error.take_message();
-                    Err(SendError { failure: error.into_error().into(), unsent })
-                }
-            },
-            () = shared.next_hop.given_up(&give_up) => {
-                Err(SendError { failure: SendFailure::Silent, unsent: None })
+        // A connection that its other end is leaving takes nothing, and says nothing of the next hop.
+        for _ in 0..CONNECTIONS_MAX {
+            let (mut shared, stream) = match self.stream(connect).await {
+                Ok(opened) => opened,
+                Err(failure) => return Err(SendError { failure: failure.into(), unsent: Some(request) }),
+            };
+            let error = match shared.send(request, &give_up).await {
+                Ok(response) => return Ok(Answered { response, sender: None, stream: Some(stream) }),
+                Err(error) => error,
+            };
+            match error {
+                SendError { unsent: Some(unsent), .. } if shared.is_left() => request = unsent,
+                error => return Err(error),
             }
         }
+        let failure = ConnectFailure::Unreachable("it leaves every connection that is opened".into());
+        Err(SendError { failure: failure.into(), unsent: Some(request) })
     }
 
     /// A place on a connection with room, opened if there is none.
@@ -168,6 +170,34 @@ impl Http2Pool {
 }
 
 impl Shared {
+    async fn send(
+        &mut self,
+        request: Request<RequestBody>,
+        give_up: &(impl Fn() -> bool + Send + Sync),
+    ) -> Result<Response<Incoming>, SendError> {
+        let (request, pledge) = lent::lend(request);
+        tokio::select! {
+            biased;
+            sent = self.sender.try_send_request(request) => sent.map_err(|mut error| {
+                let returned = error.take_message().map(lent::returned);
+                let failure = SendFailure::of_http2(error.into_error());
+                let unsent = returned.or_else(|| match &failure {
+                    SendFailure::Unprocessed(_) => pledge.and_then(Pledge::redeem),
+                    _ => None,
+                });
+                SendError { failure, unsent }
+            }),
+            () = self.next_hop.given_up(give_up) => {
+                Err(SendError { failure: SendFailure::Silent, unsent: None })
+            }
+        }
+    }
+
+    /// Whether its other end takes no more requests on it.
+    fn is_left(&self) -> bool {
+        self.sender.is_closed()
+    }
+
     fn begin(&self) -> Stream {
         self.used.store(true, Ordering::Relaxed);
         self.streams.fetch_add(1, Ordering::Relaxed);
@@ -186,6 +216,7 @@ async fn open<C: Connect>(connect: &C, windows: Windows) -> Result<Shared, Conne
     let mut builder = Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
+        .max_header_list_size(next_hop.head_bytes_max() as u32)
         .initial_stream_window_size(windows.stream_bytes)
         .initial_connection_window_size(windows.connection_bytes);
     if matches!(next_hop, NextHop::Workload { .. }) {

@@ -6,10 +6,13 @@
 
 mod http1;
 pub(crate) mod http2;
+mod lent;
 
+use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use h2::Reason;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use starling_transport::connection::Connection;
@@ -20,6 +23,7 @@ use crate::proxy::body::RequestBody;
 use crate::proxy::failure::Flag;
 use crate::proxy::gate::Pass;
 use crate::proxy::headers::{FLAGS, UNSENT};
+use crate::proxy::heads::{HEAD_BYTES_MAX, PASSED_HEAD_BYTES_MAX};
 
 use http1::Reuse;
 
@@ -103,9 +107,41 @@ pub(crate) enum SendFailure {
     /// may have closed it without a look at this one.
     #[error("the kept connection ended before the answer: {0}")]
     Stale(hyper::Error),
+    /// The next hop says that it did not process it (RFC 9113, section 8.7): it may be sent again,
+    /// whatever it asks.
+    #[error("refused unprocessed: {0}")]
+    Unprocessed(hyper::Error),
     /// The peer has fallen silent with the request outstanding.
     #[error("the peer has fallen silent")]
     Silent,
+}
+
+impl SendFailure {
+    /// What an HTTP/2 connection's `error` means for a request that it failed.
+    fn of_http2(error: hyper::Error) -> Self {
+        let Some(cause) = http2_cause(&error) else { return Self::Broken(error) };
+        let reason = cause.reason();
+        // h2 gives the GOAWAY to the streams above its last stream identifier only. One with an error
+        // may be our request's fault; the next connection need not die of it.
+        let gone_away = cause.is_go_away() && reason == Some(Reason::NO_ERROR);
+        let refused = cause.is_reset() && reason == Some(Reason::REFUSED_STREAM);
+        if cause.is_remote() && (gone_away || refused) {
+            return Self::Unprocessed(error);
+        }
+        Self::Broken(error)
+    }
+
+    /// The code with which the next hop reset the request's stream instead of answering, if it meant
+    /// to say something to whoever asks.
+    pub(crate) fn reset_code(&self) -> Option<Reason> {
+        let Self::Broken(error) = self else { return None };
+        let cause = http2_cause(error).filter(|cause| cause.is_remote() && cause.is_reset())?;
+        cause.reason().filter(|reason| *reason != Reason::NO_ERROR)
+    }
+}
+
+fn http2_cause(error: &hyper::Error) -> Option<&h2::Error> {
+    error.source()?.downcast_ref()
 }
 
 /// An answer's head and body, and the connection that carries it.
@@ -211,6 +247,14 @@ impl<C: Connect> HttpUpstream<C> {
 }
 
 impl NextHop {
+    /// The largest head of an answer that is taken from it.
+    fn head_bytes_max(&self) -> usize {
+        match self {
+            Self::Peer(_) => PASSED_HEAD_BYTES_MAX,
+            Self::Workload { .. } => HEAD_BYTES_MAX,
+        }
+    }
+
     /// Whether it may get new work.
     pub(crate) fn is_usable(&self) -> bool {
         match self {

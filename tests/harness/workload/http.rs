@@ -5,6 +5,7 @@
 //! | `/seen` | the request as JSON: method, target, version, headers, length of its body, trailers |
 //! | `/echo` | the request's body, as it comes, and its trailers |
 //! | `/bytes/N` | N bytes, in chunks |
+//! | `/head/N` | a header of N bytes |
 //! | `/status/N` | that status, no body |
 //! | `/wait` | 200, once the test calls [`Http::release`] |
 //! | `/rude` | headers that end at a hop, and some that only the mesh may say |
@@ -35,6 +36,9 @@ use tokio::task::JoinHandle;
 
 use super::tcp::sized_bytes;
 use super::tls::ServerTls;
+
+/// More than any node passes on.
+const HEAD_BYTES_MAX: u32 = 128 * 1024;
 
 type Answer = Response<BoxBody<Bytes, hyper::Error>>;
 
@@ -142,9 +146,9 @@ async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, sha
         let shared = shared.clone();
         async move { Ok::<_, Infallible>(answer(&shared, request).await) }
     });
-    let _ = auto::Builder::new(TokioExecutor::new())
-        .serve_connection_with_upgrades(TokioIo::new(stream), service)
-        .await;
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http2().max_header_list_size(HEAD_BYTES_MAX);
+    let _ = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
 }
 
 async fn answer(shared: &Shared, request: Request<Incoming>) -> Answer {
@@ -154,6 +158,10 @@ async fn answer(shared: &Shared, request: Request<Incoming>) -> Answer {
         "seen" => seen(shared, request).await,
         "echo" => echo(request),
         "bytes" => Response::new(chunks(number().expect("/bytes/N"))),
+        "head" => {
+            let large = "a".repeat(number().expect("/head/N"));
+            Response::builder().header("x-large", large).body(full("")).expect("an answer")
+        }
         "status" => {
             let status = u16::try_from(number().expect("/status/N")).expect("a status");
             Response::builder().status(status).body(full("")).expect("an answer")

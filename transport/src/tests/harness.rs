@@ -97,6 +97,11 @@ impl Ca {
     pub(super) fn node(&self, service: &str) -> Node {
         Node::bind("127.0.0.1:0", self.credentials(service))
     }
+
+    /// The same, of a node that may use so much memory.
+    pub(super) fn node_within(&self, service: &str, memory_bytes: u64) -> Node {
+        Node::bind_within("127.0.0.1:0", self.credentials(service), Windows::within(Some(memory_bytes)))
+    }
 }
 
 pub(super) struct Node {
@@ -108,10 +113,13 @@ pub(super) struct Node {
 
 impl Node {
     pub(super) fn bind(listen: &str, credentials: Credentials) -> Self {
+        Self::bind_within(listen, credentials, Windows::within(None))
+    }
+
+    fn bind_within(listen: &str, credentials: Credentials, windows: Windows) -> Self {
         let listen = listen.parse().expect("an address");
         let rng = StdRng::seed_from_u64(1);
-        let (endpoint, incoming) =
-            Endpoint::bind(listen, credentials.clone(), Windows::within(None), rng).expect("bound");
+        let (endpoint, incoming) = Endpoint::bind(listen, credentials.clone(), windows, rng).expect("bound");
         Self { endpoint, streams: Mutex::new(incoming.streams), gossip: Some(incoming.gossip), credentials }
     }
 

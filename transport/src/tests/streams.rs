@@ -12,8 +12,8 @@ use crate::answer::AnswerError;
 use crate::connection::OpenError;
 use crate::header::RefusalReason;
 use crate::limits::{
-    CALLS_PER_CONNECTION_MAX, CONNECTION_RECEIVE_WINDOW_BYTES, INCOMING_STREAMS_MAX,
-    STREAM_RECEIVE_WINDOW_BYTES,
+    CALLS_PER_CONNECTION_AT_FIRST, CALLS_PER_CONNECTION_MAX, CONNECTION_RECEIVE_WINDOW_BYTES,
+    INCOMING_STREAMS_MAX, STREAM_RECEIVE_WINDOW_BYTES, Windows,
 };
 use crate::stream::MeshStream;
 
@@ -188,15 +188,29 @@ async fn more_than_fits_is_refused_and_nothing_else_suffers() {
 
 #[tokio::test]
 async fn more_streams_than_the_peer_permits_is_an_error() {
+    const MEMORY_BYTES: u64 = 16 * 1024 * 1024;
+    let permitted = Windows::within(Some(MEMORY_BYTES)).calls_max;
+    assert!(permitted < CALLS_PER_CONNECTION_MAX, "{permitted}: a node with little memory permits less");
     let ca = Ca::new();
-    let (web, payments) = (ca.node("web"), ca.node("payments"));
+    let (web, payments) = (ca.node("web"), ca.node_within("payments", MEMORY_BYTES));
     let connection = web.dial(&payments).await.expect("connected");
     let mut open = Vec::new();
-    for _ in 0..CALLS_PER_CONNECTION_MAX {
-        open.push(connection.open(&tcp()).await.expect("a stream"));
+    for _ in 0..permitted {
+        open.push((connection.open(&tcp()).await.expect("a stream"), payments.incoming().await));
     }
     let error = connection.open(&tcp()).await.err().expect("one too many");
     assert!(matches!(error, OpenError::TooManyStreams { .. }), "{error}");
     drop(open);
     within("room again", async { while connection.open(&tcp()).await.is_err() {} }).await;
+}
+
+#[tokio::test]
+async fn a_peer_that_fills_its_connection_is_permitted_more() {
+    let ca = Ca::new();
+    let (web, payments) = (ca.node("web"), ca.node("payments"));
+    let connection = web.dial(&payments).await.expect("connected");
+    let mut open = Vec::new();
+    for _ in 0..CALLS_PER_CONNECTION_AT_FIRST * 8 {
+        open.push((connection.open(&tcp()).await.expect("a stream"), payments.incoming().await));
+    }
 }
