@@ -66,6 +66,34 @@ mod nginx {
         World { caller, others, _programs: programs, mesh }
     }
 
+    /// nginx as a TCP workload that takes the PROXY protocol, as behind a load balancer.
+    #[tokio::test]
+    async fn it_hears_the_callers_address_by_the_proxy_protocol() {
+        let mesh = Mesh::new();
+        let (directory, address) = (data_directory(&mesh, "nginx"), mesh.free_address());
+        let root = text(&directory);
+        let config = format!(
+            "daemon off; master_process off; pid {root}/pid; error_log stderr;\n\
+             events {{}}\n\
+             http {{\n\
+               access_log off; client_body_temp_path {root}/b; proxy_temp_path {root}/p;\n\
+               fastcgi_temp_path {root}/f; uwsgi_temp_path {root}/u; scgi_temp_path {root}/s;\n\
+               server {{ listen {address} proxy_protocol;\n\
+                 return 200 \"$proxy_protocol_addr:$proxy_protocol_port $proxy_protocol_server_port\"; }}\n\
+             }}\n"
+        );
+        fs::write(directory.join("nginx.conf"), config).expect("a configuration");
+        let config = directory.join("nginx.conf");
+        let _program = Program::start("nginx", &directory, address, ["-p", root, "-c", text(&config)]).await;
+        let keys = "protocol = \"tcp\"\nproxy_protocol = true";
+        let _server = mesh.node("server").serves_as("site", address, keys).start().await;
+        let caller = mesh.node("caller").calls("site").start().await;
+        caller.finds("site", 1).await;
+        let finished = run_program("curl", ["-sS", &format!("http://{}/", caller.outbound("site"))], &[]).await;
+        let expected = format!("{} {}", caller.listen(), address.port());
+        assert_eq!((finished.code, finished.out), (0, expected));
+    }
+
     #[tokio::test]
     async fn curl_finds_it_by_the_http_proxy_variable_by_host_and_by_port() {
         let world = world().await;

@@ -15,7 +15,7 @@ use super::probe::{self, Probe};
 use super::reader::Reader;
 use super::relations::Claims;
 use super::section::Section;
-use super::value::{label, listen_address, number, one_of, service_name, text};
+use super::value::{boolean, label, listen_address, number, one_of, service_name, text};
 use super::workload_tls::{self, WorkloadTls};
 use crate::authz::Allow;
 
@@ -33,6 +33,9 @@ pub struct Service {
     pub tls: Option<WorkloadTls>,
     /// How it speaks.
     pub protocol: Protocol,
+    /// Whether it hears of each caller by the PROXY protocol, version 2, before the first byte. For
+    /// TCP only: HTTP workloads have a header.
+    pub proxy_protocol: bool,
     /// Its version, for routing.
     pub version: Option<Label>,
     /// Free labels, for routing.
@@ -58,8 +61,8 @@ pub struct Outbound {
 impl Service {
     /// Whether `other` describes the same workload: what is known of one holds for the other.
     pub(crate) fn is_same_workload(&self, other: &Self) -> bool {
-        (&self.name, self.protocol, &self.address, &self.tls)
-            == (&other.name, other.protocol, &other.address, &other.tls)
+        (&self.name, &self.address, &self.tls) == (&other.name, &other.address, &other.tls)
+            && (self.protocol, self.proxy_protocol) == (other.protocol, other.proxy_protocol)
     }
 }
 
@@ -126,6 +129,12 @@ pub(super) fn read_service(
     if let Some(WorkloadAddress::Tls { scheme, .. }) = &address {
         check_scheme(&section, *scheme, protocol);
     }
+    let proxy_protocol = section.or("proxy_protocol", false, boolean());
+    if proxy_protocol && protocol == Protocol::Http {
+        let problem = "HTTP workloads hear who calls in the header x-starling-peer";
+        let suggestion = "remove the key, or write protocol = \"tcp\"";
+        section.report().add(&section.path_of("proxy_protocol"), problem, suggestion);
+    }
     let tls = workload_tls::read(&mut section, address.as_ref(), base);
     let version = section.optional("version", label());
     let tags = section.section("tags").pairs(label());
@@ -143,7 +152,7 @@ pub(super) fn read_service(
     section.finish();
 
     let (name, address, id) = (name?, address?, id?);
-    Some(Service { id, name, address, tls, protocol, version, tags, weight, allow, probe })
+    Some(Service { id, name, address, tls, protocol, proxy_protocol, version, tags, weight, allow, probe })
 }
 
 /// Both say what the workload speaks.

@@ -259,6 +259,11 @@ pub(super) const WRONG: &[(&str, &str, &str)] = &[
         "write tls:// or another protocol",
     ),
     // Numbers, words, durations.
+    (
+        "service.proxy_protocol = true",
+        "service[0].proxy_protocol",
+        "HTTP workloads hear who calls in the header x-starling-peer",
+    ),
     ("service.weight = 1001", "service[0].weight", "from 0 to 1000"),
     ("service.weight = -1", "service[0].weight", "-1 is out of range"),
     ("service.weight = \"9\"", "service[0].weight", "should be a number, not a text"),

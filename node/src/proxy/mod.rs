@@ -22,6 +22,7 @@ pub(crate) mod outbound;
 pub(crate) mod outbound_tcp;
 pub(crate) mod overdue;
 pub(crate) mod own_headers;
+pub(crate) mod proxy_protocol;
 pub(crate) mod refusal;
 pub(crate) mod request_id;
 pub(crate) mod strict;
