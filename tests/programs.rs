@@ -66,6 +66,18 @@ mod nginx {
         World { caller, others, _programs: programs, mesh }
     }
 
+    #[tokio::test]
+    async fn curl_finds_it_by_a_unix_socket() {
+        let world = world().await;
+        let path = world.mesh.directory().join("http.sock");
+        let section = format!("[[outbound]]\nservice = \"site\"\nlisten = \"unix:{}\"", text(&path));
+        let local = world.mesh.node("local").sections(&section).start().await;
+        local.finds("site", 2).await;
+        let arguments = ["-sS", "--unix-socket", text(&path), "http://site.mesh/"];
+        let finished = run_program("curl", arguments, &[]).await;
+        assert_eq!((finished.code, finished.out.as_str()), (0, "hello from nginx\n"), "{finished:?}");
+    }
+
     /// nginx as a TCP workload that takes the PROXY protocol, as behind a load balancer.
     #[tokio::test]
     async fn it_hears_the_callers_address_by_the_proxy_protocol() {
@@ -89,7 +101,8 @@ mod nginx {
         let _server = mesh.node("server").serves_as("site", address, keys).start().await;
         let caller = mesh.node("caller").calls("site").start().await;
         caller.finds("site", 1).await;
-        let finished = run_program("curl", ["-sS", &format!("http://{}/", caller.outbound("site"))], &[]).await;
+        let finished =
+            run_program("curl", ["-sS", &format!("http://{}/", caller.outbound("site"))], &[]).await;
         let expected = format!("{} {}", caller.listen(), address.port());
         assert_eq!((finished.code, finished.out), (0, expected));
     }

@@ -32,6 +32,7 @@ mod seeds;
 pub mod sockets;
 mod store;
 pub mod telemetry;
+mod unix_socket;
 mod upstream;
 
 pub use cli::run_cli;

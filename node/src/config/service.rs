@@ -1,7 +1,6 @@
 //! `[[service]]` and `[[outbound]]`: what the workload serves, and what it calls by a fixed port.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::path::Path;
 
 use starling_gossip::identity::ServiceName;
@@ -11,11 +10,12 @@ use starling_gossip::record::{Label, Protocol};
 use super::access::read_allow;
 use super::address::{TlsScheme, WorkloadAddress};
 use super::limits::{OUTBOUNDS_MAX, WEIGHT_MAX};
+use super::listen::{ListenAddress, local_listen_address};
 use super::probe::{self, Probe};
 use super::reader::Reader;
 use super::relations::Claims;
 use super::section::Section;
-use super::value::{boolean, label, listen_address, number, one_of, service_name, text};
+use super::value::{boolean, label, number, one_of, service_name, text};
 use super::workload_tls::{self, WorkloadTls};
 use crate::authz::Allow;
 
@@ -49,11 +49,11 @@ pub struct Service {
     pub probe: Option<Probe>,
 }
 
-/// `[[outbound]]`: a local port that leads to one service.
+/// `[[outbound]]`: a local port or Unix socket that leads to one service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outbound {
     /// Where local callers connect.
-    pub listen: SocketAddr,
+    pub listen: ListenAddress,
     /// Where they end up.
     pub service: ServiceName,
 }
@@ -187,8 +187,8 @@ pub(super) fn read_outbounds(sections: Vec<Section<'_>>, claims: &mut Claims) ->
         section.report().add(section.path(), "too many outbounds", instead);
     }
     let read = sections.into_iter().map(|mut section| {
-        let listen = section.required("listen", "\"127.0.0.1:9001\"", listen_address());
-        listen.iter().for_each(|listen| claims.streams(&section, *listen));
+        let listen = section.required("listen", "\"127.0.0.1:9001\"", local_listen_address());
+        listen.iter().for_each(|listen| claims.local(&section, listen));
         let service = section.required("service", "\"payments\"", service_name());
         section.finish();
         Some(Outbound { listen: listen?, service: service? })

@@ -299,6 +299,18 @@ pub(super) const WRONG: &[(&str, &str, &str)] = &[
         "did you mean \"address\"?",
     ),
     ("[[outbound]]\nlisten = \"127.0.0.1:9001\"", "outbound[0].service", "service is missing"),
+    ("[[outbound]]\nlisten = \"unix:a.sock\"\nservice = \"a\"", "outbound[0].listen", "not an absolute path"),
+    ("[http_proxy]\nlisten = \"/run/a.sock\"", "http_proxy.listen", "has no port"),
+    (
+        "[admin]\nsocket = \"/a.sock\"\n[http_proxy]\nlisten = \"unix:/a.sock\"",
+        "http_proxy.listen",
+        "taken by admin.socket",
+    ),
+    (
+        "service.address = \"unix:/a.sock\"\n[http_proxy]\nlisten = \"unix:/a.sock\"",
+        "service[0].address",
+        "calls would go in circles",
+    ),
     // Who may call.
     (
         "service.allow = \"spiffe://acme/*\"",

@@ -16,6 +16,7 @@ pub(crate) mod inbound;
 pub(crate) mod intake;
 pub(crate) mod listener;
 pub(crate) mod listeners;
+pub(crate) mod local_socket;
 pub(crate) mod name;
 pub(crate) mod normal;
 pub(crate) mod outbound;

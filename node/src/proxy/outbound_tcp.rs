@@ -4,7 +4,6 @@
 //! instance can be tried, and a server that speaks first is heard first.
 
 use starling_transport::stream::MeshStream;
-use tokio::net::TcpStream;
 use tracing::debug;
 
 use crate::endpoint::Flight;
@@ -12,6 +11,7 @@ use crate::proxy::failure::Failure;
 use crate::proxy::gate::Pass;
 use crate::proxy::outbound::{Outbound, failure_of_connect};
 use crate::proxy::tunnel;
+use crate::proxy::workload::Plain;
 use crate::telemetry::exchange::Exchange;
 
 /// A stream to an instance whose workload has accepted, and what counts it.
@@ -25,18 +25,18 @@ pub(crate) struct Reached {
 impl Outbound {
     /// Carries one connection to `service`; resets it if nobody takes it, or it breaks on the way,
     /// so that the client never mistakes a failure for an end.
-    pub(crate) async fn carry(&self, service: &str, mut client: TcpStream) {
+    pub(crate) async fn carry(&self, service: &str, mut client: Plain) {
         match self.reach(service).await {
             Ok(mut reached) => {
                 let carried = tunnel::carry(&mut client, reached.stream, &mut reached.exchange).await;
                 if let Err(error) = carried {
                     debug!(service, %error, "connection broken");
-                    tunnel::reset(&client);
+                    tunnel::reset_plain(&client);
                 }
             }
             Err(failure) => {
                 debug!(service, flag = failure.flag.as_str(), detail = failure.detail, "connection refused");
-                tunnel::reset(&client);
+                tunnel::reset_plain(&client);
             }
         }
     }

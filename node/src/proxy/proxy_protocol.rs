@@ -94,7 +94,10 @@ mod tests {
         let (addresses, value) = rest.split_at(2 * ip_bytes + 4);
         let (from, to, ports) =
             (&addresses[..ip_bytes], &addresses[ip_bytes..2 * ip_bytes], &addresses[2 * ip_bytes..]);
-        assert_eq!((value[0], usize::from(u16::from_be_bytes([value[1], value[2]]))), (0xE0, value.len() - 3));
+        assert_eq!(
+            (value[0], usize::from(u16::from_be_bytes([value[1], value[2]]))),
+            (0xE0, value.len() - 3)
+        );
         Read {
             from: SocketAddr::new(ip(from), u16::from_be_bytes([ports[0], ports[1]])),
             to: SocketAddr::new(ip(to), u16::from_be_bytes([ports[2], ports[3]])),
@@ -128,7 +131,8 @@ mod tests {
         let peer = "spiffe://a/b".parse().expect("an identity");
         let to = "127.0.0.1:80".parse().ok();
         let header = header(&peer, "10.0.0.7:4711".parse().expect("an address"), to);
-        let expected = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x1b\x0a\0\0\x07\x7f\0\0\x01\x12\x67\0\x50\xe0\0\x0cspiffe://a/b";
+        let expected =
+            b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x1b\x0a\0\0\x07\x7f\0\0\x01\x12\x67\0\x50\xe0\0\x0cspiffe://a/b";
         assert_eq!(header, expected);
         assert_eq!(FOR_PROBE, *b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0");
     }

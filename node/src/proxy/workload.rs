@@ -103,7 +103,7 @@ enum Failed {
 /// A connection to a workload.
 pub(crate) type WorkloadIo = Either<Plain, Box<TlsStream<TcpStream>>>;
 
-/// One without TLS.
+/// One without TLS; also what local programs connect by.
 pub(crate) type Plain = Either<TcpStream, UnixStream>;
 
 impl Workloads {
@@ -313,10 +313,7 @@ impl LimitedConnect {
     }
 
     /// Connects to the workload for `caller`; the connection counts as long as the passes live.
-    pub(crate) async fn open(
-        &self,
-        caller: CalledBy<'_>,
-    ) -> Result<(WorkloadIo, [Pass; 2]), ConnectFailure> {
+    pub(crate) async fn open(&self, caller: CalledBy<'_>) -> Result<(WorkloadIo, [Pass; 2]), ConnectFailure> {
         let passes = self.enter()?;
         Ok((self.noted(self.connect.open(Some(caller)).await)?, passes))
     }
