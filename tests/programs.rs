@@ -67,6 +67,47 @@ mod nginx {
     }
 
     #[tokio::test]
+    async fn curl_finds_it_by_a_unix_socket() {
+        let world = world().await;
+        let path = world.mesh.directory().join("http.sock");
+        let section = format!("[[outbound]]\nservice = \"site\"\nlisten = \"unix:{}\"", text(&path));
+        let local = world.mesh.node("local").sections(&section).start().await;
+        local.finds("site", 2).await;
+        let arguments = ["-sS", "--unix-socket", text(&path), "http://site.mesh/"];
+        let finished = run_program("curl", arguments, &[]).await;
+        assert_eq!((finished.code, finished.out.as_str()), (0, "hello from nginx\n"), "{finished:?}");
+    }
+
+    /// nginx as a TCP workload that takes the PROXY protocol, as behind a load balancer.
+    #[tokio::test]
+    async fn it_hears_the_callers_address_by_the_proxy_protocol() {
+        let mesh = Mesh::new();
+        let (directory, address) = (data_directory(&mesh, "nginx"), mesh.free_address());
+        let root = text(&directory);
+        let config = format!(
+            "daemon off; master_process off; pid {root}/pid; error_log stderr;\n\
+             events {{}}\n\
+             http {{\n\
+               access_log off; client_body_temp_path {root}/b; proxy_temp_path {root}/p;\n\
+               fastcgi_temp_path {root}/f; uwsgi_temp_path {root}/u; scgi_temp_path {root}/s;\n\
+               server {{ listen {address} proxy_protocol;\n\
+                 return 200 \"$proxy_protocol_addr:$proxy_protocol_port $proxy_protocol_server_port\"; }}\n\
+             }}\n"
+        );
+        fs::write(directory.join("nginx.conf"), config).expect("a configuration");
+        let config = directory.join("nginx.conf");
+        let _program = Program::start("nginx", &directory, address, ["-p", root, "-c", text(&config)]).await;
+        let keys = "protocol = \"tcp\"\nproxy_protocol = true";
+        let _server = mesh.node("server").serves_as("site", address, keys).start().await;
+        let caller = mesh.node("caller").calls("site").start().await;
+        caller.finds("site", 1).await;
+        let finished =
+            run_program("curl", ["-sS", &format!("http://{}/", caller.outbound("site"))], &[]).await;
+        let expected = format!("{} {}", caller.listen(), address.port());
+        assert_eq!((finished.code, finished.out), (0, expected));
+    }
+
+    #[tokio::test]
     async fn curl_finds_it_by_the_http_proxy_variable_by_host_and_by_port() {
         let world = world().await;
         let proxy = format!("http://{}", world.caller.http_proxy());

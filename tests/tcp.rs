@@ -340,3 +340,55 @@ async fn thousands_of_connections_to_one_endpoint_all_carry_bytes() {
     let trouble = world.caller.admin().get("/v1/routes/db").await.json;
     assert_eq!(trouble["candidates"][0]["trouble"], serde_json::Value::Null, "{trouble}");
 }
+
+/// The same, for a workload that asks who calls.
+const PROXY_PROTOCOL: &str = "protocol = \"tcp\"\nproxy_protocol = true\n[service.probe]\ntcp = true";
+
+#[tokio::test]
+async fn a_workload_that_asks_hears_who_calls_before_the_first_byte() {
+    let mesh = Mesh::new();
+    let (heard, mut hears) = tokio::sync::mpsc::unbounded_channel();
+    let workload = Tcp::start(mesh.ip(), move |mut stream| {
+        let heard = heard.clone();
+        async move {
+            let mut head = [0; 16];
+            if stream.read_exact(&mut head).await.is_err() {
+                return;
+            }
+            let mut rest = vec![0; usize::from(u16::from_be_bytes([head[14], head[15]]))];
+            stream.read_exact(&mut rest).await.expect("a whole header");
+            let _ = heard.send((head, rest));
+            echo(stream).await;
+        }
+    })
+    .await;
+    let to = workload.address();
+    let _server = mesh.node("server").serves_as("db", to, PROXY_PROTOCOL).start().await;
+    let caller = mesh.node("caller").calls("db").start().await;
+    caller.finds("db", 1).await;
+    let mut client = TcpStream::connect(caller.outbound("db")).await.expect("the fixed port accepts");
+    // A signature that a client sends itself is a byte like any other.
+    client.write_all(b"\r\n\r\n\0\r\nQUIT\n forged").await.expect("written");
+    client.shutdown().await.expect("half closed");
+    assert_eq!(read_to_end(&mut client).await.expect("an echo"), b"\r\n\r\n\0\r\nQUIT\n forged");
+    let (head, rest) = loop {
+        let (head, rest) = within("a header", hears.recv()).await.expect("one");
+        assert!(head.starts_with(b"\r\n\r\n\0\r\nQUIT\n"), "{head:?}");
+        match head[12] {
+            // A probe's.
+            0x20 => assert!(rest.is_empty()),
+            _ => break (head, rest),
+        }
+    };
+    assert_eq!(head[12..14], [0x21, 0x11], "PROXY, TCP over IPv4");
+    let (from, id) = (caller.listen(), b"spiffe://acme/svc/caller");
+    let expected = [
+        &mesh.ip().octets()[..],
+        &mesh.ip().octets(),
+        &from.port().to_be_bytes(),
+        &to.port().to_be_bytes(),
+        &[0xE0, 0, u8::try_from(id.len()).expect("short")],
+        id,
+    ];
+    assert_eq!(rest, expected.concat());
+}

@@ -35,6 +35,7 @@ mod seeds;
 pub mod sockets;
 mod store;
 pub mod telemetry;
+mod unix_socket;
 mod upstream;
 
 pub use cli::run_cli;

@@ -10,14 +10,10 @@ mod stall;
 pub mod view;
 
 use std::convert::Infallible;
-use std::fs;
 use std::io;
-use std::os::unix::fs::FileTypeExt as _;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue, SERVER};
 use http::{Method, Request, Response, StatusCode};
@@ -28,7 +24,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tracing::debug;
 
@@ -39,6 +35,7 @@ use crate::proxy::gate::Gate;
 use crate::proxy::listener;
 use crate::reload::Outcome;
 use crate::sockets::Sockets;
+use crate::unix_socket::{Access, OwnedSocket};
 use guard::{Caller, Guard, Refused};
 use stall::Stalling;
 
@@ -85,12 +82,6 @@ struct State {
     refusals: Gate,
 }
 
-/// A Unix socket; one that this process bound is removed with its listener.
-struct OwnedSocket {
-    listener: UnixListener,
-    path: Option<PathBuf>,
-}
-
 impl Admin {
     /// Binds the port and the socket.
     pub(crate) async fn bind(
@@ -100,8 +91,8 @@ impl Admin {
         sockets: &mut Sockets,
     ) -> anyhow::Result<Self> {
         let port = listener::bind(config.admin.listen, "admin.listen", sockets).await?;
-        let socket =
-            config.admin.socket.as_deref().map(|path| OwnedSocket::bind(path, sockets)).transpose()?;
+        let bind = |path| OwnedSocket::bind(path, "admin.socket", Access::Umask, sockets);
+        let socket = config.admin.socket.as_deref().map(bind).transpose()?;
         let state = State {
             shown,
             guard: Guard::new(token),
@@ -142,7 +133,7 @@ async fn or_pause<T>(accepted: io::Result<T>) -> Option<T> {
 
 async fn accept_unix(socket: Option<&OwnedSocket>) -> io::Result<(tokio::net::UnixStream, u32)> {
     let Some(socket) = socket else { return std::future::pending().await };
-    let (stream, _) = socket.listener.accept().await?;
+    let (stream, _) = socket.listener().accept().await?;
     let uid = stream.peer_cred()?.uid();
     Ok((stream, uid))
 }
@@ -251,49 +242,6 @@ impl State {
     }
 }
 
-impl OwnedSocket {
-    fn bind(path: &Path, sockets: &mut Sockets) -> anyhow::Result<Self> {
-        if let Some(passed) = sockets.unix(path, "admin.socket") {
-            return Ok(Self { listener: UnixListener::from_std(passed)?, path: None });
-        }
-        // A socket left behind by a killed node is in the way; one that answers is not ours.
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            anyhow::bail!("admin.socket: another node answers at {}; choose another path", path.display());
-        }
-        remove_stale(path)?;
-        let listener = UnixListener::bind(path).with_context(|| {
-            format!("admin.socket: cannot create {}; does its directory exist?", path.display())
-        })?;
-        Ok(Self { listener, path: Some(path.to_owned()) })
-    }
-}
-
-/// Removes a socket that nobody answers at. Anything else there is somebody's, and named.
-fn remove_stale(path: &Path) -> anyhow::Result<()> {
-    // What cannot be looked at cannot be bound either, and binding says it better.
-    let Ok(there) = fs::symlink_metadata(path) else { return Ok(()) };
-    let kind = there.file_type();
-    let what = match () {
-        () if kind.is_socket() => {
-            return fs::remove_file(path)
-                .with_context(|| format!("admin.socket: cannot remove the old {}", path.display()));
-        }
-        () if kind.is_dir() => "a directory",
-        () if kind.is_symlink() => "a symbolic link",
-        () if kind.is_file() => "a regular file",
-        () => "no socket",
-    };
-    anyhow::bail!("admin.socket: {} is {what}; choose another path, or remove it", path.display())
-}
-
-impl Drop for OwnedSocket {
-    fn drop(&mut self) {
-        if let Some(path) = &self.path {
-            let _ = fs::remove_file(path);
-        }
-    }
-}
-
 fn answer(value: &impl Serialize) -> Response<Full<Bytes>> {
     let body = serde_json::to_vec(value).unwrap_or_default();
     typed(StatusCode::OK, "application/json", body)
@@ -326,20 +274,6 @@ fn typed(status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Respo
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_a_socket_makes_room_for_the_socket() {
-        let place = tempfile::tempdir().expect("a directory");
-        let path = place.path().join("admin.sock");
-        remove_stale(&path).expect("nothing is there");
-        drop(std::os::unix::net::UnixListener::bind(&path).expect("a socket"));
-        remove_stale(&path).expect("an old socket");
-        assert!(!path.exists());
-        fs::write(&path, "precious").expect("written");
-        let refused = remove_stale(&path).expect_err("a file").to_string();
-        assert!(refused.contains("is a regular file"), "{refused}");
-        assert_eq!(fs::read(&path).expect("still there"), b"precious");
-    }
 
     #[tokio::test]
     async fn one_too_many_is_told_so() {

@@ -173,15 +173,20 @@ impl FromStr for WorkloadAddress {
             address.check_dialable()?;
             return Ok(Self::Tcp(address));
         };
-        if !path.starts_with('/') {
-            return wrong(format!("{path:?} is not an absolute path"), "write \"unix:/run/app.sock\"");
-        }
-        if path.len() > UNIX_PATH_BYTES_MAX {
-            let limit = format!("use a path of at most {UNIX_PATH_BYTES_MAX} bytes");
-            return wrong(format!("a socket's path cannot have {} bytes", path.len()), limit);
-        }
-        Ok(Self::Unix(path.into()))
+        unix_path(path).map(Self::Unix)
     }
+}
+
+/// The path behind `unix:`.
+pub(super) fn unix_path(path: &str) -> Result<PathBuf, Wrong> {
+    if !path.starts_with('/') {
+        return wrong(format!("{path:?} is not an absolute path"), "write \"unix:/run/app.sock\"");
+    }
+    if path.len() > UNIX_PATH_BYTES_MAX {
+        let limit = format!("use a path of at most {UNIX_PATH_BYTES_MAX} bytes");
+        return wrong(format!("a socket's path cannot have {} bytes", path.len()), limit);
+    }
+    Ok(path.into())
 }
 
 /// An address, and no whole URL.

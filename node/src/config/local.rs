@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use tracing_subscriber::filter::Targets;
 
 use super::limits::UNIX_PATH_BYTES_MAX;
+use super::listen::{ListenAddress, local_listen_address};
 use super::mistake::{Wrong, wrong};
 use super::reader::Reader;
 use super::relations::Claims;
@@ -14,10 +15,10 @@ use super::timeouts::{self, Timeouts};
 use super::value::{NOT_EMPTY, listen_address, one_of, path, path_that, text};
 
 /// `[http_proxy]`: HTTP to services by name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpProxy {
     /// Where local callers ask for `payments.mesh`; `127.0.0.1:7401` by default.
-    pub listen: SocketAddr,
+    pub listen: ListenAddress,
     /// How long calls may take.
     pub timeouts: Timeouts,
 }
@@ -61,8 +62,9 @@ pub enum LogFormat {
 }
 
 pub(super) fn read_http_proxy(mut section: Section<'_>, claims: &mut Claims) -> HttpProxy {
-    let listen = section.or("listen", SocketAddr::from((Ipv4Addr::LOCALHOST, 7401)), listen_address());
-    claims.streams(&section, listen);
+    let default = SocketAddr::from((Ipv4Addr::LOCALHOST, 7401));
+    let listen = section.or("listen", default.into(), local_listen_address());
+    claims.local(&section, &listen);
     let timeouts = timeouts::read(&mut section);
     section.finish();
     HttpProxy { listen, timeouts }
@@ -77,7 +79,7 @@ pub(super) fn read_admin(mut section: Section<'_>, base: &Path, claims: &mut Cla
         socket: section.optional("socket", socket_path(base)),
         token_file: section.optional("token_file", path(base)),
     };
-    admin.socket.iter().for_each(|path| claims.socket(path));
+    admin.socket.iter().for_each(|path| claims.socket(&section, path));
     if !listen.ip().is_loopback() && !has_token {
         section.report().add(
             &section.path_of("listen"),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::Config;
 use super::address::{Host, WorkloadAddress};
+use super::listen::ListenAddress;
 use super::section::{Report, Section};
 
 /// The addresses that the sections claim, gathered while they are read: a claim counts even when
@@ -13,8 +14,7 @@ use super::section::{Report, Section};
 pub(super) struct Claims {
     datagram: Option<Listener>,
     streams: Vec<Listener>,
-    /// The admin API's, whose every caller is the owner.
-    socket: Option<PathBuf>,
+    sockets: Vec<UnixListener>,
     workloads: Vec<(String, WorkloadAddress)>,
 }
 
@@ -27,18 +27,31 @@ struct Listener {
     address: SocketAddr,
 }
 
+/// One Unix socket this node binds, and the key that says so.
+#[derive(Clone)]
+struct UnixListener {
+    key: String,
+    path: PathBuf,
+}
+
+/// The admin API's socket, whose every caller is the owner.
+const ADMIN_SOCKET: &str = "admin.socket";
+
 impl Claims {
     /// The listeners of a configuration that is known to be right.
     pub(super) fn of_listeners(config: &Config) -> Self {
-        let listener = |key: String, address| Listener { key, address };
-        let mut streams = vec![listener("admin.listen".to_owned(), config.admin.listen)];
-        streams.extend(
-            config.http_proxy.iter().map(|proxy| listener("http_proxy.listen".to_owned(), proxy.listen)),
-        );
-        let outbounds = config.outbounds.iter().enumerate();
-        streams
-            .extend(outbounds.map(|(index, one)| listener(format!("outbound[{index}].listen"), one.listen)));
-        Self { streams, socket: config.admin.socket.clone(), ..Self::default() }
+        let mut claims = Self::default();
+        claims.add("admin.listen".to_owned(), &config.admin.listen.into());
+        for path in config.admin.socket.iter().cloned() {
+            claims.add(ADMIN_SOCKET.to_owned(), &ListenAddress::Unix(path));
+        }
+        if let Some(proxy) = &config.http_proxy {
+            claims.add("http_proxy.listen".to_owned(), &proxy.listen);
+        }
+        for (index, one) in config.outbounds.iter().enumerate() {
+            claims.add(format!("outbound[{index}].listen"), &one.listen);
+        }
+        claims
     }
 
     /// All claims of a configuration, for one that was put together from two.
@@ -63,9 +76,24 @@ impl Claims {
         self.streams.extend(Listener::new(section, address));
     }
 
+    /// A TCP port or a Unix socket, at `listen`.
+    pub(super) fn local(&mut self, section: &Section<'_>, address: &ListenAddress) {
+        let key = section.path_of("listen");
+        if !section.report().has_mistake_at(&key) {
+            self.add(key, address);
+        }
+    }
+
     /// The admin API's socket.
-    pub(super) fn socket(&mut self, path: &Path) {
-        self.socket = Some(path.to_owned());
+    pub(super) fn socket(&mut self, section: &Section<'_>, path: &Path) {
+        self.add(section.path_of("socket"), &ListenAddress::Unix(path.to_owned()));
+    }
+
+    fn add(&mut self, key: String, address: &ListenAddress) {
+        match address.clone() {
+            ListenAddress::Tcp(address) => self.streams.push(Listener { key, address }),
+            ListenAddress::Unix(path) => self.sockets.push(UnixListener { key, path }),
+        }
     }
 
     /// A workload to be called.
@@ -86,6 +114,14 @@ impl Claims {
                 report.add(&listener.key, problem, "give each listener a port of its own");
             }
         }
+        let mut sockets: Vec<&UnixListener> = self.sockets.iter().collect();
+        sockets.sort_by_key(|socket| report.sources.place(&socket.key));
+        for (index, socket) in sockets.iter().enumerate() {
+            if let Some(earlier) = sockets[..index].iter().find(|earlier| earlier.path == socket.path) {
+                let problem = format!("{} is taken by {}", socket.path.display(), earlier.key);
+                report.add(&socket.key, problem, "give each listener a socket of its own");
+            }
+        }
         self.check_workloads(report);
     }
 
@@ -98,10 +134,13 @@ impl Claims {
                 report.add(key, problem, LISTENS_ON);
             }
             if let WorkloadAddress::Unix(path) = workload
-                && self.socket.as_ref() == Some(path)
+                && let Some(own) = self.sockets.iter().find(|own| own.path == *path)
             {
-                let problem =
-                    format!("{workload} is this node's own admin.socket: every caller would be its owner");
+                let what = match own.key.as_str() {
+                    ADMIN_SOCKET => "every caller would be its owner",
+                    _ => "calls would go in circles",
+                };
+                let problem = format!("{workload} is this node's own {}: {what}", own.key);
                 report.add(key, problem, LISTENS_ON);
             }
         }

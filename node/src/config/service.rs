@@ -1,7 +1,6 @@
 //! `[[service]]` and `[[outbound]]`: what the workload serves, and what it calls by a fixed port.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::path::Path;
 
 use starling_gossip::identity::ServiceName;
@@ -11,12 +10,13 @@ use starling_gossip::record::{Label, Protocol};
 use super::access::read_allow;
 use super::address::{TlsScheme, WorkloadAddress};
 use super::limits::{OUTBOUNDS_MAX, WEIGHT_MAX};
+use super::listen::{ListenAddress, local_listen_address};
 use super::probe::{self, Probe};
 use super::reader::Reader;
 use super::relations::Claims;
 use super::section::Section;
 use super::timeouts::{self, Timeouts};
-use super::value::{label, listen_address, number, one_of, service_name, text};
+use super::value::{boolean, label, number, one_of, service_name, text};
 use super::workload_tls::{self, WorkloadTls};
 use crate::authz::Allow;
 
@@ -34,6 +34,9 @@ pub struct Service {
     pub tls: Option<WorkloadTls>,
     /// How it speaks.
     pub protocol: Protocol,
+    /// Whether it hears of each caller by the PROXY protocol, version 2, before the first byte. For
+    /// TCP only: HTTP workloads have a header.
+    pub proxy_protocol: bool,
     /// Its version, for routing.
     pub version: Option<Label>,
     /// Free labels, for routing.
@@ -47,11 +50,11 @@ pub struct Service {
     pub probe: Option<Probe>,
 }
 
-/// `[[outbound]]`: a local port that leads to one service.
+/// `[[outbound]]`: a local port or Unix socket that leads to one service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outbound {
     /// Where local callers connect.
-    pub listen: SocketAddr,
+    pub listen: ListenAddress,
     /// Where they end up.
     pub service: ServiceName,
     /// How long calls may take.
@@ -61,8 +64,8 @@ pub struct Outbound {
 impl Service {
     /// Whether `other` describes the same workload: what is known of one holds for the other.
     pub(crate) fn is_same_workload(&self, other: &Self) -> bool {
-        (&self.name, self.protocol, &self.address, &self.tls)
-            == (&other.name, other.protocol, &other.address, &other.tls)
+        (&self.name, &self.address, &self.tls) == (&other.name, &other.address, &other.tls)
+            && (self.protocol, self.proxy_protocol) == (other.protocol, other.proxy_protocol)
     }
 }
 
@@ -129,6 +132,12 @@ pub(super) fn read_service(
     if let Some(WorkloadAddress::Tls { scheme, .. }) = &address {
         check_scheme(&section, *scheme, protocol);
     }
+    let proxy_protocol = section.or("proxy_protocol", false, boolean());
+    if proxy_protocol && protocol == Protocol::Http {
+        let problem = "HTTP workloads hear who calls in the header x-starling-peer";
+        let suggestion = "remove the key, or write protocol = \"tcp\"";
+        section.report().add(&section.path_of("proxy_protocol"), problem, suggestion);
+    }
     let tls = workload_tls::read(&mut section, address.as_ref(), base);
     let version = section.optional("version", label());
     let tags = section.section("tags").pairs(label());
@@ -146,7 +155,7 @@ pub(super) fn read_service(
     section.finish();
 
     let (name, address, id) = (name?, address?, id?);
-    Some(Service { id, name, address, tls, protocol, version, tags, weight, allow, probe })
+    Some(Service { id, name, address, tls, protocol, proxy_protocol, version, tags, weight, allow, probe })
 }
 
 /// Both say what the workload speaks.
@@ -181,8 +190,8 @@ pub(super) fn read_outbounds(sections: Vec<Section<'_>>, claims: &mut Claims) ->
         section.report().add(section.path(), "too many outbounds", instead);
     }
     let read = sections.into_iter().map(|mut section| {
-        let listen = section.required("listen", "\"127.0.0.1:9001\"", listen_address());
-        listen.iter().for_each(|listen| claims.streams(&section, *listen));
+        let listen = section.required("listen", "\"127.0.0.1:9001\"", local_listen_address());
+        listen.iter().for_each(|listen| claims.local(&section, listen));
         let service = section.required("service", "\"payments\"", service_name());
         let timeouts = timeouts::read(&mut section);
         section.finish();

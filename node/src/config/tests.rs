@@ -264,6 +264,11 @@ pub(super) const WRONG: &[(&str, &str, &str)] = &[
         "write tls:// or another protocol",
     ),
     // Numbers, words, durations.
+    (
+        "service.proxy_protocol = true",
+        "service[0].proxy_protocol",
+        "HTTP workloads hear who calls in the header x-starling-peer",
+    ),
     ("service.weight = 1001", "service[0].weight", "from 0 to 1000"),
     ("service.weight = -1", "service[0].weight", "-1 is out of range"),
     ("service.weight = \"9\"", "service[0].weight", "should be a number, not a text"),
@@ -305,6 +310,18 @@ pub(super) const WRONG: &[(&str, &str, &str)] = &[
         "one attempt may take 2s and all together 1s",
     ),
     ("[http_proxy]\ntimeout = \"0s\"", "http_proxy.timeout", "write 1ms to 1d"),
+    ("[[outbound]]\nlisten = \"unix:a.sock\"\nservice = \"a\"", "outbound[0].listen", "not an absolute path"),
+    ("[http_proxy]\nlisten = \"/run/a.sock\"", "http_proxy.listen", "has no port"),
+    (
+        "[admin]\nsocket = \"/a.sock\"\n[http_proxy]\nlisten = \"unix:/a.sock\"",
+        "http_proxy.listen",
+        "taken by admin.socket",
+    ),
+    (
+        "service.address = \"unix:/a.sock\"\n[http_proxy]\nlisten = \"unix:/a.sock\"",
+        "service[0].address",
+        "calls would go in circles",
+    ),
     // Who may call.
     (
         "service.allow = \"spiffe://acme/*\"",

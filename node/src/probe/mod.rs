@@ -171,7 +171,7 @@ async fn ask(
             let io = connector.open_http(HttpVersion::Http2).await?;
             grpc::ask(io, &host, service).await?;
         }
-        ProbeQuestion::Tcp => drop(connector.open().await?),
+        ProbeQuestion::Tcp => drop(connector.open(None).await?),
         ProbeQuestion::Exec { program, arguments } => {
             exec::ask(program, arguments, service).await?;
         }

@@ -9,6 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 use super::*;
 use crate::capacity::Capacity;
 use crate::config::{Config, Limits};
+use crate::proxy::workload::CalledBy;
 
 /// Long enough for a busy machine; nothing waits for it to pass.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -254,7 +255,9 @@ async fn a_call_that_cannot_connect_is_an_answer_and_brings_the_next_question_fo
     drop(listener);
     let call = async {
         tokio::task::yield_now().await;
-        workload.upstream.connector().open().await.is_err()
+        let peer = "spiffe://acme/svc/web".parse().expect("an identity");
+        let caller = CalledBy { peer: &peer, from: ([127, 0, 0, 1], 7400).into() };
+        workload.upstream.connector().open(caller).await.is_err()
     };
     let (answer, refused) = tokio::time::timeout(PATIENCE, async { tokio::join!(prober.next(), call) })
         .await

@@ -4,6 +4,7 @@
 //! workload is connected before the stream is accepted, so a refusal costs the caller nothing
 //! but a look elsewhere. HTTP is parsed, because the workload is told who calls; TCP is not.
 
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -28,7 +29,7 @@ use crate::proxy::failure::{self, Failure, Flag, Reset};
 use crate::proxy::forward::{self, Passing};
 use crate::proxy::gate::{Gate, Held, Pass};
 use crate::proxy::heads::PASSED_HEAD_BYTES_MAX;
-use crate::proxy::workload::{Workload, Workloads, tcp_under};
+use crate::proxy::workload::{CalledBy, Workload, Workloads, tcp_under};
 use crate::proxy::{headers, intake, own_headers, tunnel};
 use crate::telemetry::exchange::{Direction, Exchange, Meter, count_retry};
 use crate::upstream::http2::Windows;
@@ -102,7 +103,7 @@ impl Inbound {
         }
         let meter = workload.meter(&peer.id);
         match version {
-            None => self.carry(&workload, &admission, &meter, stream).await,
+            None => self.carry(&workload, &admission, peer.address, &meter, stream).await,
             Some(version) => {
                 let instance = instance.into();
                 let caller = Caller { inbound: self, instance, workload, admission, meter, held };
@@ -148,6 +149,7 @@ impl Inbound {
         &self,
         workload: &Workload,
         admission: &Admission,
+        from: SocketAddr,
         meter: &Arc<Meter>,
         stream: UnansweredStream,
     ) {
@@ -160,7 +162,7 @@ impl Inbound {
                 .await;
         };
         let _workload_pass = workload.gate.enter();
-        let opened = workload.upstream.connector().open().await;
+        let opened = workload.upstream.connector().open(CalledBy { peer: admission.peer(), from }).await;
         let (mut io, _passes) = match opened {
             Ok(opened) => opened,
             Err(failure) => {

@@ -16,7 +16,7 @@ use hyper_util::server::conn::auto;
 use starling_gossip::identity::ServiceName;
 use starling_gossip::record::Protocol;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tracing::{debug, info, warn};
 
 use crate::config::Timeouts;
@@ -25,9 +25,11 @@ use crate::proxy::body::AnswerBody;
 use crate::proxy::failure::{self, Flag};
 use crate::proxy::gate::{Gate, Held, Pass};
 use crate::proxy::heads::HEAD_BYTES_MAX;
+use crate::proxy::local_socket::{self, LocalSocket};
 use crate::proxy::outbound::Outbound;
 use crate::proxy::outbound_tcp::Reached;
 use crate::proxy::overdue::{Overdue, Watch, Watches};
+use crate::proxy::workload::Plain;
 use crate::proxy::{headers, name, refusal, tunnel};
 use crate::sockets::Sockets;
 
@@ -56,7 +58,7 @@ pub(crate) enum Serves {
 
 /// A bound local listener.
 pub(crate) struct Listener {
-    pub(crate) socket: TcpListener,
+    pub(crate) socket: LocalSocket,
     /// May change; a connection keeps what it began with.
     pub(crate) serves: Arc<ArcSwap<Serves>>,
     pub(crate) outbound: Arc<Outbound>,
@@ -89,9 +91,9 @@ impl Listener {
                 accepted = self.socket.accept() => accepted,
             };
             match accepted {
-                Ok((client, _)) => {
+                Ok(client) => {
                     if std::mem::take(&mut in_trouble) {
-                        info!(listen = ?self.socket.local_addr().ok(), "accepting local connections again");
+                        info!(listen = %self.socket, "accepting local connections again");
                     }
                     self.admit(client);
                 }
@@ -107,7 +109,7 @@ impl Listener {
         }
     }
 
-    fn admit(&self, client: TcpStream) {
+    fn admit(&self, client: Plain) {
         if let (Some(pass), Some(descriptor)) =
             (self.clients.connections.enter(), self.clients.descriptors.enter())
         {
@@ -125,15 +127,13 @@ impl Listener {
                     refusal::tell(client).await;
                 });
             }
-            _ => tunnel::reset(&client),
+            _ => tunnel::reset_plain(&client),
         }
     }
 
-    fn start(&self, client: TcpStream, held: Held) {
+    fn start(&self, client: Plain, held: Held) {
         let (serves, outbound) = (Serves::clone(&self.serves.load()), self.outbound.clone());
         let clients = self.clients.clone();
-        // Requests are small and wait for answers; Nagle's algorithm would hold them back.
-        let _ = client.set_nodelay(true);
         tokio::spawn(async move {
             tokio::select! {
                 () = serve(client, serves, outbound, clients, held.clone()) => {}
@@ -143,7 +143,7 @@ impl Listener {
     }
 }
 
-async fn serve(client: TcpStream, serves: Serves, outbound: Arc<Outbound>, clients: Clients, held: Held) {
+async fn serve(client: Plain, serves: Serves, outbound: Arc<Outbound>, clients: Clients, held: Held) {
     let is_http = match &serves {
         Serves::ByName(_) => true,
         Serves::Service(service, _) => match outbound.will_speak(service.as_str()).await {
@@ -181,9 +181,9 @@ impl Outbound {
 
 /// Whether a client of a service that nobody announces speaks HTTP, and so understands an answer.
 /// One that waits for the server to speak first does not.
-async fn begins_like_http(client: &TcpStream) -> bool {
+async fn begins_like_http(client: &Plain) -> bool {
     let mut first = [0; 3];
-    match tokio::time::timeout(FIRST_BYTES, client.peek(&mut first)).await {
+    match tokio::time::timeout(FIRST_BYTES, local_socket::peek(client, &mut first)).await {
         Ok(Ok(count)) => count > 0 && first[..count].iter().all(u8::is_ascii_uppercase),
         Ok(Err(_)) | Err(_) => false,
     }

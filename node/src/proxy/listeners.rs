@@ -5,20 +5,19 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use tokio::net::TcpListener;
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::config::Config;
-use crate::proxy::listener::{self, Clients, Listener, Serves};
+use crate::config::{Config, ListenAddress};
+use crate::proxy::listener::{Clients, Listener, Serves};
+use crate::proxy::local_socket::LocalSocket;
 use crate::proxy::outbound::Outbound;
 use crate::sockets::Sockets;
 
 /// A configured address, and which of several at it: port 0 may be given many times.
-type Slot = (SocketAddr, usize);
+type Slot = (ListenAddress, usize);
 
 /// The listeners that run.
 pub(crate) struct Listeners {
@@ -34,7 +33,7 @@ struct Running {
 }
 
 /// What a configuration wants: bound, where it does not run already.
-pub(crate) struct Bound(BTreeMap<Slot, (Serves, Option<TcpListener>)>);
+pub(crate) struct Bound(BTreeMap<Slot, (Serves, Option<LocalSocket>)>);
 
 impl Listeners {
     /// None yet; all together let in what `clients` let in.
@@ -47,14 +46,14 @@ impl Listeners {
     pub(crate) async fn bind(&self, config: &Config, sockets: &mut Sockets) -> io::Result<Bound> {
         let mut bound = BTreeMap::new();
         for (address, key, serves) in wanted(config) {
-            let same = bound.range((address, 0)..=(address, usize::MAX)).count();
+            let same = bound.keys().filter(|(taken, _): &&Slot| *taken == address).count();
             let slot = (address, same);
             let socket = match self.running.contains_key(&slot) {
                 true => None,
                 false => Some(
-                    listener::bind(address, &key, sockets)
+                    LocalSocket::bind(&slot.0, &key, sockets)
                         .await
-                        .map_err(|error| self.explain(error, slot))?,
+                        .map_err(|error| self.explain(error, &slot.0))?,
                 ),
             };
             bound.insert(slot, (serves, socket));
@@ -86,8 +85,13 @@ impl Listeners {
     }
 
     /// A wider address on a port of our own cannot be bound before the old one is given up.
-    fn explain(&self, error: io::Error, (address, _): Slot) -> io::Error {
-        match self.running.keys().find(|(own, _)| own.port() == address.port()) {
+    fn explain(&self, error: io::Error, address: &ListenAddress) -> io::Error {
+        let port = |address: &ListenAddress| match address {
+            ListenAddress::Tcp(address) => Some(address.port()),
+            ListenAddress::Unix(_) => None,
+        };
+        let same = |own: &ListenAddress| port(own).is_some() && port(own) == port(address);
+        match self.running.keys().find(|(own, _)| same(own)) {
             Some((own, _)) if error.kind() == io::ErrorKind::AddrInUse => {
                 let hint =
                     format!("{error} (this node itself listens on {own}: restart it, or use another port)");
@@ -99,14 +103,14 @@ impl Listeners {
 }
 
 /// Address, key and purpose of each.
-fn wanted(config: &Config) -> impl Iterator<Item = (SocketAddr, String, Serves)> {
+fn wanted(config: &Config) -> impl Iterator<Item = (ListenAddress, String, Serves)> {
     let fixed = config.outbounds.iter().enumerate().map(|(index, fixed)| {
         let serves = Serves::Service(fixed.service.clone(), fixed.timeouts);
-        (fixed.listen, format!("outbound[{index}].listen"), serves)
+        (fixed.listen.clone(), format!("outbound[{index}].listen"), serves)
     });
     let by_name = config
         .http_proxy
         .iter()
-        .map(|proxy| (proxy.listen, "http_proxy.listen".to_owned(), Serves::ByName(proxy.timeouts)));
+        .map(|proxy| (proxy.listen.clone(), "http_proxy.listen".to_owned(), Serves::ByName(proxy.timeouts)));
     fixed.chain(by_name)
 }

@@ -6,7 +6,6 @@
 use std::time::Duration;
 
 use starling_transport::stream::MeshStream;
-use tokio::net::TcpStream;
 use tracing::debug;
 
 use crate::endpoint::Flight;
@@ -15,6 +14,7 @@ use crate::proxy::failure::Failure;
 use crate::proxy::gate::Pass;
 use crate::proxy::outbound::Outbound;
 use crate::proxy::tunnel;
+use crate::proxy::workload::Plain;
 use crate::telemetry::exchange::Exchange;
 
 /// A stream to an instance whose workload has accepted, and what counts it.
@@ -29,19 +29,19 @@ impl Outbound {
     /// Carries one connection to `service`; resets it if nobody takes it, or it breaks on the way,
     /// so that the client never mistakes a failure for an end. So does standing still for longer than
     /// `idle`.
-    pub(crate) async fn carry(&self, service: &str, mut client: TcpStream, idle: Option<Duration>) {
+    pub(crate) async fn carry(&self, service: &str, mut client: Plain, idle: Option<Duration>) {
         match self.reach(service).await {
             Ok(mut reached) => {
                 let Reached { stream, exchange, .. } = &mut reached;
                 let carried = tunnel::carry_moving(&mut client, stream, exchange, idle).await;
                 if let Err(error) = carried {
                     debug!(service, %error, "connection broken");
-                    tunnel::reset(&client);
+                    tunnel::reset_plain(&client);
                 }
             }
             Err(failure) => {
                 debug!(service, flag = failure.flag.as_str(), detail = failure.detail, "connection refused");
-                tunnel::reset(&client);
+                tunnel::reset_plain(&client);
             }
         }
     }

@@ -5,8 +5,7 @@
 
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use crate::proxy::failure::{Flag, RETRY_AFTER_SECONDS};
 use crate::proxy::headers::FLAGS;
@@ -21,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const READ_BYTES_MAX: usize = 128 * 1024;
 
 /// Answers 503 with the flag `UO` and closes.
-pub(crate) async fn tell(mut client: TcpStream) {
+pub(crate) async fn tell(mut client: impl AsyncRead + AsyncWrite + Unpin) {
     // Whatever goes wrong: the client is gone, and so is its place.
     let _ = tokio::time::timeout(PATIENCE, async {
         client.write_all(answer().as_bytes()).await?;

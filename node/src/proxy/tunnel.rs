@@ -9,6 +9,7 @@ use socket2::SockRef;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio_util::either::Either;
 use tracing::debug;
 
 use crate::patience::Allowance;
@@ -19,7 +20,7 @@ use crate::proxy::failure::Flag;
 use crate::proxy::gate::Held;
 use crate::proxy::overdue::Watched;
 use crate::proxy::timer::{Noted, Timer};
-use crate::proxy::workload::{WorkloadIo, tcp_under};
+use crate::proxy::workload::{Plain, WorkloadIo, tcp_under};
 use crate::telemetry::exchange::Exchange;
 
 /// Bytes on their way in one direction of one connection.
@@ -157,10 +158,17 @@ pub(crate) fn reset(stream: &TcpStream) {
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
+/// The same for a local program's connection. A Unix socket has no reset; its end is all there is.
+pub(crate) fn reset_plain(stream: &Plain) {
+    if let Either::Left(tcp) = stream {
+        reset(tcp);
+    }
+}
+
 /// The same for a connection that HTTP has handed over. A mesh stream resets itself when dropped.
 pub(crate) fn reset_upgraded(connection: Upgraded) {
-    let connection = match auto::upgrade::downcast::<TokioIo<Watched<TcpStream>>>(connection) {
-        Ok(parts) => return reset(parts.io.inner().get_ref()),
+    let connection = match auto::upgrade::downcast::<TokioIo<Watched<Plain>>>(connection) {
+        Ok(parts) => return reset_plain(parts.io.inner().get_ref()),
         Err(other) => other,
     };
     if let Ok(parts) = connection.downcast::<TokioIo<WorkloadIo>>() {

@@ -1,6 +1,7 @@
 //! The local workloads: how to reach each, and what it serves.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use starling_gossip::clock::Clock;
 use starling_gossip::identity::{ServiceName, SpiffeId};
 use starling_gossip::record::Protocol;
 use starling_transport::header::RefusalReason;
+use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio_rustls::client::TlsStream;
@@ -18,6 +20,7 @@ use crate::config::{Service, WorkloadAddress};
 use crate::descriptors;
 use crate::proxy::access::Access;
 use crate::proxy::gate::{Gate, Pass};
+use crate::proxy::proxy_protocol;
 use crate::proxy::workload_tls::WorkloadHandshake;
 use crate::retry::RetryBudget;
 use crate::telemetry::exchange::{Direction, Meter};
@@ -71,6 +74,17 @@ pub(crate) struct WorkloadConnect {
     address: WorkloadAddress,
     /// Where the workload speaks TLS.
     handshake: Option<WorkloadHandshake>,
+    /// Whether it is told who calls before anything else.
+    takes_proxy_protocol: bool,
+}
+
+/// Whom a connection to a workload is for.
+#[derive(Clone, Copy)]
+pub(crate) struct CalledBy<'a> {
+    /// The proved identity.
+    pub(crate) peer: &'a SpiffeId,
+    /// Where its packets come from.
+    pub(crate) from: SocketAddr,
 }
 
 /// The same for calls: within limits, and a failure is evidence for the workload's prober. Probes
@@ -93,7 +107,7 @@ enum Failed {
 /// A connection to a workload.
 pub(crate) type WorkloadIo = Either<Plain, Box<TlsStream<TcpStream>>>;
 
-/// One without TLS.
+/// One without TLS; also what local programs connect by.
 pub(crate) type Plain = Either<TcpStream, UnixStream>;
 
 impl Workloads {
@@ -198,7 +212,8 @@ impl WorkloadConnect {
     /// For the workload that `service` describes.
     pub(crate) fn new(service: &Service) -> Self {
         let handshake = service.tls.as_ref().map(WorkloadHandshake::new);
-        Self { address: service.address.clone(), handshake }
+        let takes_proxy_protocol = service.proxy_protocol;
+        Self { address: service.address.clone(), handshake, takes_proxy_protocol }
     }
 
     /// What to call the workload in a request of our own.
@@ -206,21 +221,25 @@ impl WorkloadConnect {
         self.address.host_port().map_or("localhost".to_owned(), ToString::to_string)
     }
 
-    /// Connects to the workload, for anything but HTTP.
-    pub(crate) async fn open(&self) -> Result<WorkloadIo, ConnectFailure> {
-        self.open_for(None).await
+    /// Connects to the workload, for anything but HTTP; without a caller, for the node itself.
+    pub(crate) async fn open(&self, caller: Option<CalledBy<'_>>) -> Result<WorkloadIo, ConnectFailure> {
+        self.open_for(None, caller).await
     }
 
     /// Connects to the workload, for HTTP of `version`.
     pub(crate) async fn open_http(&self, version: HttpVersion) -> Result<WorkloadIo, ConnectFailure> {
-        self.open_for(Some(version)).await
+        self.open_for(Some(version), None).await
     }
 
-    async fn open_for(&self, version: Option<HttpVersion>) -> Result<WorkloadIo, ConnectFailure> {
+    async fn open_for(
+        &self,
+        version: Option<HttpVersion>,
+        caller: Option<CalledBy<'_>>,
+    ) -> Result<WorkloadIo, ConnectFailure> {
         let failed = |why: &dyn std::fmt::Display| {
             ConnectFailure::Unreachable(format!("the workload at {} does not accept: {why}", self.address))
         };
-        match tokio::time::timeout(CONNECT_TIMEOUT, self.connect(version)).await {
+        match tokio::time::timeout(CONNECT_TIMEOUT, self.connect(version, caller)).await {
             Ok(Err(Failed::UsedUp(error))) => {
                 let detail = format!("this node has nothing left to connect to the workload with: {error}");
                 Err(ConnectFailure::Refused(RefusalReason::Overloaded, detail))
@@ -231,7 +250,11 @@ impl WorkloadConnect {
         }
     }
 
-    async fn connect(&self, version: Option<HttpVersion>) -> Result<WorkloadIo, Failed> {
+    async fn connect(
+        &self,
+        version: Option<HttpVersion>,
+        caller: Option<CalledBy<'_>>,
+    ) -> Result<WorkloadIo, Failed> {
         let told = |error: std::io::Error| match descriptors::or_the_like_are_used_up(&error) {
             true => Failed::UsedUp(error),
             false => Failed::Told(error.to_string()),
@@ -239,17 +262,34 @@ impl WorkloadConnect {
         let host_port = match &self.address {
             WorkloadAddress::Tcp(at) | WorkloadAddress::Tls { at, .. } => at,
             WorkloadAddress::Unix(path) => {
-                let stream = UnixStream::connect(path).await.map_err(told)?;
+                let mut stream = UnixStream::connect(path).await.map_err(told)?;
+                self.introduce(&mut stream, caller, None).await.map_err(told)?;
                 return Ok(Either::Left(Either::Right(stream)));
             }
         };
-        let stream = TcpStream::connect(host_port.to_string()).await.map_err(told)?;
+        let mut stream = TcpStream::connect(host_port.to_string()).await.map_err(told)?;
         stream.set_nodelay(true).map_err(told)?;
+        let to = stream.peer_addr().ok();
+        self.introduce(&mut stream, caller, to).await.map_err(told)?;
         match &self.handshake {
             None => Ok(Either::Left(Either::Left(stream))),
             Some(handshake) => {
                 Ok(Either::Right(Box::new(handshake.run(stream, version).await.map_err(Failed::Told)?)))
             }
+        }
+    }
+
+    /// Says who calls, where that is asked for: in the clear, before TLS too.
+    async fn introduce(
+        &self,
+        stream: &mut (impl AsyncWrite + Unpin),
+        caller: Option<CalledBy<'_>>,
+        to: Option<SocketAddr>,
+    ) -> std::io::Result<()> {
+        match caller {
+            _ if !self.takes_proxy_protocol => Ok(()),
+            Some(caller) => stream.write_all(&proxy_protocol::header(caller.peer, caller.from, to)).await,
+            None => stream.write_all(&proxy_protocol::FOR_PROBE).await,
         }
     }
 }
@@ -277,10 +317,10 @@ impl LimitedConnect {
         }
     }
 
-    /// Connects to the workload; the connection counts as long as the passes live.
-    pub(crate) async fn open(&self) -> Result<(WorkloadIo, [Pass; 2]), ConnectFailure> {
+    /// Connects to the workload for `caller`; the connection counts as long as the passes live.
+    pub(crate) async fn open(&self, caller: CalledBy<'_>) -> Result<(WorkloadIo, [Pass; 2]), ConnectFailure> {
         let passes = self.enter()?;
-        Ok((self.noted(self.connect.open().await)?, passes))
+        Ok((self.noted(self.connect.open(Some(caller)).await)?, passes))
     }
 
     /// Connects without limits and without telling the prober, who asks.

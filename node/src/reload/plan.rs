@@ -82,7 +82,7 @@ fn merge(running: &Config, next: &Config) -> Config {
     Config {
         services: next.services.clone(),
         outbounds: next.outbounds.clone(),
-        http_proxy: next.http_proxy,
+        http_proxy: next.http_proxy.clone(),
         mesh: next.mesh.clone(),
         routing: next.routing,
         node: Node { drain_timeout: next.node.drain_timeout, ..running.node.clone() },
@@ -127,8 +127,9 @@ fn changes(running: &Config, next: &Config) -> Vec<String> {
         let named = config.outbounds.iter().map(|one| (one.listen.to_string(), one.clone()));
         named.collect()
     };
-    let http_proxy =
-        |config: &Config| config.http_proxy.iter().map(|proxy| (proxy.listen.to_string(), *proxy)).collect();
+    let http_proxy = |config: &Config| {
+        config.http_proxy.iter().map(|proxy| (proxy.listen.to_string(), proxy.clone())).collect()
+    };
     let mut changes = differences("service", &services(running), &services(next));
     changes.extend(differences("outbound", &outbounds(running), &outbounds(next)));
     changes.extend(differences("http_proxy", &http_proxy(running), &http_proxy(next)));
