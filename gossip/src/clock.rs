@@ -5,8 +5,8 @@
 //! state machines take both as arguments. `Instant` is tokio's, so a paused runtime makes it
 //! virtual, and with it everything that asks this clock.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use tokio::time::Instant;
@@ -75,6 +75,16 @@ impl Clock {
         Instant::now()
     }
 
+    /// When something that is done every `period` is due next. All that have the same period are due together, for
+    /// each time a process wakes costs more than the little it then does.
+    pub fn next_beat(&self, period: Duration) -> Instant {
+        static FIRST: OnceLock<Instant> = OnceLock::new();
+        let now = self.now();
+        let first = *FIRST.get_or_init(|| now);
+        let into = now.saturating_duration_since(first).as_nanos() % period.as_nanos().max(1);
+        now + period.saturating_sub(Duration::from_nanos(u64::try_from(into).unwrap_or(u64::MAX)))
+    }
+
     /// Calendar time. A machine whose calendar stands before 1970 reads as 1970, where every
     /// certificate is not yet valid.
     pub fn wall(&self) -> WallTime {
@@ -93,4 +103,21 @@ impl Clock {
 
 fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_has_the_same_period_is_due_together() {
+        let second = Duration::from_secs(1);
+        let clock = Clock::System;
+        let first = clock.next_beat(second);
+        assert!(first > clock.now() && first <= clock.now() + second);
+        tokio::time::sleep_until(first - second / 3).await;
+        assert_eq!(clock.next_beat(second), first);
+        tokio::time::sleep_until(first).await;
+        assert_eq!(clock.next_beat(second), first + second);
+    }
 }

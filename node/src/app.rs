@@ -268,7 +268,7 @@ impl Node {
         if let Some(bytes_max) = self.capacity.memory_max {
             tasks.spawn(memory::keep_below(bytes_max, self.capacity.gates(), clock.clone()));
         }
-        tasks.spawn(self.capacity.clients.watches.clone().look());
+        tasks.spawn(self.capacity.clients.watches.clone().look(clock.clone()));
         tasks.spawn(sweep_idle(table.clone(), self.inbound.clone()));
         tasks.spawn(credential_files(&self.config).follow(credentials.clone()));
         tasks.spawn(speak_as(credentials.clone(), gossip.clone()));

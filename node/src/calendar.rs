@@ -35,7 +35,7 @@ pub(crate) async fn watch(credentials: Credentials, clock: Clock) {
     let mut last = Look { now: clock.now(), wall: clock.wall() };
     let mut was_valid = true;
     loop {
-        tokio::time::sleep(LOOK_PERIOD).await;
+        tokio::time::sleep_until(clock.next_beat(LOOK_PERIOD)).await;
         let look = Look { now: clock.now(), wall: clock.wall() };
         match leap(&last, &look) {
             Some(Leap::Forward(by)) => warn!(?by, "this machine's calendar leapt forward"),

@@ -42,7 +42,7 @@ pub(crate) async fn follow(
             gossip.care_for(owners.clone()).await;
             told = owners;
         }
-        tokio::time::sleep(LOOK_PERIOD).await;
+        tokio::time::sleep_until(clock.next_beat(LOOK_PERIOD)).await;
     }
 }
 

@@ -24,7 +24,8 @@ pub(crate) async fn keep_below(bytes_max: u64, gates: Vec<(&'static str, Gate)>,
     let mut was_short = false;
     metrics::gauge!("starling_memory_max_bytes").set(bytes_max as f64);
     loop {
-        tokio::time::sleep(SAMPLE_PERIOD).await;
+        let period = all.iter().map(|watched| watched.pressure.sample_period()).min();
+        tokio::time::sleep(period.unwrap_or(SAMPLE_PERIOD)).await;
         let Some(bytes) = used() else { continue };
         metrics::gauge!("starling_memory_used_bytes").set(bytes as f64);
         let now = clock.now();

@@ -27,7 +27,7 @@ const CEILING_MIN: usize = 16;
 
 /// Memory is judged by where it will be after so many more samples, if it goes on growing as it did since the
 /// last one: work that was let in goes on filling its windows, at 100 MB/s and more, and a busy node looks late.
-const SAMPLES_AHEAD: u64 = 3;
+const SAMPLES_AHEAD: u32 = 3;
 
 /// What was cut off needs a moment to be gone before more is.
 const CUT_PERIOD: Duration = Duration::from_millis(500);
@@ -35,9 +35,15 @@ const CUT_PERIOD: Duration = Duration::from_millis(500);
 /// How often the ceiling rises while memory does not, by a quarter.
 const RISE_PERIOD: Duration = Duration::from_millis(500);
 
-/// How often memory is looked at. At 1 GB/s of traffic that nobody reads, a tenth of a second
-/// fills 100 MB; the windows keep it far below that.
+/// How often memory is looked at when it may soon be short.
 pub const SAMPLE_PERIOD: Duration = Duration::from_millis(50);
+
+/// How often it is looked at least, for those who are shown what is used.
+const SAMPLE_PERIOD_MAX: Duration = Duration::from_secs(1);
+
+/// As fast as memory may grow: by traffic that nobody reads, and the windows keep it far below that. It is looked at
+/// again before it could be short.
+const GROWTH_BYTES_PER_MILLI_MAX: u64 = 1_000_000;
 
 /// What to do about memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,6 +60,8 @@ pub struct Pressure {
     bytes_max: u64,
     /// The last sample.
     last: Option<u64>,
+    /// When the next is wanted after it, unless memory is short.
+    period: Duration,
     short: Option<Short>,
 }
 
@@ -69,7 +77,7 @@ struct Short {
 impl Pressure {
     /// For a node that may use `bytes_max`.
     pub fn new(bytes_max: u64) -> Self {
-        Self { bytes_max, last: None, short: None }
+        Self { bytes_max, last: None, period: SAMPLE_PERIOD, short: None }
     }
 
     /// Whether memory is short.
@@ -77,11 +85,20 @@ impl Pressure {
         self.short.is_some()
     }
 
+    /// When the next sample is wanted after the last.
+    pub fn sample_period(&self) -> Duration {
+        if self.is_short() { SAMPLE_PERIOD } else { self.period }
+    }
+
     /// `bytes` are used while `under_way` pieces of work are.
     pub fn handle_sample(&mut self, bytes: u64, under_way: usize, now: Instant) -> Order {
         let grown = bytes.saturating_sub(self.last.replace(bytes).unwrap_or(bytes));
-        let expected = bytes.saturating_add(grown.saturating_mul(SAMPLES_AHEAD));
+        // What grew within a longer period grew so much slower. A look that is late counts in full.
+        let ahead = SAMPLE_PERIOD * SAMPLES_AHEAD;
+        let growing = grown.saturating_mul(millis(ahead)) / millis(self.sample_period());
+        let expected = bytes.saturating_add(growing);
         let above = |percent: u64| expected >= self.bytes_max / 100 * percent;
+        self.period = period(self.bytes_max / 100 * SHORT_PERCENT, expected);
         let halved = (under_way / 2).max(CEILING_MIN);
         match &mut self.short {
             None if above(SHORT_PERCENT) => {
@@ -111,6 +128,16 @@ impl Pressure {
         }
         Order { ceiling: self.short.as_ref().map(|short| short.ceiling), cut: false }
     }
+}
+
+/// Until memory could reach `short`, from where it will be.
+fn period(short: u64, expected: u64) -> Duration {
+    let safe = Duration::from_millis(short.saturating_sub(expected) / GROWTH_BYTES_PER_MILLI_MAX);
+    safe.clamp(SAMPLE_PERIOD, SAMPLE_PERIOD_MAX)
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -149,6 +176,27 @@ mod tests {
         assert_eq!(ceilings(&orders), [None, None, Some(150), None], "850,000 is where 550,000 leads");
         let slow = [(400_000, 100), (420_000, 200), (440_000, 300), (460_000, 300)];
         assert_eq!(ceilings(&feed(&mut Pressure::new(MAX), &slow, Instant::now())), [None; 4]);
+    }
+
+    #[test]
+    fn memory_is_looked_at_before_it_can_be_short_and_seldom_while_there_is_much() {
+        let (now, millis) = (Instant::now(), Duration::from_millis);
+        let mut pressure = Pressure::new(2_000_000_000);
+        assert_eq!(pressure.sample_period(), SAMPLE_PERIOD);
+        pressure.handle_sample(10_000_000, 1, now);
+        assert_eq!(pressure.sample_period(), SAMPLE_PERIOD_MAX);
+        pressure.handle_sample(1_160_000_000, 1, now);
+        assert_eq!(pressure.sample_period(), millis(267), "it has grown, and may go on");
+        // It stays where it is: 440 MB are left until it is short.
+        pressure.handle_sample(1_160_000_000, 1, now);
+        assert_eq!(pressure.sample_period(), millis(440));
+        // In 440 ms 100 MB more: 34 MB more are expected within the next three short periods.
+        pressure.handle_sample(1_260_000_000, 1, now);
+        assert_eq!(pressure.sample_period(), millis(305));
+        pressure.handle_sample(1_700_000_000, 1, now);
+        pressure.handle_sample(1_410_000_000, 1, now);
+        assert!(pressure.is_short());
+        assert_eq!(pressure.sample_period(), SAMPLE_PERIOD);
     }
 
     #[test]

@@ -127,7 +127,7 @@ impl CredentialFiles {
                 Ok(Err(error)) => report(&mut last_trouble, error.to_string()),
                 Err(stopped) => report(&mut last_trouble, stopped.to_string()),
             }
-            tokio::time::sleep(CREDENTIAL_POLL).await;
+            tokio::time::sleep_until(credentials.clock().next_beat(CREDENTIAL_POLL)).await;
         }
     }
 

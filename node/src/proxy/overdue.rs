@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
+use starling_gossip::clock::Clock;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
@@ -102,9 +103,9 @@ pub(crate) struct Watched<S> {
 
 impl Watches {
     /// Looks at all connections for as long as it is polled.
-    pub(crate) async fn look(self) {
+    pub(crate) async fn look(self, clock: Clock) {
         loop {
-            tokio::time::sleep(LOOK_PERIOD).await;
+            tokio::time::sleep_until(clock.next_beat(LOOK_PERIOD)).await;
             let now = self.shared.looks.fetch_add(1, Ordering::Relaxed) + 1;
             for state in self.shared.lock().values().filter(|state| state.overdue(now).is_some()) {
                 state.is_overdue.notify_one();

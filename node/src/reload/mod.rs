@@ -8,7 +8,7 @@
 pub(crate) mod plan;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -116,9 +116,19 @@ impl ConfigFile {
     /// counts: it may come back.
     async fn may_be_read_again(&self) -> bool {
         let path = self.path.clone();
-        let look = move || !std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file());
-        tokio::task::spawn_blocking(look).await.unwrap_or(false)
+        tokio::task::spawn_blocking(move || is_lasting(&path)).await.unwrap_or(false)
     }
+
+    /// What the file holds, links followed, if it may be read again; nothing in it if it is unreadable.
+    async fn text_again(&self) -> Option<Option<Vec<u8>>> {
+        let path = self.path.clone();
+        let read = move || is_lasting(&path).then(|| read_bytes(&path).ok());
+        tokio::task::spawn_blocking(read).await.ok().flatten()
+    }
+}
+
+fn is_lasting(path: &Path) -> bool {
+    !std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file())
 }
 
 /// For those who ask, and for the one who answers.
@@ -149,7 +159,7 @@ impl Reloader {
             tokio::select! {
                 Some(()) = self.file.hangup.recv() => drop(self.reload_as_told().await),
                 Some(reply) = self.inbox.0.recv() => drop(reply.send(self.reload_as_told().await)),
-                () = tokio::time::sleep(LOOK_PERIOD) => self.look().await,
+                () = tokio::time::sleep_until(self.parts.clock.next_beat(LOOK_PERIOD)) => self.look().await,
             }
         }
     }
@@ -158,8 +168,8 @@ impl Reloader {
         // A service manager waits for the end of what it asked for; what the file alone caused is not
         // its business.
         let _reloading = self.parts.manager.reloading();
-        if self.file.may_be_read_again().await {
-            self.looks.tried = self.text().await;
+        if let Some(text) = self.file.text_again().await {
+            self.looks.tried = text;
         }
         let outcome = self.reload().await;
         self.looks.trouble = outcome.trouble();
@@ -169,10 +179,7 @@ impl Reloader {
 
     /// Reloads if the file has changed and rests, or could not be applied the last time.
     async fn look(&mut self) {
-        if !self.file.may_be_read_again().await {
-            return;
-        }
-        let now = self.text().await;
+        let Some(now) = self.file.text_again().await else { return };
         let rests = self.looks.seen == now;
         self.looks.seen = now;
         let is_new = self.looks.tried != self.looks.seen;
@@ -187,12 +194,6 @@ impl Reloader {
         if is_news {
             outcome.report();
         }
-    }
-
-    /// What the file holds, links followed; `None` is unreadable.
-    async fn text(&self) -> Option<Vec<u8>> {
-        let path = self.file.path.clone();
-        tokio::task::spawn_blocking(move || read_bytes(&path).ok()).await.ok().flatten()
     }
 
     async fn reload(&mut self) -> Outcome {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing::Metadata;
-use tracing_subscriber::filter::{self, Targets};
+use tracing_subscriber::filter::{self, FilterExt as _, LevelFilter, Targets};
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -126,15 +126,16 @@ fn describe() {
 pub fn init_logs(log: &Log, access_log: Option<&AccessLog>) -> anyhow::Result<LogLevel> {
     let filter = log.level.parse::<Targets>().context("log.level")?;
     let (filter, level) = reload::Layer::new(filter);
+    // One filter of both: two that disagree about a library's span would have it made and entered each time.
+    let other = filter::filter_fn(|metadata: &Metadata<'_>| metadata.target() != ACCESS_TARGET);
+    let filter = filter.and(other.with_max_level_hint(LevelFilter::TRACE));
     let stderr_is_terminal = std::io::stderr().is_terminal();
     let own = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(stderr_is_terminal);
     let own: Box<dyn Layer<Registry> + Send + Sync> = match log.format {
         LogFormat::Text => own.with_filter(filter).boxed(),
         LogFormat::Json => own.json().flatten_event(true).with_filter(filter).boxed(),
     };
-    let own =
-        own.with_filter(filter::filter_fn(|metadata: &Metadata<'_>| metadata.target() != ACCESS_TARGET));
-    let mut layers = vec![own.boxed()];
+    let mut layers = vec![own];
     if let Some(access_log) = access_log {
         layers.push(access_layer(access_log)?);
     }
@@ -157,5 +158,7 @@ fn access_layer(access_log: &AccessLog) -> anyhow::Result<Box<dyn Layer<Registry
         LogFormat::Json => layer.json().flatten_event(true).boxed(),
     };
     let only = filter::filter_fn(|metadata: &Metadata<'_>| metadata.target() == ACCESS_TARGET);
+    // Its events are of this level; without the hint, no library's span could be passed over by its level alone.
+    let only = only.with_max_level_hint(LevelFilter::INFO);
     Ok(layer.with_filter(only).boxed())
 }
