@@ -133,6 +133,13 @@ fn texts() {
     for (name, text) in [("plain", plain), ("hop-by-hop", hop), ("upgrade", upgrade)] {
         write("http", name, text);
     }
+    for (name, path) in [
+        ("dots", "a/./b/../%2e%2E//c/.."),
+        ("encoded", "%61%7e%c3%a4/%20;v=1/x%25"),
+        ("refused", "a%2fb%5c%00"),
+    ] {
+        write("path", name, path);
+    }
     write("configuration", "full.toml", include_str!("../../../node/src/config/tests/full.toml"));
     let small =
         "[mesh]\nseeds = [\"a.example:7400\"]\n[[service]]\nname = \"web\"\naddress = \"127.0.0.1:80\"\n";
