@@ -8,7 +8,7 @@ use std::time::Duration;
 
 /// Bidirectional streams that a peer may have open on a new connection. quinn-proto prepares every
 /// permitted stream at set-up; at 20,000 a connection costs more than twice as much. Most pairs of
-/// nodes need fewer than these, and [`crate::permits`] permits more to those that use them.
+/// nodes need fewer than these, and `permits` permits more to those that use them.
 pub const CALLS_PER_CONNECTION_AT_FIRST: u32 = 256;
 
 /// The most that one connection is ever permitted: each TCP connection is one, and so is each
