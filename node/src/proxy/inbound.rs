@@ -330,13 +330,13 @@ async fn send(
             if matches!(failure, SendFailure::Unprocessed(_))
                 && may_repeat(workload, &failure, version, clock) =>
         {
-            upstream.send_again(again, version).await
+            Box::pin(upstream.send_again(again, version)).await
         }
         (Err(SendError { failure, unsent: None }), Some(spare))
             if may_repeat(workload, &failure, version, clock) =>
         {
             let again = Request::from_parts(spare, RequestBody::Empty);
-            upstream.send_again(again, version).await
+            Box::pin(upstream.send_again(again, version)).await
         }
         (sent, _) => sent,
     }

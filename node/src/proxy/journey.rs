@@ -3,6 +3,7 @@
 //! An endpoint that took nothing of a request is passed over for another; one that may have taken
 //! it is not, unless the request may be sent twice and the service's retries are not used up.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -85,8 +86,10 @@ impl<'a> Journey<'a> {
         let mut request = Some(request);
         let mut last = None;
         while let Some(mut sendable) = request.take() {
+            // Pinned here, futures are not moved into those that wait for them: they are large.
             let next = self.outbound.choose(self.service, &self.tried, &mut self.exchange);
-            let endpoint = match timer.limit(next).await {
+            let next = timer.limit(pin!(next)).await;
+            let endpoint = match next {
                 Ok(Ok(endpoint)) => endpoint,
                 Ok(Err(failure)) => return self.fail(last.as_ref().unwrap_or(&failure)),
                 Err(elapsed) => {
@@ -99,7 +102,7 @@ impl<'a> Journey<'a> {
             self.tried.push(endpoint.target().clone());
             self.prepare(&mut sendable, &mut timer);
             let give_up = || self.spare.is_some() && self.could_go_elsewhere();
-            let sent = timer.limit(endpoint.send(sendable, self.version, give_up)).await;
+            let sent = timer.limit(pin!(endpoint.send(sendable, self.version, give_up))).await;
             timer.end_attempt();
             match sent {
                 Ok(Ok(answered)) if answered.is_refusal() && self.may_retry(&mut timer).await => {

@@ -304,7 +304,8 @@ async fn answer(
     };
     match service {
         Ok(service) if request.method() == Method::CONNECT => {
-            connect(outbound, clients, held, (&service, timeouts), request).await
+            // On the heap: no request's future needs room for a tunnel.
+            Box::pin(connect(outbound, clients, held, (&service, timeouts), request)).await
         }
         Ok(service) => outbound.handle(&service, request, held, timeouts).await,
         Err(failure) => failure.answer(headers::is_grpc(request.headers())),

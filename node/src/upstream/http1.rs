@@ -57,7 +57,8 @@ impl Http1Pool {
             let idle = (reuse == Reuse::Allowed).then(|| self.take()).flatten();
             let (mut kept, was_idle) = match idle {
                 Some(kept) => (kept, true),
-                None => match open(connect).await {
+                // On the heap, for it is seldom and large, and every request's future would have room for it.
+                None => match Box::pin(open(connect)).await {
                     Ok(kept) => (kept, false),
                     Err(failure) => return Err(SendError { failure: failure.into(), unsent: Some(request) }),
                 },
@@ -90,7 +91,7 @@ impl Http1Pool {
     pub(super) async fn warm<C: Connect>(&self, connect: &C) -> Result<(), ConnectFailure> {
         let kept = match self.take() {
             Some(kept) => kept,
-            None => open(connect).await?,
+            None => Box::pin(open(connect)).await?,
         };
         self.put(kept);
         Ok(())

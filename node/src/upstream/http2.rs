@@ -115,10 +115,15 @@ impl Http2Pool {
 
     /// A place on a connection with room, opened if there is none.
     pub(super) async fn stream<C: Connect>(&self, connect: &C) -> Result<(Shared, Stream), ConnectFailure> {
-        let before = self.attempts.load(Ordering::Acquire);
-        if let Some(place) = self.with_room() {
-            return Ok(place);
+        match self.with_room() {
+            Some(place) => Ok(place),
+            // On the heap, for it is seldom and large, and every request's future would have room for it.
+            None => Box::pin(self.new_stream(connect)).await,
         }
+    }
+
+    async fn new_stream<C: Connect>(&self, connect: &C) -> Result<(Shared, Stream), ConnectFailure> {
+        let before = self.attempts.load(Ordering::Acquire);
         let _only_one = self.connecting.lock().await;
         if let Some(place) = self.with_room() {
             return Ok(place);
