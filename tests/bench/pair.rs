@@ -1,0 +1,212 @@
+//! A pair of sidecars: how it is started, what it costs, how it ends.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use starling_gossip::clock::Clock;
+use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
+
+use crate::ground::Ground;
+use crate::load;
+use crate::table::Protocol;
+
+/// Until a pair's ports are open and a first request has come through.
+const START_MAX: Duration = Duration::from_secs(20);
+
+/// Between two looks at a pair that starts.
+const LOOK_PERIOD: Duration = Duration::from_millis(100);
+
+/// How long a pair may take to end before it is killed.
+const END_MAX: Duration = Duration::from_secs(5);
+
+/// Of `/proc/PID/stat`.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// How a pair is started and reached.
+#[derive(Clone, Debug, Default)]
+pub struct Pair {
+    pub name: String,
+    /// Program and arguments of each process, the caller's sidecar first.
+    pub commands: Vec<Vec<String>>,
+    /// Where the caller's sidecar takes plaintext.
+    pub http: Option<u16>,
+    pub tcp: Option<u16>,
+    pub h2: Option<u16>,
+}
+
+/// A pair that runs. It is killed when this is dropped.
+pub struct Running {
+    processes: Vec<Child>,
+    /// Memory of each process before any load.
+    pub idle_bytes: Vec<u64>,
+}
+
+/// Processor time and peak memory so far.
+#[derive(Clone, Copy, Debug)]
+pub struct Cost {
+    pub processor_seconds: f64,
+    /// Of the process that had most since the last look.
+    pub peak_bytes: u64,
+}
+
+impl Pair {
+    /// Reads what `tests/bench/pair` prints.
+    pub fn parse(line: &str) -> Result<Self, String> {
+        let wrong =
+            |part: &str| format!("--add: {part:?} is none of http=PORT, tcp=PORT, h2=PORT, A=COMMAND");
+        let mut parts = line.split('|');
+        let mut pair = Self { name: parts.next().unwrap_or_default().to_owned(), ..Self::default() };
+        for part in parts {
+            let (key, value) = part.split_once('=').ok_or_else(|| wrong(part))?;
+            let port = || value.parse().map(Some).map_err(|_| wrong(part));
+            match key {
+                "http" => pair.http = port()?,
+                "tcp" => pair.tcp = port()?,
+                "h2" => pair.h2 = port()?,
+                "A" | "B" | "C" | "D" => {
+                    pair.commands.push(value.split_whitespace().map(str::to_owned).collect());
+                }
+                _ => return Err(wrong(part)),
+            }
+        }
+        Ok(pair)
+    }
+
+    /// Its port for `protocol`, if it has one.
+    pub fn port(&self, protocol: Protocol) -> Option<u16> {
+        match protocol {
+            Protocol::Http => self.http,
+            Protocol::Tcp => self.tcp,
+            Protocol::H2 => self.h2,
+        }
+    }
+
+    /// Starts it, the callees first, and waits until requests come through.
+    pub async fn start(&self, ground: &Ground) -> Result<Running, String> {
+        let mut processes = Vec::new();
+        let ports = [self.http, self.tcp, self.h2].into_iter().flatten();
+        if !self.commands.is_empty()
+            && let Some(taken) = ports.clone().find(|port| std::net::TcpStream::connect(local(*port)).is_ok())
+        {
+            return Err(format!("{}: port {taken} is taken by another process", self.name));
+        }
+        for (index, command) in self.commands.iter().enumerate().rev() {
+            let log = ground.path().join(format!("{}-{index}.log", self.name));
+            let log = fs::File::create(log).map_err(|error| format!("no log: {error}"))?;
+            let [program, arguments @ ..] = &command[..] else {
+                return Err(format!("{}: a command without a program", self.name));
+            };
+            let mut command = Command::new(program);
+            command.args(arguments).stdin(Stdio::null());
+            command.stdout(log.try_clone().expect("a file")).stderr(log).kill_on_drop(true);
+            processes.push(command.spawn().map_err(|error| format!("{program}: {error}"))?);
+        }
+        processes.reverse();
+        let mut running = Running { processes, idle_bytes: Vec::new() };
+        let came_through = tokio::time::timeout(START_MAX, async {
+            for port in ports {
+                while TcpStream::connect(local(port)).await.is_err() {
+                    tokio::time::sleep(LOOK_PERIOD).await;
+                }
+            }
+            for port in [self.http, self.tcp].into_iter().flatten() {
+                while !load::comes_through(port).await {
+                    tokio::time::sleep(LOOK_PERIOD).await;
+                }
+            }
+        });
+        if came_through.await.is_err() {
+            let logs = ground.path().display();
+            running.end().await;
+            return Err(format!("{}: no request came through; its output was in {logs}", self.name));
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        running.idle_bytes = running.each().map(|pid| memory(&tree(pid), "VmRSS:")).collect();
+        Ok(running)
+    }
+}
+
+impl Running {
+    fn each(&self) -> impl Iterator<Item = u32> {
+        self.processes.iter().filter_map(Child::id)
+    }
+
+    /// Forgets the peaks so far.
+    pub fn forget_peaks(&self) {
+        for pid in self.each().flat_map(tree) {
+            let _ = fs::write(format!("/proc/{pid}/clear_refs"), "5");
+        }
+    }
+
+    /// What it has cost so far.
+    pub fn cost(&self) -> Cost {
+        Cost {
+            processor_seconds: self.each().flat_map(tree).map(processor_seconds).sum(),
+            peak_bytes: self.each().map(|pid| memory(&tree(pid), "VmHWM:")).max().unwrap_or_default(),
+        }
+    }
+
+    /// Ends it in good order, or kills it.
+    pub async fn end(mut self) {
+        for pid in self.each().filter_map(|pid| Pid::from_raw(i32::try_from(pid).ok()?)) {
+            let _ = kill_process(pid, Signal::TERM);
+        }
+        let began = Clock::System.now();
+        for process in &mut self.processes {
+            let left = END_MAX.saturating_sub(Clock::System.now() - began);
+            if tokio::time::timeout(left, process.wait()).await.is_err() {
+                let _ = process.kill().await;
+            }
+        }
+    }
+}
+
+fn local(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+}
+
+/// A process and its descendants: some makers' programs are several.
+fn tree(pid: u32) -> Vec<u32> {
+    let mut all = vec![pid];
+    let mut next = 0;
+    while let Some(pid) = all.get(next) {
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        all.extend(children.split_whitespace().filter_map(|child| child.parse::<u32>().ok()));
+        next += 1;
+    }
+    all
+}
+
+fn processor_seconds(pid: u32) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields = stat.rsplit_once(')').map(|(_, fields)| fields).unwrap_or_default();
+    // User and system time: the 14th and 15th of all, the 12th and 13th after the name.
+    let ticks = fields.split_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok());
+    ticks.sum::<f64>() / TICKS_PER_SECOND
+}
+
+fn memory(pids: &[u32], key: &str) -> u64 {
+    let of = |pid: &u32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+        line.trim().trim_end_matches(" kB").parse::<u64>().ok()
+    };
+    pids.iter().filter_map(of).sum::<u64>() * 1024
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_script_prints_is_read() {
+        let pair = Pair::parse("ours|http=1|tcp=2|A=/x run --config a|B=/x run").expect("a pair");
+        assert_eq!((pair.name.as_str(), pair.http, pair.tcp, pair.h2), ("ours", Some(1), Some(2), None));
+        assert_eq!(pair.commands[0], ["/x", "run", "--config", "a"]);
+        assert!(Pair::parse("ours|http=x").is_err() && Pair::parse("ours|E=/x").is_err());
+    }
+}
