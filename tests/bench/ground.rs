@@ -5,8 +5,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SanType,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
 };
 use starling_tests::Program;
 use tempfile::TempDir;
@@ -62,6 +62,8 @@ impl Ground {
 /// A root, and for A and B a leaf, its key, and both in one file, as HAProxy wants it.
 fn certificates(directory: &Path) -> Result<(), rcgen::Error> {
     let mut root = CertificateParams::default();
+    // Its own name: a leaf of the same would pass for self-signed.
+    root.distinguished_name.push(DnType::CommonName, "bench root");
     root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     root.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let root_key = KeyPair::generate()?;
@@ -70,6 +72,7 @@ fn certificates(directory: &Path) -> Result<(), rcgen::Error> {
     let issuer = Issuer::new(root, root_key);
     for name in ["a", "b"] {
         let mut leaf = CertificateParams::new([format!("{name}.bench")])?;
+        leaf.distinguished_name.push(DnType::CommonName, name);
         leaf.subject_alt_names.push(SanType::URI(format!("spiffe://bench/svc/{name}").try_into()?));
         leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         leaf.extended_key_usages =
@@ -86,7 +89,7 @@ fn certificates(directory: &Path) -> Result<(), rcgen::Error> {
 fn application(directory: &Path) -> String {
     let (directory, body) = (directory.display(), "x".repeat(1024));
     format!(
-        "worker_processes 1; daemon off; pid {directory}/application.pid; error_log stderr error;
+        "master_process off; daemon off; pid {directory}/application.pid; error_log stderr error;
 events {{ worker_connections 16384; }}
 http {{
     access_log off; keepalive_requests 999999999; keepalive_timeout 300; sendfile on; server_tokens off;

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -85,6 +86,17 @@ impl Pair {
         }
     }
 
+    /// Where the output of its process with this index goes.
+    fn log(&self, ground: &Ground, index: usize) -> PathBuf {
+        ground.path().join(format!("{}-{index}.log", self.name))
+    }
+
+    /// What its processes have printed.
+    fn said(&self, ground: &Ground) -> String {
+        let logs = (0..self.commands.len()).map(|index| self.log(ground, index));
+        logs.filter_map(|log| fs::read_to_string(log).ok()).collect()
+    }
+
     /// Starts it, the callees first, and waits until requests come through.
     pub async fn start(&self, ground: &Ground) -> Result<Running, String> {
         let mut processes = Vec::new();
@@ -95,8 +107,8 @@ impl Pair {
             return Err(format!("{}: port {taken} is taken by another process", self.name));
         }
         for (index, command) in self.commands.iter().enumerate().rev() {
-            let log = ground.path().join(format!("{}-{index}.log", self.name));
-            let log = fs::File::create(log).map_err(|error| format!("no log: {error}"))?;
+            let log =
+                fs::File::create(self.log(ground, index)).map_err(|error| format!("no log: {error}"))?;
             let [program, arguments @ ..] = &command[..] else {
                 return Err(format!("{}: a command without a program", self.name));
             };
@@ -120,9 +132,8 @@ impl Pair {
             }
         });
         if came_through.await.is_err() {
-            let logs = ground.path().display();
             running.end().await;
-            return Err(format!("{}: no request came through; its output was in {logs}", self.name));
+            return Err(format!("{}: no request came through; it said: {}", self.name, self.said(ground)));
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
         running.idle_bytes = running.each().map(|pid| memory(&tree(pid), "VmRSS:")).collect();
