@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use starling_gossip::clock::Clock;
+use starling_tests::process::{peak_bytes, processor_time, resident_bytes};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
@@ -23,9 +24,6 @@ const LOOK_PERIOD: Duration = Duration::from_millis(100);
 
 /// How long a pair may take to end before it is killed.
 const END_MAX: Duration = Duration::from_secs(5);
-
-/// Of `/proc/PID/stat`.
-const TICKS_PER_SECOND: f64 = 100.0;
 
 /// How a pair is started and reached.
 #[derive(Clone, Debug, Default)]
@@ -136,34 +134,39 @@ impl Pair {
             return Err(format!("{}: no request came through; it said: {}", self.name, self.said(ground)));
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
-        running.idle_bytes = running.each().map(|pid| memory(&tree(pid), "VmRSS:")).collect();
+        running.idle_bytes =
+            running.each().map(|pid| tree(pid).into_iter().map(resident_bytes).sum()).collect();
         Ok(running)
     }
 }
 
 impl Running {
-    fn each(&self) -> impl Iterator<Item = u32> {
-        self.processes.iter().filter_map(Child::id)
+    fn each(&self) -> impl Iterator<Item = Pid> {
+        self.processes.iter().filter_map(|process| Pid::from_raw(i32::try_from(process.id()?).ok()?))
     }
 
     /// Forgets the peaks so far.
     pub fn forget_peaks(&self) {
         for pid in self.each().flat_map(tree) {
-            let _ = fs::write(format!("/proc/{pid}/clear_refs"), "5");
+            let _ = fs::write(format!("/proc/{}/clear_refs", pid.as_raw_nonzero()), "5");
         }
     }
 
     /// What it has cost so far.
     pub fn cost(&self) -> Cost {
         Cost {
-            processor_seconds: self.each().flat_map(tree).map(processor_seconds).sum(),
-            peak_bytes: self.each().map(|pid| memory(&tree(pid), "VmHWM:")).max().unwrap_or_default(),
+            processor_seconds: self.each().flat_map(tree).map(processor_time).sum::<Duration>().as_secs_f64(),
+            peak_bytes: self
+                .each()
+                .map(|pid| tree(pid).into_iter().map(peak_bytes).sum())
+                .max()
+                .unwrap_or_default(),
         }
     }
 
     /// Ends it in good order, or kills it.
     pub async fn end(mut self) {
-        for pid in self.each().filter_map(|pid| Pid::from_raw(i32::try_from(pid).ok()?)) {
+        for pid in self.each() {
             let _ = kill_process(pid, Signal::TERM);
         }
         let began = Clock::System.now();
@@ -181,32 +184,15 @@ fn local(port: u16) -> SocketAddr {
 }
 
 /// A process and its descendants: some makers' programs are several.
-fn tree(pid: u32) -> Vec<u32> {
+fn tree(pid: Pid) -> Vec<Pid> {
     let mut all = vec![pid];
     let mut next = 0;
-    while let Some(pid) = all.get(next) {
+    while let Some(pid) = all.get(next).map(|pid| pid.as_raw_nonzero()) {
         let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-        all.extend(children.split_whitespace().filter_map(|child| child.parse::<u32>().ok()));
+        all.extend(children.split_whitespace().filter_map(|child| Pid::from_raw(child.parse().ok()?)));
         next += 1;
     }
     all
-}
-
-fn processor_seconds(pid: u32) -> f64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let fields = stat.rsplit_once(')').map(|(_, fields)| fields).unwrap_or_default();
-    // User and system time: the 14th and 15th of all, the 12th and 13th after the name.
-    let ticks = fields.split_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok());
-    ticks.sum::<f64>() / TICKS_PER_SECOND
-}
-
-fn memory(pids: &[u32], key: &str) -> u64 {
-    let of = |pid: &u32| {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix(key))?;
-        line.trim().trim_end_matches(" kB").parse::<u64>().ok()
-    };
-    pids.iter().filter_map(of).sum::<u64>() * 1024
 }
 
 #[cfg(test)]

@@ -13,7 +13,12 @@ pub fn resident_bytes(pid: Pid) -> u64 {
     status_bytes(pid, "VmRSS:")
 }
 
-/// What of that is its own, and not a file's pages, which processes of one program share.
+/// The most that this has been since somebody last wrote 5 to its `clear_refs`.
+pub fn peak_bytes(pid: Pid) -> u64 {
+    status_bytes(pid, "VmHWM:")
+}
+
+/// What of its resident memory is its own, and not a file's pages, which processes of one program share.
 pub fn anonymous_bytes(pid: Pid) -> u64 {
     status_bytes(pid, "RssAnon:")
 }
