@@ -6,6 +6,7 @@ use http::header::{
 use http::{Method, Version};
 
 use crate::balance::Chance;
+use crate::proxy::hexadecimal;
 
 /// Why an answer was made by the mesh: response flags as in Envoy's access log.
 pub(crate) const FLAGS: HeaderName = HeaderName::from_static("x-starling-flags");
@@ -43,6 +44,21 @@ pub(crate) fn upgrade(headers: &HeaderMap, version: Version) -> Option<HeaderVal
 
 /// Removes what ends at this hop. An upgrade passes, for the next hop must agree to it too.
 pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap, upgrade: Option<&HeaderValue>) {
+    // Each removal looks its name up; most messages have nothing to remove, which one look at all tells.
+    if headers.keys().any(ends_here) {
+        remove_what_ends_here(headers);
+    }
+    if let Some(protocol) = upgrade {
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(UPGRADE, protocol.clone());
+    }
+}
+
+fn ends_here(name: &HeaderName) -> bool {
+    [&CONNECTION, &TE, &UPGRADE].contains(&name) || HOP_BY_HOP.contains(name)
+}
+
+fn remove_what_ends_here(headers: &mut HeaderMap) {
     // Whoever takes trailers names TE in Connection (RFC 9110, section 10.1.4), and so do we.
     let takes_trailers = headers.get(TE).is_some_and(|value| value == "trailers");
     if headers.contains_key(CONNECTION) {
@@ -51,6 +67,8 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap, upgrade: Option<&Header
             .iter()
             .filter_map(|value| value.to_str().ok())
             .flat_map(|value| value.split(','))
+            // Most connections say only this, and there is no header of that name that would stay.
+            .filter(|name| !name.trim().eq_ignore_ascii_case("keep-alive"))
             .filter_map(|name| name.trim().parse().ok())
             .filter(|name| !MESSAGE.contains(name))
             .collect();
@@ -63,13 +81,9 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap, upgrade: Option<&Header
         headers.remove(name);
     }
     headers.remove(TE);
+    headers.remove(UPGRADE);
     if takes_trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
-    }
-    headers.remove(UPGRADE);
-    if let Some(protocol) = upgrade {
-        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        headers.insert(UPGRADE, protocol.clone());
     }
 }
 
@@ -80,8 +94,11 @@ pub(crate) fn start_trace(headers: &mut HeaderMap, chance: &Chance) {
         return;
     }
     // The lowest bit set keeps both ids from being all zero, which the standard forbids.
-    let (high, low, span) = (chance.bits(), chance.bits() | 1, chance.bits() | 1);
-    if let Ok(value) = HeaderValue::from_str(&format!("00-{high:016x}{low:016x}-{span:016x}-00")) {
+    let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
+    hexadecimal::write(chance.bits(), &mut text[3..19]);
+    hexadecimal::write(chance.bits() | 1, &mut text[19..35]);
+    hexadecimal::write(chance.bits() | 1, &mut text[36..52]);
+    if let Ok(value) = HeaderValue::from_bytes(&text) {
         headers.insert(TRACEPARENT, value);
     }
 }

@@ -23,6 +23,7 @@ use tracing::{debug, warn};
 use crate::authz::Reason;
 use crate::deadline;
 use crate::proxy::access::Admission;
+use crate::proxy::aside::Aside;
 use crate::proxy::body::{AnswerBody, AnswerGuard, RequestBody};
 use crate::proxy::denials::Denials;
 use crate::proxy::failure::{self, Failure, Flag, Reset};
@@ -71,8 +72,9 @@ impl Inbound {
         };
         let held = Held::new(pass, None);
         tokio::select! {
+            biased;
             () = self.serve(incoming, held.clone()) => {}
-            () = held.cut() => debug!("stream cut off: memory is critical"),
+            () = Aside::new(held.cut()) => debug!("stream cut off: memory is critical"),
         }
     }
 
@@ -206,13 +208,14 @@ impl Caller {
                     .initial_stream_window_size(windows.stream_bytes)
                     .initial_connection_window_size(windows.connection_bytes);
                 let mut connection = pin!(builder.serve_connection(io, service));
-                let retired = async {
+                let retired = Aside::new(async {
                     tokio::select! {
                         () = gate.draining() => {}
                         () = workload_gate.draining() => {}
                     }
-                };
+                });
                 tokio::select! {
+                    biased;
                     ended = connection.as_mut() => ended,
                     () = retired => {
                         // GOAWAY: what is under way ends here, what is new goes elsewhere.

@@ -21,6 +21,7 @@ use tracing::{debug, info, warn};
 
 use crate::config::Timeouts;
 use crate::live::{HOLD, HOLD_STEP};
+use crate::proxy::aside::Aside;
 use crate::proxy::body::AnswerBody;
 use crate::proxy::failure::{self, Flag};
 use crate::proxy::gate::{Gate, Held, Pass};
@@ -136,8 +137,9 @@ impl Listener {
         let clients = self.clients.clone();
         tokio::spawn(async move {
             tokio::select! {
+                biased;
                 () = serve(client, serves, outbound, clients, held.clone()) => {}
-                () = held.cut() => debug!("local connection cut off: memory is critical"),
+                () = Aside::new(held.cut()) => debug!("local connection cut off: memory is critical"),
             }
         });
     }
@@ -214,16 +216,24 @@ async fn serve_http(
     };
     let builder = http_builder(&outbound);
     let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(client), service));
+    let asked_to_end = Aside::new(async {
+        tokio::select! {
+            overdue = watch.overdue() => Some(overdue),
+            () = retires(&connections) => None,
+        }
+    });
     let mut ended = tokio::select! {
+        biased;
         ended = connection.as_mut() => Some(ended),
-        overdue = watch.overdue() => {
-            debug!(?overdue, "local HTTP connection closed: it holds its place in vain");
-            if overdue == Overdue::Head {
-                return;
+        overdue = asked_to_end => {
+            if let Some(overdue) = overdue {
+                debug!(?overdue, "local HTTP connection closed: it holds its place in vain");
+                if overdue == Overdue::Head {
+                    return;
+                }
             }
             None
         }
-        () = retires(&connections) => None,
     };
     if ended.is_none() {
         connection.as_mut().graceful_shutdown();

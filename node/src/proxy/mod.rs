@@ -5,6 +5,7 @@
 //! [`failure`] alone.
 
 pub(crate) mod access;
+mod aside;
 pub(crate) mod attempt;
 pub(crate) mod body;
 pub(crate) mod counted;
@@ -14,6 +15,7 @@ pub(crate) mod forward;
 pub(crate) mod gate;
 pub(crate) mod headers;
 pub(crate) mod heads;
+mod hexadecimal;
 pub(crate) mod hops;
 pub(crate) mod inbound;
 pub(crate) mod intake;

@@ -7,15 +7,13 @@
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::balance::Chance;
+use crate::proxy::hexadecimal;
 
 /// Where it is; Envoy's name for it, which many programs know.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// A UUID has 36 bytes; some edges put two ids, or a host's name, into one.
 const BYTES_MAX: usize = 128;
-
-/// Where a UUID has its hyphens (RFC 9562, section 4).
-const HYPHENS: [usize; 4] = [8, 13, 18, 23];
 
 const UUID_BYTES: usize = 36;
 
@@ -36,17 +34,16 @@ fn is_sane(id: &HeaderValue) -> bool {
 
 /// A random UUID (RFC 9562, section 5.4) of these bits.
 fn uuid(high: u64, low: u64) -> [u8; UUID_BYTES] {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    const VERSION: u128 = 0x4 << 76;
-    const VARIANT: u128 = 0b10 << 62;
-    let random = (u128::from(high) << 64) | u128::from(low);
-    let bits = (random & !(0xF << 76) & !(0b11 << 62)) | VERSION | VARIANT;
+    const VERSION: u64 = 0x4 << 12;
+    const VARIANT: u64 = 0b10 << 62;
+    let high = (high & !(0xF << 12)) | VERSION;
+    let low = (low & !(0b11 << 62)) | VARIANT;
     let mut text = [b'-'; UUID_BYTES];
-    let mut shift = u128::BITS;
-    for (_, place) in text.iter_mut().enumerate().filter(|(index, _)| !HYPHENS.contains(index)) {
-        shift -= 4;
-        *place = DIGITS[(bits >> shift) as usize & 0xF];
-    }
+    hexadecimal::write(high >> 32, &mut text[..8]);
+    hexadecimal::write(high >> 16, &mut text[9..13]);
+    hexadecimal::write(high, &mut text[14..18]);
+    hexadecimal::write(low >> 48, &mut text[19..23]);
+    hexadecimal::write(low, &mut text[24..]);
     text
 }
 
