@@ -447,6 +447,8 @@ async fn nothing_is_injected_by_http2() {
         ("/seen HTTP/1.1\r\nhost: admin.mesh\r\n\r\n", &[]),
         ("/seen HTTP/1.1", &[]),
         ("/a%2f..%2fseen", &[]),
+        ("/a%5C..", &[]),
+        ("/..;/seen", &[]),
         ("/seen\\", &[]),
         ("seen", &[]),
         ("", &[]),

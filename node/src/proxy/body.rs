@@ -15,8 +15,10 @@ use crate::endpoint::Flight;
 use crate::patience::Elapsed;
 use crate::proxy::access::Admission;
 use crate::proxy::attempt::failure_of_elapsed;
+use crate::proxy::expectation::{Expectation, Expected};
 use crate::proxy::failure::Flag;
 use crate::proxy::gate::{Held, Pass};
+use crate::proxy::kept::Kept;
 use crate::proxy::overdue::Busy;
 use crate::proxy::own_headers;
 use crate::proxy::timer::{Moved, Timer};
@@ -35,8 +37,23 @@ pub(crate) enum RequestBody {
         /// Where it is noted that it moves, once it is sent.
         moved: Option<Moved>,
     },
+    /// Held back until somebody wants it.
+    Expected(Box<Expected>),
+    /// Read with its beginning kept.
+    Kept(Kept),
     /// None: such a request can be sent twice.
     Empty,
+}
+
+/// Why a request's body does not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RequestError {
+    /// Its caller broke off.
+    #[error(transparent)]
+    Caller(#[from] hyper::Error),
+    /// The answer came without it, and its caller holds it back.
+    #[error("the body was never asked for")]
+    Withheld,
 }
 
 impl RequestBody {
@@ -51,8 +68,10 @@ impl RequestBody {
 
     /// Has it noted where it moves; one without bytes never does.
     pub(crate) fn note_in(&mut self, place: impl FnOnce() -> Moved) {
-        if let Self::Streamed { moved, .. } = self {
-            *moved = Some(place());
+        match self {
+            Self::Streamed { moved, .. } => *moved = Some(place()),
+            Self::Expected(body) => body.body_mut().note_in(place),
+            Self::Kept(_) | Self::Empty => {}
         }
     }
 
@@ -60,7 +79,15 @@ impl RequestBody {
     pub(crate) fn bytes(&self) -> Option<Arc<AtomicU64>> {
         match self {
             Self::Streamed { bytes, .. } => Some(bytes.clone()),
-            Self::Empty => None,
+            Self::Expected(body) => body.body().bytes(),
+            Self::Kept(_) | Self::Empty => None,
+        }
+    }
+
+    /// Sends it as it comes, if it was held back.
+    pub(crate) fn send_anyway(&self) {
+        if let Self::Expected(body) = self {
+            body.send_anyway();
         }
     }
 }
@@ -91,6 +118,8 @@ pub(crate) struct AnswerGuard {
     pub(crate) pass: Option<Pass>,
     /// Counts the request among its workload's.
     pub(crate) workload_pass: Option<Pass>,
+    /// What the caller holds back, if the answer came without it.
+    pub(crate) expectation: Option<Expectation>,
     /// Says whether the caller is still let in, for what has no requests to ask at.
     pub(crate) admission: Option<Arc<Admission>>,
     /// Counts the request among its local connection's.
@@ -177,6 +206,7 @@ impl AnswerGuard {
     }
 
     fn handle_end(&mut self) {
+        self.expectation = None;
         if let Some(sender) = self.sender.take() {
             sender.give_back();
         }
@@ -185,20 +215,25 @@ impl AnswerGuard {
 
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = RequestError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, RequestError>>> {
         match self.get_mut() {
-            Self::Streamed { body, bytes, moved } => Pin::new(body).poll_frame(context).map_ok(|frame| {
-                moved.iter().for_each(Moved::note);
-                if let Some(data) = frame.data_ref() {
-                    bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
-                }
-                without_own_trailers(frame)
-            }),
+            Self::Streamed { body, bytes, moved } => {
+                let polled = Pin::new(body).poll_frame(context).map_ok(|frame| {
+                    moved.iter().for_each(Moved::note);
+                    if let Some(data) = frame.data_ref() {
+                        bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
+                    }
+                    without_own_trailers(frame)
+                });
+                polled.map_err(RequestError::from)
+            }
+            Self::Expected(body) => Pin::new(body).poll_frame(context),
+            Self::Kept(body) => Pin::new(body).poll_frame(context),
             Self::Empty => Poll::Ready(None),
         }
     }
@@ -206,6 +241,8 @@ impl Body for RequestBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Streamed { body, .. } => body.is_end_stream(),
+            Self::Expected(body) => body.is_end_stream(),
+            Self::Kept(body) => body.is_end_stream(),
             Self::Empty => true,
         }
     }
@@ -213,6 +250,8 @@ impl Body for RequestBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Streamed { body, .. } => body.size_hint(),
+            Self::Expected(body) => body.size_hint(),
+            Self::Kept(body) => body.size_hint(),
             Self::Empty => SizeHint::with_exact(0),
         }
     }

@@ -1,13 +1,14 @@
 //! What both sidecars of a call do to the messages they pass on: take over, and hand on. Where to
 //! is decided by `outbound` and `inbound`.
 
-use http::header::UPGRADE;
+use http::header::{CONNECTION, HeaderValue, UPGRADE};
 use http::{Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 
 use crate::proxy::body::{AnswerBody, AnswerGuard, RequestBody};
+use crate::proxy::expectation::{self, Expectation};
 use crate::proxy::{headers, tunnel};
 use crate::upstream::{Answered, HttpVersion};
 
@@ -17,22 +18,34 @@ pub(crate) struct Passing {
     pub(crate) request: Request<RequestBody>,
     /// How the next hop is spoken to.
     pub(crate) version: HttpVersion,
+    /// What the answer decides about.
+    pub(crate) awaiting: Awaiting,
+}
+
+/// What a request has left open until its answer comes.
+pub(crate) struct Awaiting {
     /// The caller's half of a switch of protocols, if it asked for one.
     pub(crate) switched: Option<OnUpgrade>,
+    /// Its body, if its caller holds that back.
+    pub(crate) expectation: Option<Expectation>,
 }
 
 impl Passing {
     /// Takes a request over. An intermediary sends its own version (RFC 9110, section 6.2): a
     /// caller of HTTP/1.0 costs no connection of its own.
     pub(crate) fn new(mut request: Request<Incoming>) -> Self {
-        let version = HttpVersion::of(request.version());
+        let (version, may_expect) =
+            (HttpVersion::of(request.version()), request.version() == Version::HTTP_11);
         let upgrade = headers::upgrade(request.headers(), request.version());
         let switched = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
         headers::remove_hop_by_hop(request.headers_mut(), upgrade.as_ref());
         if version == HttpVersion::Http1 {
             *request.version_mut() = Version::HTTP_11;
         }
-        Self { request: request.map(RequestBody::new), version, switched }
+        let mut request = request.map(RequestBody::new);
+        let held_back = may_expect && !request.body().is_end_stream();
+        let expectation = if held_back { expectation::hold_back(&mut request) } else { None };
+        Self { request, version, awaiting: Awaiting { switched, expectation } }
     }
 }
 
@@ -55,11 +68,7 @@ pub(crate) fn spare(request: &Request<RequestBody>) -> Option<http::request::Par
 }
 
 /// Passes an answer on. One of HTTP/1.0 is told in HTTP/1.1, whose end cannot be mistaken.
-pub(crate) fn answer(
-    answered: Answered,
-    switched: Option<OnUpgrade>,
-    mut guard: AnswerGuard,
-) -> Response<AnswerBody> {
+pub(crate) fn answer(answered: Answered, awaiting: Awaiting, mut guard: AnswerGuard) -> Response<AnswerBody> {
     let Answered { mut response, sender, stream } = answered;
     if let Some(exchange) = &mut guard.exchange {
         exchange.set_status(response.status());
@@ -68,6 +77,7 @@ pub(crate) fn answer(
         *response.version_mut() = Version::HTTP_11;
     }
     guard.sender = sender;
+    let Awaiting { switched, expectation } = awaiting;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS
         && let Some(switched) = switched
     {
@@ -77,6 +87,16 @@ pub(crate) fn answer(
         return response.map(|_| tunnel::no_body());
     }
     headers::remove_hop_by_hop(response.headers_mut(), None);
+    match &expectation {
+        // What it answers with may be made of the body.
+        Some(expectation) if response.status().is_success() => expectation.give_up(),
+        Some(expectation) if expectation.is_waiting() => {
+            // Nobody knows whether the body will still come (RFC 9110, section 10.1.1).
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        _ => {}
+    }
+    guard.expectation = expectation;
     guard.stream = stream;
     response.map(|body| AnswerBody::upstream(body, guard))
 }

@@ -118,6 +118,13 @@ pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
         .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }
 
+/// Whether it is gRPC as such, which exists in HTTP/2 alone; gRPC-Web is for HTTP/1.1 too.
+pub(crate) fn needs_http2(headers: &HeaderMap) -> bool {
+    let kind = headers.get(http::header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+    let rest = kind.and_then(|kind| kind.strip_prefix(b"application/grpc"));
+    rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+}
+
 fn connection_names(headers: &HeaderMap, wanted: &str) -> bool {
     let values = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).any(|name| name.trim().eq_ignore_ascii_case(wanted))
@@ -182,6 +189,14 @@ mod tests {
         }
         let twice = headers(&[("connection", "upgrade"), ("upgrade", "websocket"), ("upgrade", "h2c")]);
         assert_eq!(upgrade(&twice, Version::HTTP_11), None);
+    }
+
+    #[test]
+    fn grpc_needs_http2_and_its_likes_do_not() {
+        let needs = |kind: &str| needs_http2(&headers(&[("content-type", kind)]));
+        assert!(needs("application/grpc") && needs("application/grpc+proto") && needs("application/grpc;x"));
+        assert!(!needs("application/grpc-web") && !needs("application/json"));
+        assert!(!needs_http2(&HeaderMap::new()));
     }
 
     #[test]

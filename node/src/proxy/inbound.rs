@@ -24,17 +24,17 @@ use crate::authz::Reason;
 use crate::deadline;
 use crate::proxy::access::Admission;
 use crate::proxy::aside::Aside;
-use crate::proxy::body::{AnswerBody, AnswerGuard, RequestBody};
+use crate::proxy::body::{AnswerBody, AnswerGuard};
 use crate::proxy::denials::Denials;
 use crate::proxy::failure::{self, Failure, Flag, Reset};
 use crate::proxy::forward::{self, Passing};
 use crate::proxy::gate::{Gate, Held, Pass};
 use crate::proxy::heads::PASSED_HEAD_BYTES_MAX;
 use crate::proxy::workload::{CalledBy, Workload, Workloads, tcp_under};
-use crate::proxy::{headers, intake, own_headers, tunnel};
-use crate::telemetry::exchange::{Direction, Exchange, Meter, count_retry};
+use crate::proxy::{calling, headers, intake, own_headers, tunnel};
+use crate::telemetry::exchange::{Exchange, Meter};
 use crate::upstream::http2::Windows;
-use crate::upstream::{Answered, ConnectFailure, HttpVersion, SendError, SendFailure};
+use crate::upstream::{ConnectFailure, HttpVersion, SendError, SendFailure};
 
 /// Takes streams in for the local workloads.
 pub(crate) struct Inbound {
@@ -182,7 +182,7 @@ impl Inbound {
 
 impl Caller {
     async fn serve(self, version: HttpVersion, stream: UnansweredStream) {
-        if let Err(failure) = self.workload.upstream.warm(version).await {
+        if let Err(failure) = calling::warm(&self.workload, version, &self.inbound.clock).await {
             return refuse(stream, &failure).await;
         }
         let Ok(stream) = stream.accept().await else { return };
@@ -254,7 +254,7 @@ impl Caller {
             Err(failure) => return fail(&failure, for_grpc, true, guard),
         };
         guard.workload_pass = workload.gate.enter();
-        let Passing { mut request, version, switched } = Passing::new(request);
+        let Passing { mut request, version, awaiting } = Passing::new(request);
         guard.exchange.iter_mut().for_each(|exchange| exchange.set_body_bytes(request.body().bytes()));
         if let Some(exchange) = &mut guard.exchange
             && let Err(failure) = intake::of_peer(&mut request, &self.admission, exchange)
@@ -266,12 +266,15 @@ impl Caller {
             let spent = self.inbound.clock.now() - arrived;
             deadline::set(request.headers_mut(), deadline.saturating_sub(spent));
         }
-        let mut answered = match send(&workload, request, version, &self.inbound.clock).await {
+        let mut answered = match calling::send(&workload, request, version, &self.inbound.clock).await {
             Ok(answered) => answered,
-            Err(error) => return fail(&failure_of(&error), for_grpc, is_unsent(&error), guard),
+            Err(error) => {
+                let failure = failure_of(&error, version);
+                return fail(&failure, for_grpc, calling::is_unsent(&error), guard);
+            }
         };
         own_headers::remove_all(answered.response.headers_mut());
-        let mut answer = forward::answer(answered, switched, guard);
+        let mut answer = forward::answer(answered, awaiting, guard);
         if self.is_retired() && version == HttpVersion::Http1 {
             // The caller retires the stream with this answer instead of losing a race with our end.
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -312,54 +315,6 @@ impl Caller {
     }
 }
 
-/// Whether the workload has not acted on the request.
-fn is_unsent(error: &SendError) -> bool {
-    error.unsent.is_some() || matches!(error.failure, SendFailure::Unprocessed(_))
-}
-
-/// Sends to the workload; once more if it closed a kept connection just then, and the request may
-/// be sent twice, or if it says that it did not process it.
-async fn send(
-    workload: &Workload,
-    request: Request<RequestBody>,
-    version: HttpVersion,
-    clock: &Clock,
-) -> Result<Answered, SendError> {
-    let upstream = &workload.upstream;
-    let spare = forward::spare(&request);
-    workload.repeats.handle_request(clock.now());
-    match (upstream.send(request, version, || false).await, spare) {
-        (Err(SendError { failure, unsent: Some(again) }), _)
-            if matches!(failure, SendFailure::Unprocessed(_))
-                && may_repeat(workload, &failure, version, clock) =>
-        {
-            Box::pin(upstream.send_again(again, version)).await
-        }
-        (Err(SendError { failure, unsent: None }), Some(spare))
-            if may_repeat(workload, &failure, version, clock) =>
-        {
-            let again = Request::from_parts(spare, RequestBody::Empty);
-            Box::pin(upstream.send_again(again, version)).await
-        }
-        (sent, _) => sent,
-    }
-}
-
-/// An HTTP/1.1 connection that was kept had an answer before: a workload that ends it now is one that
-/// closes what is idle, and one that fails every request has no kept connection. On HTTP/2 the two
-/// look alike, so there the budget decides.
-fn may_repeat(workload: &Workload, failure: &SendFailure, version: HttpVersion, clock: &Clock) -> bool {
-    let repeats = match (failure, version) {
-        (SendFailure::Stale(_), _) => true,
-        (SendFailure::Broken(_) | SendFailure::Unprocessed(_), HttpVersion::Http2) => {
-            workload.repeats.take_retry(clock.now())
-        }
-        _ => return false,
-    };
-    count_retry(Direction::Inbound, workload.service.as_str(), repeats);
-    repeats
-}
-
 /// The workload was not reached: that is its node's word to the caller.
 async fn refuse(stream: UnansweredStream, failure: &ConnectFailure) {
     let reason = match failure {
@@ -376,12 +331,13 @@ fn flag_of(failure: &ConnectFailure) -> Flag {
     }
 }
 
-fn failure_of(error: &SendError) -> Failure {
+/// What the caller, who speaks `version`, is told.
+fn failure_of(error: &SendError, version: HttpVersion) -> Failure {
     match &error.failure {
         SendFailure::Connect(failure) => Failure::new(flag_of(failure), failure.to_string()),
         SendFailure::Broken(broken) | SendFailure::Stale(broken) => {
             let detail = format!("the workload ended the connection before its answer: {broken}");
-            let reset = error.failure.reset_code().map(Reset);
+            let reset = error.failure.reset_code().filter(|_| version == HttpVersion::Http2).map(Reset);
             Failure { reset, ..Failure::new(Flag::ConnectionEnded, detail) }
         }
         SendFailure::Unprocessed(error) => {

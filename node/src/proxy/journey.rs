@@ -7,14 +7,13 @@ use std::pin::pin;
 use std::time::Duration;
 
 use http::{Request, Response};
-use hyper::upgrade::OnUpgrade;
 
 use crate::deadline;
 use crate::patience::{Allowance, Elapsed};
 use crate::proxy::attempt::{failure_of, failure_of_elapsed, failure_of_refusal, fate_of};
 use crate::proxy::body::{AnswerBody, AnswerGuard, BodyTime, RequestBody};
 use crate::proxy::failure::{Failure, Flag};
-use crate::proxy::forward;
+use crate::proxy::forward::{self, Awaiting};
 use crate::proxy::gate::{Held, Pass};
 use crate::proxy::headers;
 use crate::proxy::outbound::Outbound;
@@ -78,7 +77,7 @@ impl<'a> Journey<'a> {
     pub(crate) async fn run(
         mut self,
         request: Request<RequestBody>,
-        switched: Option<OnUpgrade>,
+        awaiting: Awaiting,
         pass: Pass,
     ) -> Response<AnswerBody> {
         self.spare = forward::spare(&request);
@@ -119,7 +118,7 @@ impl<'a> Journey<'a> {
                     guard.pass = Some(pass);
                     guard.time = Some(BodyTime { timer, for_grpc: self.for_grpc });
                     guard.tunnel_idle = self.tunnel_idle;
-                    return arrive(answered, switched, guard);
+                    return arrive(answered, awaiting, guard);
                 }
                 Ok(Err(error)) => {
                     drop(flight);
@@ -193,8 +192,8 @@ impl<'a> Journey<'a> {
 }
 
 /// Passes the answer on, without what sidecars told one another.
-fn arrive(answered: Answered, switched: Option<OnUpgrade>, guard: AnswerGuard) -> Response<AnswerBody> {
-    let mut answer = forward::answer(answered, switched, guard);
+fn arrive(answered: Answered, awaiting: Awaiting, guard: AnswerGuard) -> Response<AnswerBody> {
+    let mut answer = forward::answer(answered, awaiting, guard);
     answer.headers_mut().remove(headers::UNSENT);
     answer
 }

@@ -6,8 +6,11 @@
 //! - `.` and `..` are resolved (RFC 3986, section 5.2.4), also where they were written `%2e`.
 //! - Empty segments go: `//` is `/`. In this order, as Envoy's `normalize_path` and `merge_slashes`
 //!   have it: `/a//../b` is `/a/b`.
-//! - What servers read in different ways is refused and not guessed at: an encoded slash or
-//!   backslash, a bare backslash, control characters, a percent sign that encodes nothing.
+//! - An encoded slash or backslash is data, as RFC 3986, section 2.2, has it: part of a project's or a
+//!   package's name. It is never decoded, so it parts no segments here, and goes on as it is.
+//! - What servers read in different ways is refused and not guessed at: a path that would have dot
+//!   segments for a server that does decode `%2F` or `%5C` or cuts off `;` and what follows, a bare
+//!   backslash, control characters, a percent sign that encodes nothing.
 //!
 //! Everything else stays as it is: the query, matrix parameters, case, a last slash, characters
 //! that should have been encoded.
@@ -47,13 +50,25 @@ pub(crate) fn normalise<B>(request: &mut Request<B>) -> Result<bool, Failure> {
     Ok(true)
 }
 
+/// What one look at each byte of a path tells.
+struct Look {
+    /// It is spelt as it should be.
+    is_normal: bool,
+    /// Some servers part or cut its segments elsewhere than at slashes.
+    may_hide_dots: bool,
+}
+
 /// The one spelling of `path`, which begins with a slash; `None` if it is that already, which costs
 /// one look at each byte.
 pub(crate) fn normal(path: &str) -> Result<Option<String>, Failure> {
-    if is_normal(path.as_bytes())? {
-        return Ok(None);
+    let look = look(path.as_bytes())?;
+    if look.is_normal {
+        return if look.may_hide_dots { without_hidden_dots(path).map(|()| None) } else { Ok(None) };
     }
     let decoded = decode(path);
+    if look.may_hide_dots {
+        without_hidden_dots(&decoded)?;
+    }
     let mut segments: Vec<&str> = Vec::new();
     let mut given = decoded.split('/').skip(1).peekable();
     while let Some(segment) = given.next() {
@@ -78,24 +93,43 @@ pub(crate) fn normal(path: &str) -> Result<Option<String>, Failure> {
     Ok(Some(path))
 }
 
-/// Whether it is spelt as it should be; an error if nobody can say what it means.
-fn is_normal(path: &[u8]) -> Result<bool, Failure> {
-    let mut is_normal = true;
+/// Looks at it; an error if nobody can say what it means.
+fn look(path: &[u8]) -> Result<Look, Failure> {
+    let mut look = Look { is_normal: true, may_hide_dots: false };
     let mut index = 0;
     while index < path.len() {
         match path[index] {
-            b'/' => is_normal &= !begins_odd_segment(&path[index + 1..]),
+            b'/' => look.is_normal &= !begins_odd_segment(&path[index + 1..]),
             b'%' => {
-                is_normal &= is_normal_escape(&path[index..])?;
+                let byte = escaped(&path[index..]);
+                look.may_hide_dots |= matches!(byte, Some(b'/' | b'\\' | b';'));
+                look.is_normal &= is_normal_escape(&path[index + 1..], byte)?;
                 index += 2;
             }
+            b';' => look.may_hide_dots = true,
             b'\\' => return Err(refused("has a backslash")),
             0..=0x1F | 0x7F => return Err(refused("has a control character")),
             _ => {}
         }
         index += 1;
     }
-    Ok(is_normal)
+    Ok(look)
+}
+
+/// Refuses `path`, whose escapes are those that stay, if a server that decodes `%2F` or `%5C` and
+/// resolves dots then would leave it upwards, or one that takes `..;a=b` for `..`, as servlet
+/// containers do. (Dot segments between plain slashes are resolved here.)
+fn without_hidden_dots(path: &str) -> Result<(), Failure> {
+    let is_dots = |part: &str| {
+        let end = [part.find(';'), part.find("%3B")].into_iter().flatten().min();
+        matches!(&part[..end.unwrap_or(part.len())], "." | "..")
+    };
+    for segment in path.split('/').filter(|segment| !matches!(*segment, "." | "..")) {
+        if segment.split("%2F").flat_map(|part| part.split("%5C")).any(is_dots) {
+            return Err(refused("has dot segments beside an encoded slash, a backslash or a semicolon"));
+        }
+    }
+    Ok(())
 }
 
 /// Whether a segment begins here that is empty, and not the last, or is `.` or `..`.
@@ -103,14 +137,13 @@ fn begins_odd_segment(rest: &[u8]) -> bool {
     matches!(rest, [b'/', ..] | [b'.'] | [b'.', b'/', ..] | [b'.', b'.'] | [b'.', b'.', b'/', ..])
 }
 
-/// The same for what begins with a percent sign.
-fn is_normal_escape(rest: &[u8]) -> Result<bool, Failure> {
-    match escaped(rest) {
+/// The same for the two `digits` after a percent sign, and what follows them: they stand for `byte`.
+fn is_normal_escape(digits: &[u8], byte: Option<u8>) -> Result<bool, Failure> {
+    match byte {
         None => Err(refused("has a percent sign that encodes nothing")),
-        Some(b'/' | b'\\') => Err(refused("has an encoded slash or backslash")),
         Some(0..=0x1F | 0x7F) => Err(refused("has an encoded control character")),
         Some(byte) => {
-            let has_capitals = !rest[1..3].iter().any(u8::is_ascii_lowercase);
+            let has_capitals = !digits[..2].iter().any(u8::is_ascii_lowercase);
             Ok(has_capitals && !is_unreserved(byte))
         }
     }
@@ -170,6 +203,13 @@ mod tests {
             "/a:b@c!$&'()*+,=|\"{}^`",
             "/\u{e4}",
             "/%252e%252e/",
+            "/api/v4/projects/group%2Fproject",
+            "/@scope%2Fpackage",
+            "/api/queues/%2F/jobs",
+            "/share%5Cname",
+            "/https%3A%2F%2Fexample.com%2F",
+            "/..a%2F.b%5Cc..",
+            "/a;..",
         ] {
             assert_eq!(normal(path), Ok(None), "{path}");
         }
@@ -192,6 +232,10 @@ mod tests {
             ("/%c3%a4/%3f", "/%C3%A4/%3F"),
             ("/\u{e4}%2e//x", "/\u{e4}./x"),
             ("/./", "/"),
+            ("/group%2fproject", "/group%2Fproject"),
+            ("/a%5cb", "/a%5Cb"),
+            ("/a%2fb/../%2F", "/%2F"),
+            ("//a%2f%2fb", "/a%2F%2Fb"),
         ] {
             assert_eq!(normal(given), Ok(Some(expected.to_owned())), "{given}");
             assert_eq!(normal(expected), Ok(None), "{expected} is normal");
@@ -201,11 +245,20 @@ mod tests {
     #[test]
     fn what_could_be_read_in_two_ways_is_refused() {
         for path in [
-            "/a%2fb",
-            "/a%2Fb",
-            "/a%5cb",
+            "/a/..%2fb",
+            "/a/%2e%2e%2Fb",
+            "/a%2F..",
+            "/a%2F../b",
+            "/a%2f.%2Fb",
+            "/%2f%2e",
+            "/a%5c..%5cb",
+            "/x/..%5C",
+            "/a%2F..;v=1/b",
+            "/a/..;/b",
+            "/a/..;v=1/b",
+            "/.;/b",
+            "/..%3b/b",
             "/a\\b",
-            "/..%5c",
             "/%00",
             "/a%0d%0aX:1",
             "/%7F",
@@ -237,6 +290,7 @@ mod tests {
         );
         assert_eq!(normalised(Method::OPTIONS, "*"), same("*"));
         assert_eq!(normalised(Method::GET, "*"), None);
-        assert_eq!(normalised(Method::GET, "/%2f"), None);
+        assert_eq!(normalised(Method::GET, "/%2f"), Some((true, "/%2F".to_owned())));
+        assert_eq!(normalised(Method::GET, "/..%2f"), None);
     }
 }

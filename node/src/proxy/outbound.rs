@@ -99,7 +99,7 @@ impl Outbound {
         let mut exchange = self.unknown.start(&self.clock);
         exchange.set_request(request.method(), request.uri().path());
         let for_grpc = headers::is_grpc(request.headers());
-        let Passing { mut request, version, switched } = Passing::new(request);
+        let Passing { mut request, version, awaiting } = Passing::new(request);
         exchange.set_body_bytes(request.body().bytes());
         let taken = intake::of_program(&mut request, &self.chance, &mut exchange);
         let deadline = for_grpc.then(|| deadline::of(request.headers())).flatten();
@@ -115,7 +115,7 @@ impl Outbound {
             .and_then(|()| self.enter())
             .and_then(|pass| Ok((pass, address_for_hop(request, version, service)?)))
         {
-            Ok((pass, request)) => journey.run(request, switched, pass).await,
+            Ok((pass, request)) => journey.run(request, awaiting, pass).await,
             Err(failure) => journey.fail(&failure),
         }
     }

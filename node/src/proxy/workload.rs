@@ -21,7 +21,8 @@ use crate::descriptors;
 use crate::proxy::access::Access;
 use crate::proxy::gate::{Gate, Pass};
 use crate::proxy::proxy_protocol;
-use crate::proxy::workload_tls::WorkloadHandshake;
+use crate::proxy::spoken::Spoken;
+use crate::proxy::workload_tls::{HandshakeFailure, WorkloadHandshake};
 use crate::retry::RetryBudget;
 use crate::telemetry::exchange::{Direction, Meter};
 use crate::upstream::{Connect, ConnectFailure, HttpUpstream, HttpVersion, NextHop, UpstreamLimits};
@@ -49,6 +50,8 @@ pub(crate) struct Workload {
     pub(crate) access: Arc<Access>,
     /// How it is reached.
     pub(crate) upstream: HttpUpstream<LimitedConnect>,
+    /// Which versions of HTTP it speaks.
+    pub(crate) spoken: Spoken,
     /// Its work under way; drained when the instance is withdrawn or lives elsewhere.
     pub(crate) gate: Gate,
     /// How many requests may be sent to it twice.
@@ -100,8 +103,19 @@ pub(crate) struct LimitedConnect {
 enum Failed {
     /// This node has nothing left to connect with.
     UsedUp(std::io::Error),
+    /// The workload does not speak this version of HTTP.
+    OtherVersion(HttpVersion),
     /// Anything else, for people.
     Told(String),
+}
+
+impl From<HandshakeFailure> for Failed {
+    fn from(failure: HandshakeFailure) -> Self {
+        match failure {
+            HandshakeFailure::OtherVersion(version) => Self::OtherVersion(version),
+            HandshakeFailure::Told(why) => Self::Told(why),
+        }
+    }
 }
 
 /// A connection to a workload.
@@ -152,6 +166,7 @@ impl Workload {
             upstream: HttpUpstream::new(LimitedConnect::new(service, limits), limits.upstream),
             // The node's own gate sets the limit; this one only counts.
             gate: Gate::new(usize::MAX),
+            spoken: Spoken::default(),
             repeats: RetryBudget::new(Clock::System.now()),
             meters: Mutex::default(),
             access,
@@ -244,6 +259,7 @@ impl WorkloadConnect {
                 let detail = format!("this node has nothing left to connect to the workload with: {error}");
                 Err(ConnectFailure::Refused(RefusalReason::Overloaded, detail))
             }
+            Ok(Err(Failed::OtherVersion(version))) => Err(ConnectFailure::other_version(version)),
             Ok(Err(Failed::Told(why))) => Err(failed(&why)),
             Ok(Ok(io)) => Ok(io),
             Err(_elapsed) => Err(failed(&"no answer within 2 s")),
@@ -273,9 +289,7 @@ impl WorkloadConnect {
         self.introduce(&mut stream, caller, to).await.map_err(told)?;
         match &self.handshake {
             None => Ok(Either::Left(Either::Left(stream))),
-            Some(handshake) => {
-                Ok(Either::Right(Box::new(handshake.run(stream, version).await.map_err(Failed::Told)?)))
-            }
+            Some(handshake) => Ok(Either::Right(Box::new(handshake.run(stream, version).await?))),
         }
     }
 

@@ -7,7 +7,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::{CertificateError, ClientConfig, Error as TlsError};
+use rustls::{AlertDescription, CertificateError, ClientConfig, Error as TlsError};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
@@ -26,6 +26,17 @@ pub(crate) struct WorkloadHandshake {
     /// `None` until the files were first read.
     current: watch::Receiver<Option<Loaded>>,
 }
+
+/// Why TLS was not made.
+pub(crate) enum HandshakeFailure {
+    /// The workload does not speak this version in it.
+    OtherVersion(HttpVersion),
+    /// Anything else, for people.
+    Told(String),
+}
+
+/// By its name in ALPN (RFC 7301, section 6).
+const HTTP1: &[u8] = b"http/1.1";
 
 type Loaded = Result<Arc<Configs>, String>;
 
@@ -47,17 +58,17 @@ impl WorkloadHandshake {
     /// Makes TLS of `stream`, in which HTTP of `version` or something else will be spoken. An error
     /// says what is wrong with whose certificate.
     ///
-    /// A workload whose answer to ALPN is another version than asked for is spoken to as asked, as
-    /// one without TLS is. In TLS 1.3 a workload refuses this node's own certificate after the
+    /// A workload that chooses another version than asked for, or refuses to speak it, is told apart. In TLS 1.3 a workload refuses this node's own certificate after the
     /// handshake (RFC 8446, section 4.4): that ends the connection, not the handshake.
     pub(crate) async fn run(
         &self,
         stream: TcpStream,
         version: Option<HttpVersion>,
-    ) -> Result<TlsStream<TcpStream>, String> {
+    ) -> Result<TlsStream<TcpStream>, HandshakeFailure> {
         let loaded =
             self.current.clone().wait_for(Option::is_some).await.ok().and_then(|seen| (*seen).clone());
-        let configs = loaded.unwrap_or_else(|| Err("this node is leaving".into()))?;
+        let configs = loaded.unwrap_or_else(|| Err("this node is leaving".into()));
+        let configs = configs.map_err(HandshakeFailure::Told)?;
         let config = match version {
             Some(HttpVersion::Http1) => &configs.http1,
             Some(HttpVersion::Http2) => &configs.http2,
@@ -65,13 +76,21 @@ impl WorkloadHandshake {
         };
         let name = self.tls.server_name.clone();
         let connected = TlsConnector::from(config.clone()).connect(name, stream).await;
-        connected.map_err(|error| self.explain(&error))
+        match (connected, version) {
+            (Ok(stream), Some(HttpVersion::Http2)) if stream.get_ref().1.alpn_protocol() == Some(HTTP1) => {
+                Err(HandshakeFailure::OtherVersion(HttpVersion::Http2))
+            }
+            (Ok(stream), _) => Ok(stream),
+            (Err(error), Some(version)) if is_about_version(&error) => {
+                Err(HandshakeFailure::OtherVersion(version))
+            }
+            (Err(error), _) => Err(HandshakeFailure::Told(self.explain(&error))),
+        }
     }
 
     fn explain(&self, error: &io::Error) -> String {
         let name = self.tls.server_name.to_str();
-        let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<TlsError>());
-        match cause {
+        match cause_of(error) {
             Some(TlsError::InvalidCertificate(wrong)) => match wrong {
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
                     format!(
@@ -97,6 +116,15 @@ impl WorkloadHandshake {
     }
 }
 
+fn cause_of(error: &io::Error) -> Option<&TlsError> {
+    error.get_ref()?.downcast_ref()
+}
+
+/// Whether a server found no version that it speaks among those it was offered.
+fn is_about_version(error: &io::Error) -> bool {
+    matches!(cause_of(error), Some(TlsError::AlertReceived(AlertDescription::NoApplicationProtocol)))
+}
+
 impl Configs {
     fn new(config: ClientConfig) -> Self {
         let with = |alpn: &[&[u8]]| {
@@ -105,10 +133,9 @@ impl Configs {
             Arc::new(config)
         };
         Self {
-            http1: with(&[b"http/1.1"]),
-            // With the second, a server without HTTP/2 goes on and fails the one request, instead of
-            // ending the handshake as if it were out of order.
-            http2: with(&[b"h2", b"http/1.1"]),
+            http1: with(&[HTTP1]),
+            // With the second, a server without HTTP/2 says so, instead of ending the handshake.
+            http2: with(&[b"h2", HTTP1]),
             opaque: with(&[]),
         }
     }

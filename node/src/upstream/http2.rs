@@ -14,6 +14,7 @@ use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tracing::debug;
 
+use super::greeting::Greeted;
 use super::lent::{self, LentBody, Pledge};
 use super::{Answered, Connect, ConnectFailure, HttpVersion, NextHop, SendError, SendFailure};
 use crate::proxy::body::RequestBody;
@@ -218,6 +219,13 @@ impl Drop for Stream {
 
 async fn open<C: Connect>(connect: &C, windows: Windows) -> Result<Shared, ConnectFailure> {
     let (io, next_hop) = connect.connect(HttpVersion::Http2).await?;
+    let (io, greeting) = match next_hop {
+        NextHop::Peer(_) => (Greeted::unwatched(io), None),
+        NextHop::Workload { .. } => {
+            let (io, greeting) = Greeted::new(io);
+            (io, Some(greeting))
+        }
+    };
     let mut builder = Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
@@ -236,5 +244,10 @@ async fn open<C: Connect>(connect: &C, windows: Windows) -> Result<Shared, Conne
             debug!(%error, "HTTP/2 connection ended");
         }
     });
+    if let Some(greeting) = greeting
+        && !greeting.is_http2().await
+    {
+        return Err(ConnectFailure::other_version(HttpVersion::Http2));
+    }
     Ok(Shared { sender, next_hop, streams: Arc::default(), used: Arc::new(AtomicBool::new(true)) })
 }

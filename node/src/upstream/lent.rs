@@ -12,7 +12,7 @@ use http::Request;
 use http::request::Parts;
 use http_body::{Body, Frame, SizeHint};
 
-use crate::proxy::body::RequestBody;
+use crate::proxy::body::{RequestBody, RequestError};
 use crate::proxy::forward;
 
 /// A request's body as a connection has it.
@@ -89,12 +89,12 @@ impl Slot {
 
 impl Body for LentBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = RequestError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, RequestError>>> {
         let Self::Lent(slot) = &*self else { return Poll::Ready(None) };
         let mut state = slot.lock();
         state.read = true;

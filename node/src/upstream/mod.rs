@@ -4,11 +4,13 @@
 //! time, one HTTP/2 connection shared by many, and an honest word on whether a failed request was
 //! sent. How bytes reach the next hop is [`Connect`]'s; which hop it is, the caller's.
 
+mod greeting;
 mod http1;
 pub(crate) mod http2;
 mod lent;
 
 use std::error::Error as _;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,6 +53,23 @@ impl HttpVersion {
     pub(crate) fn of(version: http::Version) -> Self {
         if version == http::Version::HTTP_2 { Self::Http2 } else { Self::Http1 }
     }
+
+    /// The one that it is not.
+    pub(crate) fn other(self) -> Self {
+        match self {
+            Self::Http1 => Self::Http2,
+            Self::Http2 => Self::Http1,
+        }
+    }
+}
+
+impl fmt::Display for HttpVersion {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Http1 => "HTTP/1.1",
+            Self::Http2 => "HTTP/2",
+        })
+    }
 }
 
 /// Opens byte streams to the next hop.
@@ -84,6 +103,18 @@ pub(crate) enum ConnectFailure {
     /// A peer answers and refuses.
     #[error("{1}")]
     Refused(RefusalReason, String),
+}
+
+impl ConnectFailure {
+    /// A workload answers, and not in `version`.
+    pub(crate) fn other_version(version: HttpVersion) -> Self {
+        Self::Refused(RefusalReason::UnsupportedKind, format!("the workload does not speak {version}"))
+    }
+
+    /// Whether it is that.
+    pub(crate) fn is_other_version(&self) -> bool {
+        matches!(self, Self::Refused(RefusalReason::UnsupportedKind, _))
+    }
 }
 
 /// A request that got no answer.

@@ -137,6 +137,7 @@ fn texts() {
         ("dots", "a/./b/../%2e%2E//c/.."),
         ("encoded", "%61%7e%c3%a4/%20;v=1/x%25"),
         ("refused", "a%2fb%5c%00"),
+        ("data", "a%2fb/..%5c;v=..%3B/%2F"),
     ] {
         write("path", name, path);
     }

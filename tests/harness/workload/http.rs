@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{HeaderMap, TRAILER};
-use http::{Request, Response};
+use http::{Request, Response, Version};
 use http_body::Frame;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -55,6 +55,7 @@ struct Shared {
     waiting: AtomicUsize,
     gate: Semaphore,
     work_millis: AtomicU64,
+    version: Option<Version>,
 }
 
 impl Http {
@@ -66,16 +67,26 @@ impl Http {
 
     /// Starts one on a bound port.
     pub fn start_on(listener: TcpListener, name: &str) -> Self {
-        Self::start_with(listener, name, None)
+        Self::start_with(listener, name, None, None)
+    }
+
+    /// Starts one on a bound port that speaks one version of HTTP and no other.
+    pub fn start_speaking(listener: TcpListener, name: &str, version: Version) -> Self {
+        Self::start_with(listener, name, None, Some(version))
     }
 
     /// Starts one that speaks TLS at a port of `ip` that the kernel chooses.
     pub async fn start_tls(ip: Ipv4Addr, name: &str, tls: ServerTls) -> Self {
         let listener = TcpListener::bind((ip, 0)).await.expect("a port");
-        Self::start_with(listener, name, Some(tls))
+        Self::start_with(listener, name, Some(tls), None)
     }
 
-    fn start_with(listener: TcpListener, name: &str, tls: Option<ServerTls>) -> Self {
+    fn start_with(
+        listener: TcpListener,
+        name: &str,
+        tls: Option<ServerTls>,
+        version: Option<Version>,
+    ) -> Self {
         let address = listener.local_addr().expect("an address");
         let shared = Arc::new(Shared {
             name: name.to_owned(),
@@ -83,6 +94,7 @@ impl Http {
             waiting: AtomicUsize::new(0),
             gate: Semaphore::new(0),
             work_millis: AtomicU64::new(0),
+            version,
         });
         let accepting = tokio::spawn(accept(listener, shared.clone(), tls));
         Self { address, shared, accepting }
@@ -142,13 +154,27 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, tls: Option<ServerTl
 }
 
 async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, shared: Arc<Shared>) {
+    let version = shared.version;
     let service = service_fn(|request| {
         let shared = shared.clone();
         async move { Ok::<_, Infallible>(answer(&shared, request).await) }
     });
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http2().max_header_list_size(HEAD_BYTES_MAX);
-    let _ = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
+    let io = TokioIo::new(stream);
+    match version {
+        None => {
+            let mut builder = auto::Builder::new(TokioExecutor::new());
+            builder.http2().max_header_list_size(HEAD_BYTES_MAX);
+            let _ = builder.serve_connection_with_upgrades(io, service).await;
+        }
+        Some(Version::HTTP_2) => {
+            let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            let _ = builder.serve_connection(io, service).await;
+        }
+        Some(_) => {
+            let builder = hyper::server::conn::http1::Builder::new();
+            let _ = builder.serve_connection(io, service).with_upgrades().await;
+        }
+    }
 }
 
 async fn answer(shared: &Shared, request: Request<Incoming>) -> Answer {

@@ -1,0 +1,252 @@
+//! How a request is sent to the local workload: in the version of HTTP that it speaks, and once more if
+//! that is safe.
+//!
+//! Caller and workload mostly speak the same, and then nothing is done here but sending. Otherwise the
+//! request is told in the workload's version, which its first connections show: one that does not
+//! speak a version has not processed anything in it, so the request can be told anew.
+
+use http::Request;
+use http::request::Parts;
+use starling_gossip::clock::Clock;
+use starling_transport::header::RefusalReason;
+
+use crate::proxy::body::RequestBody;
+use crate::proxy::kept::{self, Rewind};
+use crate::proxy::workload::Workload;
+use crate::proxy::{forward, headers, translate};
+use crate::telemetry::exchange::{Direction, count_retry};
+use crate::upstream::{Answered, ConnectFailure, HttpVersion, SendError, SendFailure};
+
+/// Makes sure that the workload can be connected to for callers of `version`.
+pub(crate) async fn warm(
+    workload: &Workload,
+    version: HttpVersion,
+    clock: &Clock,
+) -> Result<(), ConnectFailure> {
+    let hop = workload.spoken.version_for(version, false, clock.now());
+    match workload.upstream.warm(hop).await {
+        Err(failure) if failure.is_other_version() => {
+            workload.spoken.handle_refusal(hop, clock.now());
+            let warmed = workload.upstream.warm(hop.other()).await;
+            if warmed.is_err() {
+                workload.spoken.forget();
+            }
+            warmed
+        }
+        warmed => warmed,
+    }
+}
+
+/// Sends to the workload a request that came in `version`; the answer is told in the same.
+pub(crate) async fn send(
+    workload: &Workload,
+    request: Request<RequestBody>,
+    version: HttpVersion,
+    clock: &Clock,
+) -> Result<Answered, SendError> {
+    let request = if workload.spoken.has_answered(version) {
+        match send_in(workload, request, version, clock).await {
+            Err(error) if may_not_speak(version, &error) => {
+                // The workload may be another program than the one that answered before.
+                workload.spoken.forget();
+                match error {
+                    SendError { unsent: Some(unsent), .. } => unsent,
+                    error => return Err(error),
+                }
+            }
+            sent => return sent,
+        }
+    } else {
+        request
+    };
+    // On the heap: no ordinary request's future needs room for it.
+    Box::pin(send_told(workload, request, version, clock)).await
+}
+
+/// What became of a request that was sent in a version which may not be spoken.
+enum Tried {
+    Answered(Answered),
+    Failed(SendError),
+    /// It is not spoken. The request can be told anew, unless too much of its body has gone.
+    NotSpoken(Result<Request<RequestBody>, SendError>),
+}
+
+/// A request as it was before it was sent.
+struct Before {
+    head: Parts,
+    body: Option<Rewind>,
+}
+
+/// The same where it is not known that the workload speaks `version`.
+async fn send_told(
+    workload: &Workload,
+    request: Request<RequestBody>,
+    version: HttpVersion,
+    clock: &Clock,
+) -> Result<Answered, SendError> {
+    let in_need = headers::needs_http2(request.headers());
+    let first = workload.spoken.version_for(version, in_need, clock.now());
+    let tried = match try_in(workload, request, first, in_need, clock).await {
+        Tried::NotSpoken(again) => {
+            workload.spoken.handle_refusal(first, clock.now());
+            let second = try_in(workload, again?, first.other(), in_need, clock).await;
+            if !matches!(second, Tried::Answered(_)) && !in_need {
+                // It fails in either: that says nothing of what it speaks.
+                workload.spoken.forget();
+            }
+            second
+        }
+        tried => tried,
+    };
+    match tried {
+        Tried::Answered(mut answered) => {
+            translate::answer(&mut answered.response, version);
+            Ok(answered)
+        }
+        Tried::Failed(error) | Tried::NotSpoken(Err(error)) => Err(error),
+        Tried::NotSpoken(Ok(unsent)) => Err(not_spoken(first.other(), unsent)),
+    }
+}
+
+/// Sends `request` in `hop`, and finds out whether the workload speaks that.
+async fn try_in(
+    workload: &Workload,
+    mut request: Request<RequestBody>,
+    hop: HttpVersion,
+    in_need: bool,
+    clock: &Clock,
+) -> Tried {
+    if in_need && hop == HttpVersion::Http1 {
+        return Tried::Failed(not_spoken(HttpVersion::Http2, request));
+    }
+    if HttpVersion::of(request.version()) != hop {
+        if translate::request(&mut request, hop, workload.service.as_str()).is_err() {
+            let detail = format!("the request cannot be told in {hop}, which the workload speaks");
+            let failure = ConnectFailure::Refused(RefusalReason::UnsupportedKind, detail);
+            return Tried::Failed(SendError { failure: failure.into(), unsent: Some(request) });
+        }
+        // Of HTTP/2, hyper hears no 100.
+        request.body().send_anyway();
+    }
+    let is_new = !workload.spoken.has_answered(hop);
+    let (request, before) = if is_new && hop == HttpVersion::Http1 {
+        let (request, before) = Before::keep(request);
+        (request, Some(before))
+    } else {
+        (request, None)
+    };
+    match send_in(workload, request, hop, clock).await {
+        Ok(answered) => {
+            workload.spoken.handle_answer(hop);
+            Tried::Answered(answered)
+        }
+        Err(error) if is_not_spoken(workload, hop, is_new, &error).await => {
+            let SendError { failure, unsent } = error;
+            let again = unsent.or_else(|| before.and_then(Before::request));
+            Tried::NotSpoken(again.ok_or(SendError { failure, unsent: None }))
+        }
+        Err(error) => Tried::Failed(error),
+    }
+}
+
+/// Whether `error` comes of a workload that does not speak `hop`; then it has processed nothing.
+async fn is_not_spoken(workload: &Workload, hop: HttpVersion, is_new: bool, error: &SendError) -> bool {
+    match &error.failure {
+        SendFailure::Connect(failure) => failure.is_other_version(),
+        // It is asked, for garbage cannot be read either.
+        _ if is_new && may_not_speak(hop, error) => workload.upstream.warm(HttpVersion::Http2).await.is_ok(),
+        _ => false,
+    }
+}
+
+/// Whether `error` may come of that. Who speaks only HTTP/2 says so before it hears anything, to which a
+/// reader of HTTP/1.1 says that it cannot be read, or came unasked.
+fn may_not_speak(version: HttpVersion, error: &SendError) -> bool {
+    match &error.failure {
+        SendFailure::Connect(failure) => failure.is_other_version(),
+        SendFailure::Broken(broken) if version == HttpVersion::Http1 => {
+            broken.is_parse() || error.unsent.is_some()
+        }
+        _ => false,
+    }
+}
+
+fn not_spoken(version: HttpVersion, request: Request<RequestBody>) -> SendError {
+    SendError { failure: ConnectFailure::other_version(version).into(), unsent: Some(request) }
+}
+
+impl Before {
+    fn keep(request: Request<RequestBody>) -> (Request<RequestBody>, Self) {
+        let (head, body) = request.into_parts();
+        let (body, rewind) = match body {
+            RequestBody::Empty => (RequestBody::Empty, None),
+            body => {
+                let (body, rewind) = kept::keep(body);
+                (body, Some(rewind))
+            }
+        };
+        let before = Self { head: head.clone(), body: rewind };
+        (Request::from_parts(head, body), before)
+    }
+
+    fn request(self) -> Option<Request<RequestBody>> {
+        let body = match self.body {
+            None => RequestBody::Empty,
+            Some(rewind) => rewind.body()?,
+        };
+        Some(Request::from_parts(self.head, body))
+    }
+}
+
+/// Whether the workload has not acted on the request. One that does not speak what the caller needs is
+/// not worth a look elsewhere: it is no fault that passes.
+pub(crate) fn is_unsent(error: &SendError) -> bool {
+    match &error.failure {
+        SendFailure::Connect(failure) if failure.is_other_version() => false,
+        SendFailure::Unprocessed(_) => true,
+        _ => error.unsent.is_some(),
+    }
+}
+
+/// Sends to the workload; once more if it closed a kept connection just then, and the request may
+/// be sent twice, or if it says that it did not process it.
+async fn send_in(
+    workload: &Workload,
+    request: Request<RequestBody>,
+    version: HttpVersion,
+    clock: &Clock,
+) -> Result<Answered, SendError> {
+    let upstream = &workload.upstream;
+    let spare = forward::spare(&request);
+    workload.repeats.handle_request(clock.now());
+    match (upstream.send(request, version, || false).await, spare) {
+        (Err(SendError { failure, unsent: Some(again) }), _)
+            if matches!(failure, SendFailure::Unprocessed(_))
+                && may_repeat(workload, &failure, version, clock) =>
+        {
+            Box::pin(upstream.send_again(again, version)).await
+        }
+        (Err(SendError { failure, unsent: None }), Some(spare))
+            if may_repeat(workload, &failure, version, clock) =>
+        {
+            let again = Request::from_parts(spare, RequestBody::Empty);
+            Box::pin(upstream.send_again(again, version)).await
+        }
+        (sent, _) => sent,
+    }
+}
+
+/// An HTTP/1.1 connection that was kept had an answer before: a workload that ends it now is one that
+/// closes what is idle, and one that fails every request has no kept connection. On HTTP/2 the two
+/// look alike, so there the budget decides.
+fn may_repeat(workload: &Workload, failure: &SendFailure, version: HttpVersion, clock: &Clock) -> bool {
+    let repeats = match (failure, version) {
+        (SendFailure::Stale(_), _) => true,
+        (SendFailure::Broken(_) | SendFailure::Unprocessed(_), HttpVersion::Http2) => {
+            workload.repeats.take_retry(clock.now())
+        }
+        _ => return false,
+    };
+    count_retry(Direction::Inbound, workload.service.as_str(), repeats);
+    repeats
+}
