@@ -102,12 +102,13 @@ impl Inbound {
             return stream.refuse(RefusalReason::UnsupportedKind, "this service takes HTTP only").await;
         }
         let meter = workload.meter(&peer.id);
+        // Each on the heap: a stream that carries bytes needs no room for HTTP.
         match version {
-            None => self.carry(&workload, &admission, peer.address, &meter, stream).await,
+            None => Box::pin(self.carry(&workload, &admission, peer.address, &meter, stream)).await,
             Some(version) => {
                 let instance = instance.into();
                 let caller = Caller { inbound: self, instance, workload, admission, meter, held };
-                caller.serve(version, stream).await;
+                Box::pin(caller.serve(version, stream)).await;
             }
         }
     }

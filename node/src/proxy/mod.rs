@@ -7,7 +7,7 @@
 pub(crate) mod access;
 pub(crate) mod attempt;
 pub(crate) mod body;
-pub(crate) mod counted;
+pub(crate) mod carry;
 pub(crate) mod denials;
 pub(crate) mod failure;
 pub(crate) mod forward;
