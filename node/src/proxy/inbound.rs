@@ -171,10 +171,11 @@ impl Inbound {
                 return refuse(stream, &failure).await;
             }
         };
+        tcp_under(&io).into_iter().for_each(tunnel::reset_unless_ended);
         let Ok(stream) = stream.accept().await else { return };
-        if let Err(error) = tunnel::carry_admitted(stream, &mut io, &mut exchange, admission).await {
-            debug!(service = %workload.service, %error, "connection broken");
-            tcp_under(&io).into_iter().for_each(tunnel::reset);
+        match tunnel::carry_admitted(stream, &mut io, &mut exchange, admission).await {
+            Ok(()) => tcp_under(&io).into_iter().for_each(tunnel::end),
+            Err(error) => debug!(service = %workload.service, %error, "connection broken"),
         }
     }
 }

@@ -127,7 +127,7 @@ impl Listener {
                     refusal::tell(client).await;
                 });
             }
-            _ => tunnel::reset_plain(&client),
+            _ => tunnel::reset_plain_unless_ended(&client),
         }
     }
 

@@ -159,27 +159,41 @@ pub(crate) fn join_upgrade(
     });
 }
 
-/// Lets the other end see a reset, and not an orderly end, when the connection is dropped.
-pub(crate) fn reset(stream: &TcpStream) {
+/// Lets the other end see a reset, and not an orderly end, when the connection is dropped, or this
+/// process is killed, before [`end`]. What the system still holds of it is lost then.
+pub(crate) fn reset_unless_ended(stream: &TcpStream) {
     // A socket that is gone already needs no reset.
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
-/// The same for a local program's connection. A Unix socket has no reset; its end is all there is.
-pub(crate) fn reset_plain(stream: &Plain) {
+/// Both directions have ended: what the system still holds is sent.
+pub(crate) fn end(stream: &TcpStream) {
+    let _ = SockRef::from(stream).set_linger(None);
+}
+
+/// [`reset_unless_ended`] for a local program's connection. A Unix socket has no reset; its end is all
+/// there is.
+pub(crate) fn reset_plain_unless_ended(stream: &Plain) {
     if let Either::Left(tcp) = stream {
-        reset(tcp);
+        reset_unless_ended(tcp);
     }
 }
 
-/// The same for a connection that HTTP has handed over. A mesh stream resets itself when dropped.
+/// [`end`] for a local program's connection.
+pub(crate) fn end_plain(stream: &Plain) {
+    if let Either::Left(tcp) = stream {
+        end(tcp);
+    }
+}
+
+/// [`reset_unless_ended`] for a connection that HTTP has handed over. A mesh stream resets itself when dropped.
 pub(crate) fn reset_upgraded(connection: Upgraded) {
     let connection = match auto::upgrade::downcast::<TokioIo<Watched<Plain>>>(connection) {
-        Ok(parts) => return reset_plain(parts.io.inner().get_ref()),
+        Ok(parts) => return reset_plain_unless_ended(parts.io.inner().get_ref()),
         Err(other) => other,
     };
     if let Ok(parts) = connection.downcast::<TokioIo<WorkloadIo>>() {
-        tcp_under(parts.io.inner()).into_iter().for_each(reset);
+        tcp_under(parts.io.inner()).into_iter().for_each(reset_unless_ended);
     }
 }
 
