@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use socket2::SockRef;
 use starling_tests::workload::{Tcp, read_to_end, sized_bytes};
-use starling_tests::{Mesh, Node, NodeConfig, within};
+use starling_tests::{Mesh, Node, within};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::mpsc;
@@ -26,7 +26,19 @@ const BEGUN_BYTES: usize = 8 * 1024 * 1024;
 /// How a connection ended for one program.
 type Ended = std::io::Result<()>;
 
+/// Who talks for as long as it can; the other one only listens.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Talks {
+    Both,
+    Client,
+    Workload,
+}
+
 struct World {
+    talks: Talks,
+    /// Whoever has heard enough.
+    begun: mpsc::UnboundedSender<()>,
+    begins: mpsc::UnboundedReceiver<()>,
     /// How the workload's connections ended.
     ended: mpsc::UnboundedReceiver<Ended>,
     _workload: Tcp,
@@ -36,33 +48,31 @@ struct World {
 }
 
 impl World {
-    /// `db`, whose workload and client both talk and listen for as long as they can.
-    async fn new() -> Self {
-        Self::with(|node| node).await
-    }
-
-    async fn with(describe: impl for<'a> Fn(NodeConfig<'a>) -> NodeConfig<'a>) -> Self {
+    /// `db` behind one node, called by another; both may take so long to stop.
+    async fn new(talks: Talks, drain_timeout: &str) -> Self {
         let mesh = Mesh::new();
+        let (begun, begins) = mpsc::unbounded_channel();
         let (told, ended) = mpsc::unbounded_channel();
+        let hears = begun.clone();
         let workload = Tcp::start(mesh.ip(), move |stream| {
-            let told = told.clone();
+            let (told, begun) = (told.clone(), hears.clone());
             async move {
-                let _ = told.send(talk(stream).await);
+                let _ = told.send(talk(stream, talks != Talks::Client, begun).await);
             }
         })
         .await;
-        let server = describe(mesh.node("server")).serves_as("db", workload.address(), TCP).start().await;
-        let caller = describe(mesh.node("caller")).calls("db").start().await;
+        let server = mesh.node("server").serves_as("db", workload.address(), TCP);
+        let server = server.drain_timeout(drain_timeout).start().await;
+        let caller = mesh.node("caller").calls("db").drain_timeout(drain_timeout).start().await;
         caller.finds("db", 1).await;
-        Self { ended, _workload: workload, server, caller, _mesh: mesh }
+        Self { talks, begun, begins, ended, _workload: workload, server, caller, _mesh: mesh }
     }
 
-    /// A client in the midst of a transfer in both directions.
-    async fn client(&self) -> JoinHandle<Ended> {
-        let (begun, mut begins) = mpsc::unbounded_channel();
+    /// A client in the midst of a transfer.
+    async fn client(&mut self) -> JoinHandle<Ended> {
         let stream = TcpStream::connect(self.caller.outbound("db")).await.expect("the fixed port accepts");
-        let client = tokio::spawn(talk_telling(stream, Some(begun)));
-        within("bytes to flow", begins.recv()).await.expect("told");
+        let client = tokio::spawn(talk(stream, self.talks != Talks::Workload, self.begun.clone()));
+        within("bytes to flow", self.begins.recv()).await.expect("told");
         client
     }
 
@@ -71,19 +81,15 @@ impl World {
     }
 }
 
-async fn talk(stream: TcpStream) -> Ended {
-    talk_telling(stream, None).await
-}
-
-/// Says and hears until either ends; hears to the end, as a program does that waits for an answer.
-/// Tells when enough has been heard.
-async fn talk_telling(stream: TcpStream, begun: Option<mpsc::UnboundedSender<()>>) -> Ended {
+/// Listens to the end, as a program does that waits for an answer, and if it `says` anything talks until
+/// nobody listens. Tells when enough has been heard.
+async fn talk(stream: TcpStream, says: bool, begun: mpsc::UnboundedSender<()>) -> Ended {
     let (mut from, mut to) = stream.into_split();
-    let said = tokio::spawn(async move {
+    let saying = tokio::spawn(async move {
         let bytes = vec![7; 64 * 1024];
-        while to.write_all(&bytes).await.is_ok() {}
-        // Not an end of its own: that it was cut short is heard below.
-        to.forget();
+        while says && to.write_all(&bytes).await.is_ok() {}
+        // No end of its own.
+        std::future::pending::<()>().await;
     });
     let (mut buffer, mut heard) = (vec![0; 64 * 1024], 0);
     let ended = loop {
@@ -92,13 +98,11 @@ async fn talk_telling(stream: TcpStream, begun: Option<mpsc::UnboundedSender<()>
             Ok(count) => heard += count,
             Err(error) => break Err(error),
         }
-        if heard > BEGUN_BYTES
-            && let Some(begun) = &begun
-        {
+        if heard > BEGUN_BYTES {
             let _ = begun.send(());
         }
     };
-    said.abort();
+    saying.abort();
     ended
 }
 
@@ -115,7 +119,7 @@ async fn heard(client: JoinHandle<Ended>) -> Ended {
 
 #[tokio::test]
 async fn a_killed_sidecar_of_the_caller_resets_its_client() {
-    let mut world = World::new().await;
+    let mut world = World::new(Talks::Workload, "30s").await;
     let client = world.client().await;
     world.caller.kill().await;
     assert_reset("the client", &heard(client).await);
@@ -123,7 +127,7 @@ async fn a_killed_sidecar_of_the_caller_resets_its_client() {
 
 #[tokio::test]
 async fn a_killed_sidecar_of_the_callee_resets_its_workload() {
-    let mut world = World::new().await;
+    let mut world = World::new(Talks::Client, "30s").await;
     let _client = world.client().await;
     world.server.kill().await;
     assert_reset("the workload", &world.workloads_end().await);
@@ -131,7 +135,7 @@ async fn a_killed_sidecar_of_the_callee_resets_its_workload() {
 
 #[tokio::test]
 async fn a_caller_that_stops_before_a_transfer_has_ended_resets_both_ends() {
-    let mut world = World::with(|node| node.drain_timeout("1s")).await;
+    let mut world = World::new(Talks::Workload, "1s").await;
     let client = world.client().await;
     world.caller.terminate();
     assert_reset("the client", &heard(client).await);
@@ -140,7 +144,7 @@ async fn a_caller_that_stops_before_a_transfer_has_ended_resets_both_ends() {
 
 #[tokio::test]
 async fn a_callee_that_stops_before_a_transfer_has_ended_resets_both_ends() {
-    let mut world = World::with(|node| node.drain_timeout("1s")).await;
+    let mut world = World::new(Talks::Client, "1s").await;
     let client = world.client().await;
     world.server.terminate();
     assert_reset("the workload", &world.workloads_end().await);
@@ -149,7 +153,7 @@ async fn a_callee_that_stops_before_a_transfer_has_ended_resets_both_ends() {
 
 #[tokio::test]
 async fn a_restarted_callee_resets_the_clients_of_its_former_life() {
-    let mut world = World::new().await;
+    let mut world = World::new(Talks::Both, "30s").await;
     let client = world.client().await;
     world.server.kill().await;
     world.server.restart().await;
@@ -160,7 +164,7 @@ async fn a_restarted_callee_resets_the_clients_of_its_former_life() {
 
 #[tokio::test]
 async fn a_client_that_is_let_in_no_longer_is_reset_in_mid_transfer() {
-    let mut world = World::new().await;
+    let mut world = World::new(Talks::Both, "30s").await;
     let client = world.client().await;
     let toml = fs::read_to_string(world.server.config()).expect("a configuration");
     let shut = toml.replace("protocol = \"tcp\"", "protocol = \"tcp\"\nallow = []");
@@ -173,7 +177,7 @@ async fn a_client_that_is_let_in_no_longer_is_reset_in_mid_transfer() {
 
 #[tokio::test]
 async fn a_clients_reset_in_mid_transfer_reaches_the_workload_as_one() {
-    let mut world = World::new().await;
+    let mut world = World::new(Talks::Both, "30s").await;
     let mut stream = TcpStream::connect(world.caller.outbound("db")).await.expect("accepted");
     stream.write_all(&vec![7; 256 * 1024]).await.expect("written");
     within("bytes", stream.read_exact(&mut vec![0; 256 * 1024])).await.expect("read");
@@ -195,7 +199,7 @@ async fn a_servers_reset_in_mid_transfer_reaches_the_client_as_one() {
     let caller = mesh.node("caller").calls("db").start().await;
     caller.finds("db", 1).await;
     let stream = TcpStream::connect(caller.outbound("db")).await.expect("accepted");
-    assert_reset("the client", &within("the end", talk(stream)).await);
+    assert_reset("the client", &within("the end", talk(stream, true, mpsc::unbounded_channel().0)).await);
 }
 
 /// A client that ended its half and whose server is not ready yet waits on, without taking the end
