@@ -67,7 +67,13 @@ async fn take_part(stream: TcpStream, bytes: u64) -> (Vec<u8>, Part) {
 }
 
 /// Carries so much up and so much down, and prints what that cost.
-async fn transfer(what: &str, nodes: [&Node; 2], address: SocketAddr, workload: &mut Workload, sizes: [u64; 2]) {
+async fn transfer(
+    what: &str,
+    nodes: [&Node; 2],
+    address: SocketAddr,
+    workload: &mut Workload,
+    sizes: [u64; 2],
+) {
     let [up, down] = sizes;
     let clock = Clock::System;
     let spent = || nodes.iter().map(|node| process::processor_time(node.pid())).sum::<Duration>();

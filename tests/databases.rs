@@ -114,7 +114,11 @@ impl World {
             true => format!("sslmode=verify-full sslrootcert={}", text(&root)),
             false => "sslmode=disable".to_owned(),
         };
-        format!("host={NAME} hostaddr={} port={} user=postgres dbname=postgres {tls}", local.ip(), local.port())
+        format!(
+            "host={NAME} hostaddr={} port={} user=postgres dbname=postgres {tls}",
+            local.ip(),
+            local.port()
+        )
     }
 
     async fn psql(&self, tls: bool, statements: &str) -> String {
@@ -171,7 +175,8 @@ async fn a_query_is_cancelled_by_another_connection() {
     command.args(["-X", "-d", &world.place(false), "-c", "SELECT pg_sleep(600)"]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
     let psql = command.spawn().expect("psql");
-    let sleeping = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'SELECT pg_sleep%'";
+    let sleeping =
+        "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'SELECT pg_sleep%'";
     eventually("the query to run", async || (world.psql(false, sleeping).await == "1\n").then_some(())).await;
     let pid = psql.id().and_then(|id| Pid::from_raw(id.cast_signed())).expect("a process");
     // What a terminal's ctrl-C sends.
