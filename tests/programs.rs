@@ -380,6 +380,23 @@ mod redis {
     }
 
     #[tokio::test]
+    async fn redis_benchmark_gets_every_answer_of_its_pipelines() {
+        let world = world().await;
+        let address = world.caller.outbound("cache");
+        let (ip, port) = (address.ip().to_string(), address.port().to_string());
+        let tests = "set,get,incr,lpush,lpop,mset,lrange_100";
+        for (clients, pipeline) in [("50", "16"), ("1", "1")] {
+            let arguments = ["-h", &ip, "-p", &port, "-n", "2000", "-c", clients, "-P", pipeline];
+            let arguments = arguments.into_iter().chain(["-d", "100", "-t", tests, "--csv"]);
+            let finished = run_program("redis-benchmark", arguments, &[]).await;
+            assert_eq!(finished.code, 0, "{finished:?}");
+            let rows = finished.out.lines().filter(|line| line.starts_with('"')).count();
+            assert!(rows >= tests.split(',').count(), "{finished:?}");
+        }
+        assert_eq!(world.cli(&["PING"]).await, "PONG\n");
+    }
+
+    #[tokio::test]
     async fn a_subscriber_hears_what_is_published() {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
         let world = world().await;

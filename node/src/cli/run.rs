@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use starling_gossip::clock::Clock;
+use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::demo::Parent;
@@ -38,12 +39,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let files = Files::load(&config, clock.wall())?;
     let log_level = telemetry::init_logs(&config.log, config.access_log.as_ref())?;
     let metrics = Metrics::install()?;
-    // One thread: a proxy's work is short and ordered, and stealing it between threads costs more
-    // than it gains (0.7 times the rate, measured with two workers).
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?;
+    let runtime = runtime(config.node.workers).context("cannot start the runtime")?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
@@ -62,4 +58,18 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     // Blocking tasks (a resolver that hangs) must not hold up the exit.
     runtime.shutdown_background();
     Ok(())
+}
+
+/// One thread by default: a proxy's work is short and ordered, and handing it from thread to thread costs
+/// more than it gains while that thread has time left.
+fn runtime(workers: u16) -> std::io::Result<Runtime> {
+    let mut builder = match workers {
+        0 | 1 => Builder::new_current_thread(),
+        several => {
+            let mut builder = Builder::new_multi_thread();
+            builder.worker_threads(several.into());
+            builder
+        }
+    };
+    builder.enable_all().build()
 }

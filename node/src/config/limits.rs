@@ -91,6 +91,9 @@ pub(super) const WEIGHT_MAX: u16 = 1000;
 /// Orchestrators kill after 10 to 90 seconds by default; nobody waits an hour.
 pub(super) const DRAIN_TIMEOUT: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
 
+/// Each is a thread with buffers of its own; no machine that a sidecar shares has more cores to spare.
+pub(super) const WORKERS: RangeInclusive<u16> = 1..=256;
+
 /// Probing oftener than this is load; seldomer than this is no health check.
 pub(super) const PROBE_INTERVAL: RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_secs(600);

@@ -11,7 +11,7 @@ use starling_gossip::record::Locality;
 
 use super::address::{Host, HostPort};
 use super::limits::{
-    DRAIN_TIMEOUT, GOSSIP_BUDGET, GOSSIP_CONNECTIONS, GOSSIP_INTERVAL, GOSSIP_RENEW, SEEDS_MAX,
+    DRAIN_TIMEOUT, GOSSIP_BUDGET, GOSSIP_CONNECTIONS, GOSSIP_INTERVAL, GOSSIP_RENEW, SEEDS_MAX, WORKERS,
 };
 use super::mistake::Wrong;
 use super::reader::Reader;
@@ -39,6 +39,9 @@ pub struct Node {
     /// How long a stopping node lets work in flight finish. Keep it below the orchestrator's own
     /// grace period (30 s in Kubernetes, 90 s in systemd).
     pub drain_timeout: Duration,
+    /// Threads that carry traffic. One does most with a core; more do more where one core is not enough
+    /// and others are free.
+    pub workers: u16,
 }
 
 /// `[mesh]`.
@@ -101,8 +104,9 @@ pub(super) fn read_node(mut section: Section<'_>, base: &Path, claims: &mut Clai
     place.finish();
 
     let drain_timeout = section.or("drain_timeout", Duration::from_secs(30), duration(DRAIN_TIMEOUT));
+    let workers = section.or("workers", 1, number(WORKERS));
     section.finish();
-    Some(Node { name: name?, listen, advertise, data_dir, locality, drain_timeout })
+    Some(Node { name: name?, listen, advertise, data_dir, locality, drain_timeout, workers })
 }
 
 fn advertised_address(given: Given<'_>) -> Result<SocketAddr, Wrong> {

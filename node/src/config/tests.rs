@@ -38,7 +38,7 @@ fn five_lines_are_enough_and_the_rest_has_defaults() {
     let config = parse(SMALLEST).expect("five lines");
     assert_eq!(config.node.listen, address("0.0.0.0:7400"));
     assert_eq!(config.node.advertise, None, "every address is no address to tell others");
-    assert_eq!(config.node.drain_timeout, Duration::from_secs(30));
+    assert_eq!((config.node.drain_timeout, config.node.workers), (Duration::from_secs(30), 1));
     assert_eq!(config.node.data_dir, None, "nothing is written that nobody asked for");
     assert_eq!(config.identity.certificate, PathBuf::from("/etc/starling/tls.crt"));
     assert_eq!(config.identity.trust_bundle, PathBuf::from("/etc/starling/ca.crt"));
@@ -58,6 +58,7 @@ fn everything_that_can_be_said_is_understood() {
     assert_eq!(config.node.advertise, Some(address("10.0.0.5:7400")));
     assert_eq!(config.node.locality.zone.as_ref().map(|zone| zone.as_str()), Some("eu-west-1a"));
     assert_eq!(config.node.data_dir, Some(PathBuf::from("/var/lib/starling")));
+    assert_eq!(config.node.workers, 2);
     assert_eq!(config.identity.key, PathBuf::from("/secrets/tls.key"));
     let seeds: Vec<String> = config.mesh.seeds.iter().map(HostPort::to_string).collect();
     assert_eq!(seeds, ["seed-a.example:7400", "10.0.0.9:7400", "[2001:db8::1]:7400"]);
@@ -275,6 +276,7 @@ pub(super) const WRONG: &[(&str, &str, &str)] = &[
     ("service.protocol = \"udp\"", "service[0].protocol", "write \"http\" or \"tcp\""),
     ("[node]\ndrain_timeout = 30", "node.drain_timeout", "write \"30s\" or \"30ms\""),
     ("[node]\ndrain_timeout = \"soon\"", "node.drain_timeout", "not a duration"),
+    ("[node]\nworkers = 0", "node.workers", "from 1 to 256"),
     ("[node]\ndrain_timeout = \"2h\"", "node.drain_timeout", "write 0s to 1h"),
     ("[gossip]\nlease = \"99999999999999999d\"", "gossip.lease", "not a duration"),
     ("[gossip]\nlease = \"10s\"\nrenew = \"5s\"", "gossip.lease", "make lease longer than 15s"),

@@ -104,12 +104,13 @@ impl Inbound {
             return stream.refuse(RefusalReason::UnsupportedKind, "this service takes HTTP only").await;
         }
         let meter = workload.meter(&peer.id);
+        // Each on the heap: a stream that carries bytes needs no room for HTTP.
         match version {
-            None => self.carry(&workload, &admission, peer.address, &meter, stream).await,
+            None => Box::pin(self.carry(&workload, &admission, peer.address, &meter, stream)).await,
             Some(version) => {
                 let instance = instance.into();
                 let caller = Caller { inbound: self, instance, workload, admission, meter, held };
-                caller.serve(version, stream).await;
+                Box::pin(caller.serve(version, stream)).await;
             }
         }
     }
@@ -172,10 +173,11 @@ impl Inbound {
                 return refuse(stream, &failure).await;
             }
         };
+        tcp_under(&io).into_iter().for_each(tunnel::reset_unless_ended);
         let Ok(stream) = stream.accept().await else { return };
-        if let Err(error) = tunnel::carry_admitted(stream, &mut io, &mut exchange, admission).await {
-            debug!(service = %workload.service, %error, "connection broken");
-            tcp_under(&io).into_iter().for_each(tunnel::reset);
+        match tunnel::carry_admitted(stream, &mut io, &mut exchange, admission).await {
+            Ok(()) => tcp_under(&io).into_iter().for_each(tunnel::end),
+            Err(error) => debug!(service = %workload.service, %error, "connection broken"),
         }
     }
 }

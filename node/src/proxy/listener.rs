@@ -128,7 +128,7 @@ impl Listener {
                     refusal::tell(client).await;
                 });
             }
-            _ => tunnel::reset_plain(&client),
+            _ => tunnel::reset_plain_unless_ended(&client),
         }
     }
 
@@ -153,11 +153,12 @@ async fn serve(client: Plain, serves: Serves, outbound: Arc<Outbound>, clients: 
             None => begins_like_http(&client).await,
         },
     };
+    // Each on the heap: a connection that carries bytes needs no room for HTTP.
     match &serves {
         Serves::Service(service, timeouts) if !is_http => {
-            outbound.carry(service.as_str(), client, timeouts.idle_of_connections()).await;
+            Box::pin(outbound.carry(service.as_str(), client, timeouts.idle_of_connections())).await;
         }
-        _ => serve_http(client, serves, outbound, clients, held).await,
+        _ => Box::pin(serve_http(client, serves, outbound, clients, held)).await,
     }
 }
 

@@ -10,6 +10,7 @@ pub(crate) mod attempt;
 pub(crate) mod body;
 pub(crate) mod calling;
 pub(crate) mod counted;
+pub(crate) mod carry;
 pub(crate) mod denials;
 pub(crate) mod expectation;
 pub(crate) mod failure;

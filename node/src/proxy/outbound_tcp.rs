@@ -28,20 +28,20 @@ pub(crate) struct Reached {
 impl Outbound {
     /// Carries one connection to `service`; resets it if nobody takes it, or it breaks on the way,
     /// so that the client never mistakes a failure for an end. So does standing still for longer than
-    /// `idle`.
+    /// `idle`, and so does the end of this process.
     pub(crate) async fn carry(&self, service: &str, mut client: Plain, idle: Option<Duration>) {
-        match self.reach(service).await {
+        tunnel::reset_plain_unless_ended(&client);
+        // On the heap: what is open needs no room for how it was opened.
+        match Box::pin(self.reach(service)).await {
             Ok(mut reached) => {
                 let Reached { stream, exchange, .. } = &mut reached;
-                let carried = tunnel::carry_moving(&mut client, stream, exchange, idle).await;
-                if let Err(error) = carried {
-                    debug!(service, %error, "connection broken");
-                    tunnel::reset_plain(&client);
+                match tunnel::carry_moving(&mut client, stream, exchange, idle).await {
+                    Ok(()) => tunnel::end_plain(&client),
+                    Err(error) => debug!(service, %error, "connection broken"),
                 }
             }
             Err(failure) => {
                 debug!(service, flag = failure.flag.as_str(), detail = failure.detail, "connection refused");
-                tunnel::reset_plain(&client);
             }
         }
     }

@@ -1,6 +1,5 @@
 //! Runs a call's [`Patience`]: one timer for all its limits, set when the call first has to wait.
 
-use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,7 +7,6 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use starling_gossip::clock::{Clock, Instant};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
 use crate::patience::{Allowance, Elapsed, Patience};
@@ -26,12 +24,6 @@ pub(crate) struct Timer {
 /// Whether bytes have moved since somebody last asked; cheap to clone.
 #[derive(Clone, Default)]
 pub(crate) struct Moved(Arc<AtomicBool>);
-
-/// A byte stream whose movement is noted.
-pub(crate) struct Noted<S> {
-    io: S,
-    moved: Moved,
-}
 
 impl Timer {
     /// A call that begins now.
@@ -101,63 +93,6 @@ impl Moved {
 
     fn take(&self) -> bool {
         self.0.swap(false, Ordering::Relaxed)
-    }
-}
-
-impl<S> Noted<S> {
-    /// Notes in `moved` what `io` reads and writes.
-    pub(crate) fn new(io: S, moved: Moved) -> Self {
-        Self { io, moved }
-    }
-
-    fn noted<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if polled.is_ready() {
-            self.moved.note();
-        }
-        polled
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Noted<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let polled = Pin::new(&mut self.io).poll_read(context, buffer);
-        self.noted(polled)
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Noted<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.io).poll_write(context, bytes);
-        self.noted(polled)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(context)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.io).poll_write_vectored(context, slices);
-        self.noted(polled)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
     }
 }
 

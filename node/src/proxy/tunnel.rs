@@ -15,21 +15,17 @@ use tracing::debug;
 use crate::patience::Allowance;
 use crate::proxy::access::Admission;
 use crate::proxy::body::{AnswerBody, AnswerGuard};
-use crate::proxy::counted::Counted;
+use crate::proxy::carry::Carriage;
 use crate::proxy::failure::Flag;
 use crate::proxy::gate::Held;
 use crate::proxy::overdue::Watched;
-use crate::proxy::timer::{Noted, Timer};
+use crate::proxy::timer::{Moved, Timer};
 use crate::proxy::workload::{Plain, WorkloadIo, tcp_under};
 use crate::telemetry::exchange::Exchange;
 
-/// Bytes on their way in one direction of one connection.
-const BUFFER_BYTES: usize = 32 * 1024;
-
-/// Both sides of a connection under way; dropped, it tells how much was carried, however it ended.
-struct Carrying<'a, D, U> {
-    down: Counted<D>,
-    up: Counted<U>,
+/// What one connection carries; dropped, it tells how much that was, however it ended.
+struct Carrying<'a> {
+    carriage: Carriage,
     exchange: &'a mut Exchange,
 }
 
@@ -40,19 +36,31 @@ where
     D: AsyncRead + AsyncWrite + Unpin,
     U: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut carrying = Carrying { down: Counted::new(down), up: Counted::new(up), exchange };
-    let Carrying { down, up, .. } = &mut carrying;
-    let carried = tokio::io::copy_bidirectional_with_sizes(down, up, BUFFER_BYTES, BUFFER_BYTES).await;
+    carry_noting(down, up, exchange, None).await
+}
+
+async fn carry_noting<D, U>(
+    mut down: D,
+    mut up: U,
+    exchange: &mut Exchange,
+    moved: Option<Moved>,
+) -> std::io::Result<()>
+where
+    D: AsyncRead + AsyncWrite + Unpin,
+    U: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut carrying = Carrying { carriage: Carriage::default(), exchange };
+    let carried = carrying.carriage.carry(&mut down, &mut up, moved.as_ref()).await;
     if carried.is_err() {
         carrying.exchange.set_flag(Flag::ConnectionEnded);
     }
-    carried.map(drop)
+    carried
 }
 
-impl<D, U> Drop for Carrying<'_, D, U> {
+impl Drop for Carrying<'_> {
     fn drop(&mut self) {
-        self.exchange.add_request_bytes(self.up.written());
-        self.exchange.add_response_bytes(self.down.written() as usize);
+        self.exchange.add_request_bytes(self.carriage.carried_up());
+        self.exchange.add_response_bytes(self.carriage.carried_down() as usize);
     }
 }
 
@@ -70,9 +78,8 @@ where
     let Some(idle) = idle else { return carry(down, up, exchange).await };
     let allowance = Allowance { idle: Some(idle), ..Allowance::default() };
     let mut timer = Timer::new(allowance, exchange.clock());
-    // Whatever goes up or down passes here.
-    let down = Noted::new(down, timer.elsewhere());
-    if let Ok(carried) = timer.limit(carry(down, up, exchange)).await {
+    let moved = timer.elsewhere();
+    if let Ok(carried) = timer.limit(carry_noting(down, up, exchange, Some(moved))).await {
         return carried;
     }
     exchange.set_flag(Flag::TimedOut);
@@ -152,27 +159,41 @@ pub(crate) fn join_upgrade(
     });
 }
 
-/// Lets the other end see a reset, and not an orderly end, when the connection is dropped.
-pub(crate) fn reset(stream: &TcpStream) {
+/// Lets the other end see a reset, and not an orderly end, when the connection is dropped, or this
+/// process is killed, before [`end`]. What the system still holds of it is lost then.
+pub(crate) fn reset_unless_ended(stream: &TcpStream) {
     // A socket that is gone already needs no reset.
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
-/// The same for a local program's connection. A Unix socket has no reset; its end is all there is.
-pub(crate) fn reset_plain(stream: &Plain) {
+/// Both directions have ended: what the system still holds is sent.
+pub(crate) fn end(stream: &TcpStream) {
+    let _ = SockRef::from(stream).set_linger(None);
+}
+
+/// [`reset_unless_ended`] for a local program's connection. A Unix socket has no reset; its end is all
+/// there is.
+pub(crate) fn reset_plain_unless_ended(stream: &Plain) {
     if let Either::Left(tcp) = stream {
-        reset(tcp);
+        reset_unless_ended(tcp);
     }
 }
 
-/// The same for a connection that HTTP has handed over. A mesh stream resets itself when dropped.
+/// [`end`] for a local program's connection.
+pub(crate) fn end_plain(stream: &Plain) {
+    if let Either::Left(tcp) = stream {
+        end(tcp);
+    }
+}
+
+/// [`reset_unless_ended`] for a connection that HTTP has handed over. A mesh stream resets itself when dropped.
 pub(crate) fn reset_upgraded(connection: Upgraded) {
     let connection = match auto::upgrade::downcast::<TokioIo<Watched<Plain>>>(connection) {
-        Ok(parts) => return reset_plain(parts.io.inner().get_ref()),
+        Ok(parts) => return reset_plain_unless_ended(parts.io.inner().get_ref()),
         Err(other) => other,
     };
     if let Ok(parts) = connection.downcast::<TokioIo<WorkloadIo>>() {
-        tcp_under(parts.io.inner()).into_iter().for_each(reset);
+        tcp_under(parts.io.inner()).into_iter().for_each(reset_unless_ended);
     }
 }
 
