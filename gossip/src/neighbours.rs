@@ -55,6 +55,8 @@ pub(crate) struct Neighbours {
     chosen: Vec<u64>,
     /// Those that were exchanged, and are not chosen again for a while.
     passed_over: VecDeque<u64>,
+    /// Who was told news last, the newest at the end: others come first.
+    told: VecDeque<u64>,
     /// Who has chosen this node, and when it last said so.
     choosers: BTreeMap<u64, Instant>,
     next_change: Instant,
@@ -69,6 +71,7 @@ impl Neighbours {
             salt,
             chosen: Vec::new(),
             passed_over: VecDeque::new(),
+            told: VecDeque::new(),
             choosers: BTreeMap::new(),
             next_change: now + CHANGE_PERIOD,
         }
@@ -125,10 +128,29 @@ impl Neighbours {
 
     /// `count` of those chosen and those who chose, by chance.
     pub(crate) fn some(&self, count: usize, rng: &mut impl Rng) -> Vec<u64> {
-        let choosers = self.choosers.keys().copied().filter(|name| !self.has_chosen(*name));
-        let mut all: Vec<u64> = self.chosen.iter().copied().chain(choosers).collect();
+        let mut all: Vec<u64> = self.all().collect();
         let (some, _) = all.partial_shuffle(rng, count);
         some.to_vec()
+    }
+
+    /// `count` of them to tell news, by chance, but none twice until half of all were told: what is news in a few rounds
+    /// so comes to as many as rounds can reach. Drawn anew in each round, one in a quarter of a million would be left
+    /// out by all its neighbours; so it is one in some ten million.
+    pub(crate) fn next_to_tell(&mut self, count: usize, rng: &mut impl Rng) -> Vec<u64> {
+        let mut all: Vec<u64> = self.all().collect();
+        all.shuffle(rng);
+        while self.told.len() > all.len() / 2 {
+            self.told.pop_front();
+        }
+        all.sort_by_key(|name| self.told.contains(name));
+        all.truncate(count);
+        self.told.extend(&all);
+        all
+    }
+
+    fn all(&self) -> impl Iterator<Item = u64> {
+        let choosers = self.choosers.keys().copied().filter(|name| !self.has_chosen(*name));
+        self.chosen.iter().copied().chain(choosers)
     }
 }
 
@@ -201,6 +223,24 @@ mod tests {
     }
 
     #[test]
+    fn nobody_is_told_twice_before_half_were_told() {
+        let (all, now) = (peers(100), Instant::now());
+        let mut rng = StdRng::seed_from_u64(1);
+        let mut neighbours = Neighbours::new(64, 7, now);
+        neighbours.choose(&all, now, &mut rng);
+        let choosers = all.keys().copied().filter(|name| !neighbours.has_chosen(*name));
+        choosers.take(NEIGHBOURS).collect::<Vec<_>>().into_iter().for_each(|name| {
+            neighbours.handle_chosen(name, now);
+        });
+        for _ in 0..50 {
+            let mut told: Vec<u64> = (0..4).flat_map(|_| neighbours.next_to_tell(3, &mut rng)).collect();
+            told.sort_unstable();
+            told.dedup();
+            assert_eq!(told.len(), 12);
+        }
+    }
+
+    #[test]
     fn a_small_mesh_is_all_neighbours() {
         let (all, now) = (peers(5), Instant::now());
         let mut rng = StdRng::seed_from_u64(1);
@@ -210,5 +250,7 @@ mod tests {
         assert_eq!(neighbours.chosen, [0, 1, 2, 3, 4]);
         assert_eq!(neighbours.some(3, &mut rng).len(), 3);
         assert_eq!(neighbours.some(9, &mut rng).len(), 5);
+        assert_eq!(neighbours.next_to_tell(3, &mut rng).len(), 3);
+        assert_eq!(neighbours.next_to_tell(9, &mut rng).len(), 5);
     }
 }

@@ -106,7 +106,8 @@ impl GossipLoop {
         let knows = self.catalogue.knows();
         let talks: Vec<_> = batches(knows, small, TALK_BYTES).into_iter().map(Message::Talk).collect();
         let whole: Vec<_> = batches(knows, whole, STREAM_BYTES).into_iter().map(Message::Talk).collect();
-        for (address, _) in self.some_neighbours(self.own.told) {
+        for name in self.neighbours.next_to_tell(self.own.told, &mut self.rng) {
+            let Some(address) = self.peers.get(&name).map(|peer| peer.address) else { continue };
             talks.iter().for_each(|talk| self.post.send(address, talk, Delivery::Once));
             whole.iter().for_each(|talk| self.post.send(address, talk, Delivery::Reliable));
         }
