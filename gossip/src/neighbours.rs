@@ -133,15 +133,14 @@ impl Neighbours {
         some.to_vec()
     }
 
-    /// `count` of them to tell news, by chance, but none twice until half of all were told: what is news in a few rounds
-    /// so comes to as many as rounds can reach. Drawn anew in each round, one in a quarter of a million would be left
-    /// out by all its neighbours; so it is one in some ten million.
+    /// `count` of them to tell news, by chance, but none twice until all were told: what is news in a few rounds so comes
+    /// to as many as rounds can reach. Drawn anew in each round, one in a quarter of a million would be left out by all
+    /// its neighbours; so it is one in some ten million.
     pub(crate) fn next_to_tell(&mut self, count: usize, rng: &mut impl Rng) -> Vec<u64> {
         let mut all: Vec<u64> = self.all().collect();
         all.shuffle(rng);
-        while self.told.len() > all.len() / 2 {
-            self.told.pop_front();
-        }
+        self.told.retain(|name| all.contains(name));
+        while self.told.len() + count > all.len() && self.told.pop_front().is_some() {}
         all.sort_by_key(|name| self.told.contains(name));
         all.truncate(count);
         self.told.extend(&all);
@@ -223,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_told_twice_before_half_were_told() {
+    fn nobody_is_told_twice_before_all_were_told() {
         let (all, now) = (peers(100), Instant::now());
         let mut rng = StdRng::seed_from_u64(1);
         let mut neighbours = Neighbours::new(64, 7, now);
@@ -233,10 +232,10 @@ mod tests {
             neighbours.handle_chosen(name, now);
         });
         for _ in 0..50 {
-            let mut told: Vec<u64> = (0..4).flat_map(|_| neighbours.next_to_tell(3, &mut rng)).collect();
+            let mut told: Vec<u64> = (0..8).flat_map(|_| neighbours.next_to_tell(3, &mut rng)).collect();
             told.sort_unstable();
             told.dedup();
-            assert_eq!(told.len(), 12);
+            assert_eq!(told.len(), 2 * NEIGHBOURS);
         }
     }
 

@@ -186,8 +186,14 @@ impl Checker {
         // Watchers doubt long before renewals are missed; that brings no lease to an earlier end.
         let heard = truth.last_together(observer, subject, self.renew * 2).filter(|_| self.hears_all);
         let ends = heard.map(|heard| heard + self.lease);
+        // Who has not reached it for a lease may hear in the end how old that lease is.
+        let apart_since = truth.last_together(observer, subject, Duration::ZERO);
+        let has_ended = apart_since.is_some_and(|since| now >= since + self.lease);
+        let left_once = host.left_life.is_some() && host.left_life == after.version.map(|it| it.incarnation);
         match (before.presence, after.presence) {
-            (_, Some(Presence::Left)) if !host.has_left && !host.is_hostile && observer != subject => {
+            (_, Some(Presence::Left))
+                if !host.has_left && !left_once && !host.is_hostile && observer != subject =>
+            {
                 wrong("believes to have left")
             }
             (Some(Presence::Alive), Some(Presence::Expired)) if must_have_doubted() => {
@@ -195,7 +201,7 @@ impl Checker {
             }
             (Some(Presence::Suspect), Some(Presence::Expired))
                 if was_awake
-                    && (doubted < Some(self.lease - self.suspect_after)
+                    && (!has_ended && doubted < Some(self.lease - self.suspect_after)
                         || ends.is_some_and(|ends| now + HEARD_WITHIN < ends)) =>
             {
                 wrong("gave up before its lease ended")
