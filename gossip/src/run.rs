@@ -486,7 +486,8 @@ impl GossipLoop {
         let is_strange = |seed: &SocketAddr| !snapshot.addresses.contains_key(seed);
         let seeds = self.book.seeds.borrow().clone();
         let strange = seeds.into_iter().filter(is_strange);
-        self.searching.set(self.peers.len() + 1, lost, strange, now, &mut self.rng);
+        let is_back = |one: &(SocketAddr, SpiffeId)| self.names.contains_key(one);
+        self.searching.set(self.peers.len() + 1, lost, is_back, strange, now, &mut self.rng);
     }
 
     /// Watches whom it is to watch, and looks at whom it cares for and others doubt.

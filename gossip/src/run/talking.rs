@@ -127,9 +127,7 @@ impl GossipLoop {
         let peers = self.some_neighbours(TALK_PEERS);
         // A question is waited for, so it should arrive, also at or from a node that hears badly: who has spoken lately
         // is there, while a neighbour may be cut off, or never have been.
-        let lately = self.mending.heard_lately(now).choose(&mut self.rng);
-        let lately = lately.and_then(|name| self.peers.get(&name)).map(|peer| peer.address);
-        if let Some(address) = lately.or(peers.first().map(|(address, _)| *address)) {
+        if let Some(address) = self.heard_lately(now).or(peers.first().map(|(address, _)| *address)) {
             for talk in batches(knows, asks, STREAM_BYTES) {
                 self.post.send(address, &Message::Talk(talk), Delivery::Reliable);
             }
@@ -144,6 +142,12 @@ impl GossipLoop {
                 self.post.send(address, &Message::Talk(talk), Delivery::Once);
             }
         }
+    }
+
+    /// Where somebody listens who has spoken lately.
+    fn heard_lately(&mut self, now: Instant) -> Option<SocketAddr> {
+        let names = self.mending.heard_lately(now);
+        names.filter_map(|name| self.peers.get(&name)).map(|peer| peer.address).choose(&mut self.rng)
     }
 
     /// Where some neighbours listen, and whether they are of this node's own choice.
@@ -212,6 +216,11 @@ impl GossipLoop {
                 self.post.send_to(to, &Message::Talk(talk), Delivery::Reliable);
             }
             Some(Knock::Seed(address)) if address != self.own.address => self.join(address, false, now),
+            Some(Knock::Leases) => {
+                if let Some(address) = self.heard_lately(now) {
+                    self.ask_for_leases(address, now);
+                }
+            }
             Some(Knock::Seed(_)) | None => {}
         }
     }
