@@ -37,6 +37,7 @@ mod replica;
 pub mod revocation;
 mod rumours;
 pub mod run;
+mod searching;
 pub mod signature;
 pub mod snapshot;
 pub mod svid;

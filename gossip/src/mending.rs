@@ -38,6 +38,9 @@ const TOLD_LASTS: Duration = Duration::from_secs(30);
 /// A difference is acted on only while the peer's word is as new as this: with each second others say more.
 const FRESH: Duration = Duration::from_secs(3);
 
+/// Who has spoken within so long is there.
+const HEARD_LATELY: Duration = Duration::from_secs(3);
+
 /// Peers whose word is kept.
 const TOLD_MAX: usize = 4096;
 
@@ -132,6 +135,12 @@ impl Mending {
         let patience = |(.., at): (u64, u64, Instant)| at + SETTLE * 2_u32.pow(fruitless.min(DOUBLINGS_MAX));
         let due = differs_since.map(|since| (since + SETTLE).max(now).max(exchanged.map_or(now, patience)));
         self.told.insert(peer, Told { knows, at: now, distance, differs_since, due, exchanged, fruitless });
+    }
+
+    /// Who has spoken lately, and so hears and answers.
+    pub(crate) fn heard_lately(&self, now: Instant) -> impl Iterator<Item = u64> {
+        let lately = self.told.iter().filter(move |(_, told)| now < told.at + HEARD_LATELY);
+        lately.map(|(peer, _)| *peer)
     }
 
     /// `peer` is gone.

@@ -4,9 +4,10 @@
 //! of them near, by a draw of its own in which all members take part whenever they came; and talks to those who have
 //! chosen it too, so that nobody is left out by chance. That is some two dozen connections whatever the mesh's
 //! size, and news still multiplies with each step, for a graph of random choices is an expander. Now and then one is
-//! exchanged for another.
+//! exchanged for another. Most are such as have spoken to this node themselves: one key can sign a hundred names, and
+//! what is told to nobody reaches nobody.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -32,6 +33,9 @@ const CHOSEN_LASTS: Duration = Duration::from_secs(30);
 /// Choosers that are talked to: by chance a dozen choose one node, hardly ever twice as many.
 const CHOOSERS_MAX: usize = 2 * NEIGHBOURS;
 
+/// One in so many of the chosen may be somebody that this node has never heard: newcomers, which answer soon.
+const UNHEARD_ONE_IN: usize = 4;
+
 /// Somebody to talk to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Peer {
@@ -55,6 +59,10 @@ pub(crate) struct Neighbours {
     chosen: Vec<u64>,
     /// Those that were exchanged, and are not chosen again for a while.
     passed_over: VecDeque<u64>,
+    /// Who was told news last, the newest at the end: others come first.
+    told: VecDeque<u64>,
+    /// Who has spoken to this node, ever: somebody is there.
+    heard: BTreeSet<u64>,
     /// Who has chosen this node, and when it last said so.
     choosers: BTreeMap<u64, Instant>,
     next_change: Instant,
@@ -69,6 +77,8 @@ impl Neighbours {
             salt,
             chosen: Vec::new(),
             passed_over: VecDeque::new(),
+            told: VecDeque::new(),
+            heard: BTreeSet::new(),
             choosers: BTreeMap::new(),
             next_change: now + CHANGE_PERIOD,
         }
@@ -92,18 +102,38 @@ impl Neighbours {
         let has_others = drawn.len() > self.count + PASSED_OVER;
         drawn.retain(|(_, name, _)| !has_others || !self.passed_over.contains(name));
         let nearest = drawn.iter().map(|(_, _, distance)| *distance).min();
-        let near = drawn.iter().filter(|(_, _, distance)| Some(*distance) == nearest).take(self.count / 2);
-        self.chosen = near.map(|(_, name, _)| *name).collect();
-        for (_, name, _) in &drawn {
-            if self.chosen.len() == self.count {
-                break;
+        let near =
+            drawn.iter().filter(|(_, _, distance)| Some(*distance) == nearest).map(|(_, name, _)| *name);
+        let all = drawn.iter().map(|(_, name, _)| *name);
+        let unheard_max = self.count / UNHEARD_ONE_IN;
+        self.chosen.clear();
+        self.take(near, self.count / 2, unheard_max);
+        self.take(all.clone(), self.count, unheard_max);
+        // There are no others.
+        self.take(all, self.count, self.count);
+        let is_there = |name: &u64| peers.get(name).is_some_and(|peer| peer.is_talker);
+        self.heard.retain(is_there);
+        self.choosers.retain(|name, at| now < *at + CHOSEN_LASTS && is_there(name));
+    }
+
+    /// Chooses the first of `drawn` until there are `count`, at most `unheard_max` of whom were never heard.
+    fn take(&mut self, drawn: impl Iterator<Item = u64>, count: usize, unheard_max: usize) {
+        let mut unheard = self.chosen.iter().filter(|name| !self.heard.contains(name)).count();
+        for name in drawn {
+            if self.chosen.len() == count {
+                return;
             }
-            if !self.chosen.contains(name) {
-                self.chosen.push(*name);
+            let is_heard = self.heard.contains(&name);
+            if !self.chosen.contains(&name) && (is_heard || unheard < unheard_max) {
+                self.chosen.push(name);
+                unheard += usize::from(!is_heard);
             }
         }
-        let is_there = |name: &u64| peers.get(name).is_some_and(|peer| peer.is_talker);
-        self.choosers.retain(|name, at| now < *at + CHOSEN_LASTS && is_there(name));
+    }
+
+    /// `peer`, which is present, has spoken to this node.
+    pub(crate) fn handle_heard(&mut self, peer: u64) {
+        self.heard.insert(peer);
     }
 
     /// `peer` says that it has chosen this node.
@@ -125,10 +155,28 @@ impl Neighbours {
 
     /// `count` of those chosen and those who chose, by chance.
     pub(crate) fn some(&self, count: usize, rng: &mut impl Rng) -> Vec<u64> {
-        let choosers = self.choosers.keys().copied().filter(|name| !self.has_chosen(*name));
-        let mut all: Vec<u64> = self.chosen.iter().copied().chain(choosers).collect();
+        let mut all: Vec<u64> = self.all().collect();
         let (some, _) = all.partial_shuffle(rng, count);
         some.to_vec()
+    }
+
+    /// `count` of them to tell news, by chance, but none twice until all were told: what is news in a few rounds so comes
+    /// to as many as rounds can reach. Drawn anew in each round, one in a quarter of a million would be left out by all
+    /// its neighbours; so it is one in some ten million.
+    pub(crate) fn next_to_tell(&mut self, count: usize, rng: &mut impl Rng) -> Vec<u64> {
+        let mut all: Vec<u64> = self.all().collect();
+        all.shuffle(rng);
+        self.told.retain(|name| all.contains(name));
+        while self.told.len() + count > all.len() && self.told.pop_front().is_some() {}
+        all.sort_by_key(|name| self.told.contains(name));
+        all.truncate(count);
+        self.told.extend(&all);
+        all
+    }
+
+    fn all(&self) -> impl Iterator<Item = u64> {
+        let choosers = self.choosers.keys().copied().filter(|name| !self.has_chosen(*name));
+        self.chosen.iter().copied().chain(choosers)
     }
 }
 
@@ -170,6 +218,25 @@ mod tests {
     }
 
     #[test]
+    fn who_never_speaks_takes_a_few_places_while_others_do() {
+        let (all, now) = (peers(111), Instant::now());
+        let mut rng = StdRng::seed_from_u64(1);
+        let mut neighbours = Neighbours::new(64, 7, now);
+        (0..11).for_each(|name| neighbours.handle_heard(name));
+        neighbours.choose(&all, now, &mut rng);
+        let unheard = neighbours.chosen.iter().filter(|name| **name >= 11).count();
+        assert_eq!((neighbours.chosen.len(), unheard), (NEIGHBOURS, NEIGHBOURS / UNHEARD_ONE_IN));
+        // Newcomers that answer make room for the next, until all are as the draw has it.
+        let mut other = Neighbours::new(64, 7, now);
+        other.choose(&all, now, &mut rng);
+        for _ in 0..NEIGHBOURS {
+            neighbours.chosen.clone().into_iter().for_each(|name| neighbours.handle_heard(name));
+            neighbours.choose(&all, now, &mut rng);
+        }
+        assert_eq!(neighbours.chosen, other.chosen);
+    }
+
+    #[test]
     fn whoever_comes_last_is_chosen_as_often() {
         let (all, now) = (peers(200), Instant::now());
         let mut rng = StdRng::seed_from_u64(1);
@@ -201,6 +268,24 @@ mod tests {
     }
 
     #[test]
+    fn nobody_is_told_twice_before_all_were_told() {
+        let (all, now) = (peers(100), Instant::now());
+        let mut rng = StdRng::seed_from_u64(1);
+        let mut neighbours = Neighbours::new(64, 7, now);
+        neighbours.choose(&all, now, &mut rng);
+        let choosers = all.keys().copied().filter(|name| !neighbours.has_chosen(*name));
+        choosers.take(NEIGHBOURS).collect::<Vec<_>>().into_iter().for_each(|name| {
+            neighbours.handle_chosen(name, now);
+        });
+        for _ in 0..50 {
+            let mut told: Vec<u64> = (0..8).flat_map(|_| neighbours.next_to_tell(3, &mut rng)).collect();
+            told.sort_unstable();
+            told.dedup();
+            assert_eq!(told.len(), 2 * NEIGHBOURS);
+        }
+    }
+
+    #[test]
     fn a_small_mesh_is_all_neighbours() {
         let (all, now) = (peers(5), Instant::now());
         let mut rng = StdRng::seed_from_u64(1);
@@ -210,5 +295,7 @@ mod tests {
         assert_eq!(neighbours.chosen, [0, 1, 2, 3, 4]);
         assert_eq!(neighbours.some(3, &mut rng).len(), 3);
         assert_eq!(neighbours.some(9, &mut rng).len(), 5);
+        assert_eq!(neighbours.next_to_tell(3, &mut rng).len(), 3);
+        assert_eq!(neighbours.next_to_tell(9, &mut rng).len(), 5);
     }
 }

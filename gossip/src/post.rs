@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::kind::MessageKind;
-use crate::link::{Delivery, Link};
+use crate::link::{Delivery, Destination, Link};
 use crate::replica::AddressBook;
 use crate::talk::Message;
 use crate::wire::Step;
@@ -53,6 +53,13 @@ impl Post {
     /// Sends `message` to whoever may answer at `to`.
     pub(crate) fn send(&self, to: SocketAddr, message: &Message, delivery: Delivery) {
         self.send_bytes(to, message.encode(), delivery);
+    }
+
+    /// Sends `message` to somebody who is not present here.
+    pub(crate) fn send_to(&self, to: Destination, message: &Message, delivery: Delivery) {
+        let bytes = message.encode();
+        self.count(to.address(), &bytes, |(sent, _)| sent);
+        self.link.send(to, bytes, delivery);
     }
 
     /// Sends what chitchat says, which is that step of an exchange.

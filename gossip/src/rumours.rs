@@ -21,7 +21,7 @@ use crate::watching::SealedSighting;
 /// News at a time; more is left to the repair path. A whole mesh of a thousand that restarts at once fits.
 const NEWS_MAX: usize = 4096;
 
-/// Rounds in the smallest mesh: with two, one change in a hundred misses somebody by chance.
+/// Rounds in the smallest mesh: with two, one change in a hundred misses somebody by chance where packets are lost.
 const ROUNDS_MIN: u32 = 3;
 
 /// The time between two rounds of whatever news: what comes meanwhile goes together, so that a mesh that starts at
@@ -212,11 +212,11 @@ impl Rumours {
         }
     }
 
-    /// The mesh has so many members: a small one knows everything after a round or two.
+    /// The mesh has so many members: in a small one each tells everybody itself in fewer rounds.
     pub(crate) fn set_members(&mut self, members: usize) {
-        // Two rounds reach eight, and each further one twice as many with the same certainty.
-        let doublings = members.max(1).next_power_of_two().trailing_zeros();
-        self.rounds = self.news.rounds.min(doublings.saturating_sub(2).max(ROUNDS_MIN)).max(1);
+        let needed = members.saturating_sub(1).div_ceil(self.news.told.max(1));
+        let needed = u32::try_from(needed).unwrap_or(u32::MAX).max(ROUNDS_MIN);
+        self.rounds = self.news.rounds.min(needed).max(1);
     }
 
     /// When the next round is due.

@@ -37,6 +37,7 @@ use crate::renewing::Renewing;
 use crate::repairing::{Repairing, is_talker};
 use crate::replica::{AddressBook, ReplicaError, ReplicaSettings};
 use crate::rumours::Rumours;
+use crate::searching::Searching;
 use crate::signature::SealedRecord;
 use crate::snapshot::{Member, Presence, Snapshot};
 use crate::svid::ChainError;
@@ -101,6 +102,7 @@ pub struct GossipLoop {
     renewing: Renewing,
     neighbours: Neighbours,
     mending: Mending,
+    searching: Searching,
     watching: Watching,
     link: Arc<dyn Link>,
     post: Arc<Post>,
@@ -214,6 +216,7 @@ impl GossipLoop {
             mending: Mending::new(budget, now),
             rumours: Rumours::new(news),
             renewing: Renewing::default(),
+            searching: Searching::default(),
             watching: Watching::default(),
             joining: Joining::new(now),
             heard: hearing::Heard::default(),
@@ -471,7 +474,20 @@ impl GossipLoop {
         self.repairing.set_classic(self.is_classic());
         self.neighbours.choose(&self.peers, now, &mut self.rng);
         self.mending.forget_unless(|peer| self.peers.contains_key(&peer));
+        self.search_for(snapshot, now);
         self.look_after();
+    }
+
+    /// Looks for those who are gone, and for members at seeds where it knows none.
+    fn search_for(&mut self, snapshot: &Snapshot, now: Instant) {
+        let others = snapshot.members.iter().filter(|(owner, _)| **owner != *self.publisher.owner());
+        let lost = others.filter(|(_, it)| it.presence == Presence::Expired && is_talker(&it.record));
+        let lost = lost.map(|(owner, it)| (it.record.addresses[0], owner.identity.clone())).collect();
+        let is_strange = |seed: &SocketAddr| !snapshot.addresses.contains_key(seed);
+        let seeds = self.book.seeds.borrow().clone();
+        let strange = seeds.into_iter().filter(is_strange);
+        let is_back = |one: &(SocketAddr, SpiffeId)| self.names.contains_key(one);
+        self.searching.set(self.peers.len() + 1, lost, is_back, strange, now, &mut self.rng);
     }
 
     /// Watches whom it is to watch, and looks at whom it cares for and others doubt.

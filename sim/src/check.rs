@@ -22,8 +22,9 @@ use crate::truth::Truth;
 /// The id of every host's one instance.
 pub const INSTANCE_ID: &str = "main";
 
-/// Clocks and timers count in milliseconds.
-const TICK: Duration = Duration::from_millis(2);
+/// What a node decided is seen so much later at most: it publishes a changed catalogue every 20 ms, after the turn it is
+/// in. So a doubt may be seen late and the lease's end, which is decided after, in time.
+const SHOWN_WITHIN: Duration = Duration::from_millis(50);
 
 /// A renewal that chance left out is asked for within so long.
 const HEARD_WITHIN: Duration = Duration::from_secs(2);
@@ -181,12 +182,18 @@ impl Checker {
             let has_met = truth.last_together(observer, subject, Duration::ZERO) >= Some(up_since);
             was_awake || has_met && truth.together(observer, observer, up_since)
         };
-        let doubted = before.suspect_since.map(|since| now.duration_since(since) + TICK);
+        let doubted = before.suspect_since.map(|since| now.duration_since(since) + SHOWN_WITHIN);
         // Watchers doubt long before renewals are missed; that brings no lease to an earlier end.
         let heard = truth.last_together(observer, subject, self.renew * 2).filter(|_| self.hears_all);
         let ends = heard.map(|heard| heard + self.lease);
+        // Who has not reached it for a lease may hear in the end how old that lease is.
+        let apart_since = truth.last_together(observer, subject, Duration::ZERO);
+        let has_ended = apart_since.is_some_and(|since| now >= since + self.lease);
+        let left_once = host.left_life.is_some() && host.left_life == after.version.map(|it| it.incarnation);
         match (before.presence, after.presence) {
-            (_, Some(Presence::Left)) if !host.has_left && !host.is_hostile && observer != subject => {
+            (_, Some(Presence::Left))
+                if !host.has_left && !left_once && !host.is_hostile && observer != subject =>
+            {
                 wrong("believes to have left")
             }
             (Some(Presence::Alive), Some(Presence::Expired)) if must_have_doubted() => {
@@ -194,7 +201,7 @@ impl Checker {
             }
             (Some(Presence::Suspect), Some(Presence::Expired))
                 if was_awake
-                    && (doubted < Some(self.lease - self.suspect_after)
+                    && (!has_ended && doubted < Some(self.lease - self.suspect_after)
                         || ends.is_some_and(|ends| now + HEARD_WITHIN < ends)) =>
             {
                 wrong("gave up before its lease ended")

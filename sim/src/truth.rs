@@ -34,6 +34,8 @@ pub struct HostTruth {
     pub words: Vec<Saying>,
     /// It left for good.
     pub has_left: bool,
+    /// Its incarnation when it last left, of which others may hear after it is back.
+    pub left_life: Option<u64>,
     /// When it last came up; `None` while it is down.
     pub up_since: Option<Instant>,
     /// It is slow or loses packets, or was and has been well again since.
@@ -62,6 +64,7 @@ impl Truth {
             locality,
             words: Vec::new(),
             has_left: false,
+            left_life: None,
             up_since: None,
             is_degraded: false,
             well_since: None,

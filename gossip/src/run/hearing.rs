@@ -239,6 +239,7 @@ impl GossipLoop {
         if let Some(name) = sender {
             let distance = self.peers.get(&name).map_or(3, |peer| peer.distance);
             self.mending.handle_told(name, talk.knows, distance, now);
+            self.neighbours.handle_heard(name);
             if talk.is_chosen {
                 self.neighbours.handle_chosen(name, now);
             }

@@ -13,8 +13,9 @@ use super::{
 };
 use crate::clock::Instant;
 use crate::doubts::REPORTS_NEEDED;
-use crate::link::Delivery;
+use crate::link::{Delivery, Destination};
 use crate::renewing::TALK_PEERS;
+use crate::searching::Knock;
 use crate::talk::{Item, Join, Message, STREAM_BYTES, TALK_BYTES, Talk, batches};
 
 impl GossipLoop {
@@ -26,6 +27,7 @@ impl GossipLoop {
             self.rumours.poll_timeout().filter(|_| !self.neighbours.is_empty()),
             self.watching.poll_timeout(),
             self.mending.poll_timeout(),
+            self.searching.poll_timeout().filter(|_| !self.is_joining()),
             self.leaving.as_ref().map(|(until, _)| *until),
             self.catalogue.is_changed().then_some(self.next_publication),
         ];
@@ -57,6 +59,9 @@ impl GossipLoop {
         }
         if now >= self.next_seed_or_join() {
             if self.is_joining() { self.ask_to_join(now).await } else { self.talk_to_a_seed(now).await }
+        }
+        if !self.is_joining() {
+            self.knock(now);
         }
         self.ask_questions(now);
         self.mending.spend(self.post.take_repair_bytes(), now);
@@ -106,7 +111,8 @@ impl GossipLoop {
         let knows = self.catalogue.knows();
         let talks: Vec<_> = batches(knows, small, TALK_BYTES).into_iter().map(Message::Talk).collect();
         let whole: Vec<_> = batches(knows, whole, STREAM_BYTES).into_iter().map(Message::Talk).collect();
-        for (address, _) in self.some_neighbours(self.own.told) {
+        for name in self.neighbours.next_to_tell(self.own.told, &mut self.rng) {
+            let Some(address) = self.peers.get(&name).map(|peer| peer.address) else { continue };
             talks.iter().for_each(|talk| self.post.send(address, talk, Delivery::Once));
             whole.iter().for_each(|talk| self.post.send(address, talk, Delivery::Reliable));
         }
@@ -119,10 +125,11 @@ impl GossipLoop {
         let silent = self.catalogue.silent(self.own.name, now);
         let asks = self.renewing.ask(silent, now);
         let peers = self.some_neighbours(TALK_PEERS);
-        // A question is waited for, so it should arrive, also at or from a node that hears badly.
-        if let Some((address, _)) = peers.first() {
+        // A question is waited for, so it should arrive, also at or from a node that hears badly: who has spoken lately
+        // is there, while a neighbour may be cut off, or never have been.
+        if let Some(address) = self.heard_lately(now).or(peers.first().map(|(address, _)| *address)) {
             for talk in batches(knows, asks, STREAM_BYTES) {
-                self.post.send(*address, &Message::Talk(talk), Delivery::Reliable);
+                self.post.send(address, &Message::Talk(talk), Delivery::Reliable);
             }
         }
         for (address, is_chosen) in peers {
@@ -135,6 +142,12 @@ impl GossipLoop {
                 self.post.send(address, &Message::Talk(talk), Delivery::Once);
             }
         }
+    }
+
+    /// Where somebody listens who has spoken lately.
+    fn heard_lately(&mut self, now: Instant) -> Option<SocketAddr> {
+        let names = self.mending.heard_lately(now);
+        names.filter_map(|name| self.peers.get(&name)).map(|peer| peer.address).choose(&mut self.rng)
     }
 
     /// Where some neighbours listen, and whether they are of this node's own choice.
@@ -193,6 +206,25 @@ impl GossipLoop {
         }
     }
 
+    /// Knocks where somebody may be who is not known to be there.
+    fn knock(&mut self, now: Instant) {
+        match self.searching.poll_knock(now, &mut self.rng) {
+            Some(Knock::Lost(address, identity)) => {
+                let items = self.own_renewal().into_iter().collect();
+                let talk = Talk { knows: self.catalogue.knows(), is_chosen: false, items };
+                let to = Destination::Member { address, identity };
+                self.post.send_to(to, &Message::Talk(talk), Delivery::Reliable);
+            }
+            Some(Knock::Seed(address)) if address != self.own.address => self.join(address, false, now),
+            Some(Knock::Leases) => {
+                if let Some(address) = self.heard_lately(now) {
+                    self.ask_for_leases(address, now);
+                }
+            }
+            Some(Knock::Seed(_)) | None => {}
+        }
+    }
+
     fn own_renewal(&self) -> Option<Item> {
         self.catalogue.renewal_of(self.own.name).map(|renewal| Item::Renewal(self.own.name, renewal))
     }
@@ -216,7 +248,12 @@ impl GossipLoop {
         let address = if self.joining.is_referred && !referred.is_empty() {
             referred.into_iter().choose(&mut self.rng)
         } else {
-            all.into_iter().choose(&mut self.rng)
+            // Nobody twice before each was asked: some of the seeds may be down.
+            self.joining.forget_until(now);
+            let (asked, others): (Vec<_>, Vec<_>) =
+                all.into_iter().partition(|address| self.joining.expected.contains_key(address));
+            let first = others.into_iter().choose(&mut self.rng);
+            first.or_else(|| asked.into_iter().choose(&mut self.rng))
         };
         if let Some(address) = address {
             // Who knows the others' records needs to hear how they are, and now and then everything all the same.

@@ -213,6 +213,11 @@ impl World {
             return;
         };
         let gossip = process.gossip.clone();
+        let newest = self.truth.host(number).words.last();
+        if health.is_none() && newest.is_none_or(|word| word.instance.is_none()) {
+            // What is withdrawn cannot be withdrawn again: the node would say nothing.
+            return;
+        }
         let word = self.truth.host(number).newest() + 1;
         let instance = health.map(|health| self.hosts[number].instance(health, word));
         self.truth.host_mut(number).words.push(Saying { at: now, instance: instance.clone() });
@@ -264,7 +269,10 @@ impl World {
         let gossip = process.gossip.clone();
         process.tasks.push(tokio::spawn(async move { gossip.leave().await }));
         self.measures.leaves(number, Instant::now());
-        self.truth.host_mut(number).has_left = true;
+        let own = self.checker.seen_by(number).get(number).and_then(|seen| seen.version);
+        let truth = self.truth.host_mut(number);
+        truth.has_left = true;
+        truth.left_life = own.map(|version| version.incarnation);
     }
 
     /// Host `number`, which was leaving, is gone.
