@@ -9,7 +9,6 @@ mod aside;
 pub(crate) mod attempt;
 pub(crate) mod body;
 pub(crate) mod calling;
-pub(crate) mod counted;
 pub(crate) mod carry;
 pub(crate) mod denials;
 pub(crate) mod expectation;
