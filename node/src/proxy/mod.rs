@@ -5,6 +5,7 @@
 //! [`failure`] alone.
 
 pub(crate) mod access;
+mod affinity;
 pub(crate) mod attempt;
 pub(crate) mod body;
 pub(crate) mod counted;
