@@ -6,8 +6,8 @@
 mod guard;
 mod instances;
 pub mod members;
-mod stall;
 pub mod routes;
+mod stall;
 pub mod view;
 
 use std::convert::Infallible;

@@ -159,7 +159,7 @@ mod tests {
         let seldom = Estimate::default();
         for at in 0..60_000 {
             match at % 100 {
-                0 => seldom.handle_failure(millis(1), at),
+                50 => seldom.handle_failure(millis(1), at),
                 _ => seldom.handle_answer(millis(1), at),
             }
         }

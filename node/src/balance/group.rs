@@ -180,7 +180,8 @@ impl Group {
             return held;
         }
         let indices = (0..self.shares.len()).filter(|index| field.is_usable(*index));
-        let survivors = Arc::new(Survivors { listed: now, indices: indices.map(|index| index as u32).collect() });
+        let survivors =
+            Arc::new(Survivors { listed: now, indices: indices.map(|index| index as u32).collect() });
         self.survivors.store(Some(survivors.clone()));
         survivors
     }
@@ -199,7 +200,8 @@ impl Group {
 
     fn less_loaded(&self, field: &impl Field, one: usize, other: usize) -> usize {
         let (a, b) = (field.load(one), field.load(other));
-        let relative = |index: usize, load: Load| (load.in_flight as f32 + 1.0) / self.shares.weight(index) as f32;
+        let relative =
+            |index: usize, load: Load| (load.in_flight as f32 + 1.0) / self.shares.weight(index) as f32;
         let (mut cost, mut other_cost) = (relative(one, a), relative(other, b));
         // Of one that is not measured only that is known.
         if let (Method::TwoChoices { by_latency: true }, Some(seconds), Some(other_seconds)) =

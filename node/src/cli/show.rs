@@ -142,16 +142,16 @@ pub(crate) fn routes_table(routes: &[RouteView]) -> String {
             rows.push([name, policy, node, id, "0%".to_owned(), none(), none(), none(), none(), reason]);
         }
     }
-    let head =
-        ["service", "policy", "node", "id", "share", "takes", "in flight", "requests", "address", ""];
+    let head = ["service", "policy", "node", "id", "share", "takes", "in flight", "requests", "address", ""];
     table(head, &rows)
 }
 
 fn notes(candidate: &CandidateView) -> String {
     let kept = candidate.retained.then(|| KEPT.to_owned());
-    let ejected = candidate.ejected.as_ref().map(|ejected| {
-        format!("out ({}) until a trial in {}", ejected.reason, age(ejected.trial_in_ms))
-    });
+    let ejected = candidate
+        .ejected
+        .as_ref()
+        .map(|ejected| format!("out ({}) until a trial in {}", ejected.reason, age(ejected.trial_in_ms)));
     let is_new = candidate.readiness < 100.0;
     let newcomer = is_new.then(|| format!("a newcomer, at {:.0} % of its share", candidate.readiness));
     let notes = [kept, ejected, newcomer, candidate.trouble.clone()];

@@ -156,7 +156,11 @@ fn read_one(mut section: Section<'_>, index: usize, upstreams: &mut Upstreams) {
     let settings = read_settings(&mut section, above);
     if name.is_none() && !subset.is_whole() {
         let problem = "a part of a service needs a name by which it is called";
-        section.report().add(section.path(), problem, "add name = \"payments-v2\", or write it in [[outbound]]");
+        section.report().add(
+            section.path(),
+            problem,
+            "add name = \"payments-v2\", or write it in [[outbound]]",
+        );
     }
     match (whom, name) {
         (Some(Whom::All), None) => {
@@ -173,7 +177,11 @@ fn read_one(mut section: Section<'_>, index: usize, upstreams: &mut Upstreams) {
         (Some(Whom::One(service)), None) => {
             let problem = format!("{:?} has a section already", service.as_str());
             if upstreams.services.insert(service, settings).is_some() {
-                section.report().add(&section.path_of("service"), problem, "keep one, or give this one a name");
+                section.report().add(
+                    &section.path_of("service"),
+                    problem,
+                    "keep one, or give this one a name",
+                );
             }
         }
         (Some(Whom::One(service)), Some(name)) => {
@@ -286,7 +294,8 @@ fn read_outliers(mut section: Section<'_>, above: &outlier::Settings) -> outlier
         ejected_max: section.or("ejected_max", above.ejected_max, percent()),
     };
     if settings.ejection_time > settings.ejection_time_max {
-        let (first, most) = (show_duration(settings.ejection_time), show_duration(settings.ejection_time_max));
+        let (first, most) =
+            (show_duration(settings.ejection_time), show_duration(settings.ejection_time_max));
         section.report().add(
             &section.path_of("ejection_time"),
             format!("the first ejection lasts {first}, and any {most} at most"),

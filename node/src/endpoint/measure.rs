@@ -124,7 +124,8 @@ mod tests {
     #[test]
     fn servers_that_are_not_well_are_told_from_requests_that_are_not() {
         let is = |status: u16, grpc: Option<&'static str>| {
-            let headers = grpc.map(|code| ("grpc-status".parse().expect("a name"), code.parse().expect("a value")));
+            let headers =
+                grpc.map(|code| ("grpc-status".parse().expect("a name"), code.parse().expect("a value")));
             is_error(StatusCode::from_u16(status).expect("a status"), &headers.into_iter().collect())
         };
         for status in [200, 204, 302, 404, 429, 499, 501, 505, 508] {
@@ -133,7 +134,9 @@ mod tests {
         for status in [500, 502, 503, 504, 520] {
             assert!(is(status, None), "{status}");
         }
-        for (code, error) in [("0", false), ("5", false), ("4", false), ("2", true), ("13", true), ("14", true)] {
+        for (code, error) in
+            [("0", false), ("5", false), ("4", false), ("2", true), ("13", true), ("14", true)]
+        {
             assert_eq!(is(200, Some(code)), error, "{code}");
         }
     }

@@ -89,7 +89,8 @@ impl LiveTable {
             if let Some(most) = settings.endpoints_max() {
                 neighbourhood::narrow(&mut route, making.own, most);
             }
-            let joined = endpoints.join(&route, now, |target| (making.endpoint)(service, target, usage.clone()));
+            let joined =
+                endpoints.join(&route, now, |target| (making.endpoint)(service, target, usage.clone()));
             let previous = self.routes.get(&name).filter(|previous| previous.service() == service);
             let plan = route::Plan { service, usage: &usage, settings: settings.clone(), now };
             let live = LiveRoute::new(plan, route, joined, previous.map(|previous| &**previous));
@@ -141,7 +142,12 @@ impl LiveTable {
 
 impl Endpoints<'_> {
     /// One for each candidate of `route`, in the same order.
-    fn join(&mut self, route: &Route, now: Instant, make: impl Fn(&Target) -> Arc<Endpoint>) -> Vec<Arc<Endpoint>> {
+    fn join(
+        &mut self,
+        route: &Route,
+        now: Instant,
+        make: impl Fn(&Target) -> Arc<Endpoint>,
+    ) -> Vec<Arc<Endpoint>> {
         let join = |candidate: &crate::route::Candidate| {
             let target = &candidate.target;
             let held = self.used.get(target).or_else(|| self.held.get(target).copied());

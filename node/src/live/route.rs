@@ -172,9 +172,8 @@ impl LiveRoute {
     /// Whether there is a usable endpoint where the work has not been.
     pub(crate) fn has_other(&self, errand: Errand<'_>) -> bool {
         let Errand { key, now, chance, .. } = errand;
-        let has_usable = |tier: &Tier| {
-            tier.group.has_usable(&self.candidates(tier, errand), Asked { chance, key, now })
-        };
+        let has_usable =
+            |tier: &Tier| tier.group.has_usable(&self.candidates(tier, errand), Asked { chance, key, now });
         self.tiers.iter().any(has_usable)
     }
 
@@ -208,11 +207,16 @@ impl LiveRoute {
         shares
     }
 
-    fn least_bad(&self, errand: Errand<'_>, is_bearable: impl Fn(&Endpoint) -> bool) -> Option<Arc<Endpoint>> {
+    fn least_bad(
+        &self,
+        errand: Errand<'_>,
+        is_bearable: impl Fn(&Endpoint) -> bool,
+    ) -> Option<Arc<Endpoint>> {
         let len = self.endpoints.len();
         let start = (errand.chance.fraction() * len as f64) as usize;
         let looked_at = (0..len.min(LAST_LOOKS_MAX)).map(|step| &self.endpoints[(start + step) % len]);
-        let left = looked_at.filter(|endpoint| !errand.tried.contains(endpoint.target()) && is_bearable(endpoint));
+        let left =
+            looked_at.filter(|endpoint| !errand.tried.contains(endpoint.target()) && is_bearable(endpoint));
         left.min_by_key(|endpoint| endpoint.in_flight()).cloned()
     }
 
@@ -268,7 +272,8 @@ fn tiers(
         let members = same_rank.iter().map(|candidate| (name_hash(candidate), candidate.instance.weight));
         let before = previous.and_then(|previous| previous.tiers.get(tiers.len()));
         let place = Arc::as_ptr(&endpoints[start]) as u64;
-        let group = Group::new(members.collect(), &settings.policy, place, before.map(|before| &before.group));
+        let group =
+            Group::new(members.collect(), &settings.policy, place, before.map(|before| &before.group));
         // While nobody is warm, nobody is spared.
         let eldest = endpoints[range.clone()].iter().map(|endpoint| endpoint.joined()).min();
         let warm_since = eldest.expect("a tier has members") + settings.slow_start;

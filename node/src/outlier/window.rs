@@ -51,8 +51,11 @@ pub(super) fn failing(windows: &[Window]) -> Vec<(usize, Reason)> {
 
 /// Those that take far longer than most, the slowest first.
 pub(super) fn slow(windows: &[Window]) -> Vec<(usize, Reason)> {
-    let means: Vec<(usize, f64)> =
-        windows.iter().enumerate().filter_map(|(index, window)| Some((index, window.mean_seconds?))).collect();
+    let means: Vec<(usize, f64)> = windows
+        .iter()
+        .enumerate()
+        .filter_map(|(index, window)| Some((index, window.mean_seconds?)))
+        .collect();
     if means.len() < COMPARED_MIN {
         return Vec::new();
     }

@@ -59,7 +59,10 @@ mod tests {
         assert_eq!(key(&HashOn::Path, "/a?x", &[]), key(&HashOn::Path, "/a?y", &[]));
         assert_ne!(key(&HashOn::Path, "/a", &[]), key(&HashOn::Path, "/b", &[]));
         assert!(key(&HashOn::Source, "/", &[]).is_some());
-        assert_eq!(key_of_source(Some("::ffff:127.0.0.1".parse().expect("an address"))), key(&HashOn::Source, "/", &[]));
+        assert_eq!(
+            key_of_source(Some("::ffff:127.0.0.1".parse().expect("an address"))),
+            key(&HashOn::Source, "/", &[])
+        );
         assert_eq!(key_of_source(None), None);
     }
 

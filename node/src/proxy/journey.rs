@@ -176,7 +176,11 @@ impl<'a> Journey<'a> {
         timer: &mut Timer,
     ) -> Option<Request<RequestBody>> {
         let has_request = unsent.is_some() || self.spare.is_some();
-        if has_request && self.may_go_elsewhere(fate, timer).await { unsent.or_else(|| self.again()) } else { None }
+        if has_request && self.may_go_elsewhere(fate, timer).await {
+            unsent.or_else(|| self.again())
+        } else {
+            None
+        }
     }
 
     /// Whether a request that was refused, and may be sent twice, goes elsewhere.

@@ -221,7 +221,8 @@ impl Outbound {
     /// The same of a connection.
     pub(crate) fn key_of_connection(&self, route_name: &str, source: Option<IpAddr>) -> Option<u64> {
         let table = self.table.load();
-        let is_by_source = table.hashing_route(route_name)?.settings.policy.hash_on() == Some(&HashOn::Source);
+        let is_by_source =
+            table.hashing_route(route_name)?.settings.policy.hash_on() == Some(&HashOn::Source);
         if is_by_source { affinity::key_of_source(source) } else { None }
     }
 

@@ -58,7 +58,8 @@ mod tests {
 
     /// Of a service with instances on `near` nodes in the caller's zone and `far` in another.
     fn route(near: impl Iterator<Item = u32>, far: u32) -> Route {
-        let zone = |zone: &str| Locality { zone: Some(zone.parse().expect("a label")), ..Locality::default() };
+        let zone =
+            |zone: &str| Locality { zone: Some(zone.parse().expect("a label")), ..Locality::default() };
         let at = |name: String, place: &Locality| offered(&name, |_, _, node| node.locality = place.clone());
         let near = near.map(|index| at(format!("near-{index}"), &zone("a")));
         let far = (0..far).map(|index| at(format!("far-{index}"), &zone("b")));

@@ -68,10 +68,8 @@ mod tests {
     #[test]
     fn an_instance_is_of_a_part_by_its_version_and_its_tags() {
         let whole = Subset::default();
-        let canary = Subset {
-            version: Some(label("v2")),
-            tags: BTreeMap::from([(label("track"), label("canary"))]),
-        };
+        let canary =
+            Subset { version: Some(label("v2")), tags: BTreeMap::from([(label("track"), label("canary"))]) };
         let instance = |version: &str, track: &str| {
             let made = offered("a", |_, instance, _| {
                 instance.version = Some(label(version));

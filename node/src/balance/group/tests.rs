@@ -16,7 +16,13 @@ struct Endpoints<'a> {
 
 impl Default for Endpoints<'_> {
     fn default() -> Self {
-        Self { usable: &|_| true, tried: None, ready: &|_| 1.0, load: &|_| Load::default(), looks: Cell::new(0) }
+        Self {
+            usable: &|_| true,
+            tried: None,
+            ready: &|_| 1.0,
+            load: &|_| Load::default(),
+            looks: Cell::new(0),
+        }
     }
 }
 
