@@ -305,3 +305,36 @@ async fn a_draining_instance_finishes_what_it_has_and_gets_nothing_new() {
         assert_eq!(reply.status(), StatusCode::OK);
     }
 }
+
+#[tokio::test]
+async fn what_an_instance_does_for_others_counts() {
+    const WAITING: usize = 24;
+    let mesh = Mesh::new();
+    let mut servers = Vec::new();
+    for name in ["idle", "busy"] {
+        let workload = Http::start(mesh.ip(), name).await;
+        let version = format!("version = {name:?}");
+        servers
+            .push((mesh.node(name).serves_as("web", workload.address(), &version).start().await, workload));
+    }
+    let port = mesh.free_address();
+    let only = format!("[[outbound]]\nlisten = \"{port}\"\nservice = \"web\"\nversion = \"busy\"");
+    let other = mesh.node("other").sections(&only).start().await;
+    let policy = "[[upstream]]\nservice = \"web\"\npolicy = \"least_request\"";
+    let caller = mesh.node("caller").sections(policy).start().await;
+    other.finds("web", 2).await;
+    caller.finds("web", 2).await;
+    let mut waiting = tokio::task::JoinSet::new();
+    for _ in 0..WAITING {
+        waiting.spawn(async move { get(port, "any", "/wait").await });
+    }
+    let busy = &servers[1].1;
+    eventually("all to wait", async || (busy.waiting() == WAITING).then_some(())).await;
+    // Told with one answer of eight.
+    let counts = counts(caller.http_proxy(), 100).await;
+    assert!(counts.get("busy").is_none_or(|count| *count <= 25), "{counts:?}");
+    busy.release();
+    for reply in waiting.join_all().await {
+        assert_eq!((reply.status(), reply.header("x-starling-load")), (StatusCode::OK, ""));
+    }
+}

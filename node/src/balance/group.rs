@@ -47,8 +47,10 @@ pub(crate) trait Field {
 pub(crate) struct Load {
     /// How long its answers take, if known.
     pub(crate) seconds: Option<f32>,
-    /// Work under way.
+    /// Work of this caller's under way.
     pub(crate) in_flight: u32,
+    /// Work of others, as far as it is known.
+    pub(crate) others: f32,
 }
 
 /// One piece of work that is to go somewhere.
@@ -200,8 +202,9 @@ impl Group {
 
     fn less_loaded(&self, field: &impl Field, one: usize, other: usize) -> usize {
         let (a, b) = (field.load(one), field.load(other));
-        let relative =
-            |index: usize, load: Load| (load.in_flight as f32 + 1.0) / self.shares.weight(index) as f32;
+        let relative = |index: usize, load: Load| {
+            (load.in_flight as f32 + load.others + 1.0) / self.shares.weight(index) as f32
+        };
         let (mut cost, mut other_cost) = (relative(one, a), relative(other, b));
         // Of one that is not measured only that is known.
         if let (Method::TwoChoices { by_latency: true }, Some(seconds), Some(other_seconds)) =

@@ -239,11 +239,9 @@ fn read_policy(section: &mut Section<'_>, above: &Policy) -> Policy {
     let hash_on = section.optional("hash_on", Reader::text(pattern, hash_on));
     match (word, hash_on.or_else(|| above.hash_on().cloned())) {
         ("consistent_hash", Some(on)) => return Policy::ConsistentHash(on),
-        ("consistent_hash", None) => {
-            if !section.report().has_mistake_at(&section.path_of("hash_on")) {
-                let add = "add hash_on = \"header:x-user\", or \"cookie:NAME\", \"source\" or \"path\"";
-                section.report().add(&section.path_of("policy"), "nothing is said to hash", add);
-            }
+        ("consistent_hash", None) if !section.report().has_mistake_at(&section.path_of("hash_on")) => {
+            let add = "add hash_on = \"header:x-user\", or \"cookie:NAME\", \"source\" or \"path\"";
+            section.report().add(&section.path_of("policy"), "nothing is said to hash", add);
         }
         (_, Some(_)) if section.is_given("hash_on") => {
             let problem = format!("the policy {word} hashes nothing");

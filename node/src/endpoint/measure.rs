@@ -6,6 +6,7 @@ use http::{HeaderMap, Response, StatusCode};
 use starling_gossip::clock::Instant;
 
 use super::Endpoint;
+use crate::proxy::reported_load;
 
 /// Waits for an attempt's outcome. Dropped without one, nobody has waited for it to its end.
 pub(super) struct Measure<'e> {
@@ -24,6 +25,11 @@ impl<'e> Measure<'e> {
 
     /// An answer has begun.
     pub(super) fn handle_head<B>(self, answer: &Response<B>) {
+        if let Some(under_way) = reported_load::of(answer.headers()) {
+            let endpoint = self.endpoint;
+            let at = endpoint.stamp(endpoint.clock.now());
+            endpoint.reported.handle_report(under_way, endpoint.in_flight(), at);
+        }
         match is_error(answer.status(), answer.headers()) {
             true => self.handle_error(),
             false => self.handle_accept(),

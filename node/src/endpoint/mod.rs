@@ -17,7 +17,7 @@ use starling_transport::header::RefusalReason;
 use starling_transport::pool::Pool;
 use starling_transport::stream::MeshStream;
 
-use crate::balance::{Estimate, Load};
+use crate::balance::{Estimate, Load, Reported};
 use crate::breaker::{Breaker, Fault, Verdict};
 use crate::circuit::Room;
 use crate::outlier::{self, Reason, Record};
@@ -41,6 +41,7 @@ pub(crate) struct Endpoint {
     created: Instant,
     in_flight: AtomicU32,
     estimate: Estimate,
+    reported: Reported,
     record: Arc<Record>,
     usage: Arc<Usage>,
     /// Since when it is no newcomer: milliseconds after `created`.
@@ -90,6 +91,7 @@ impl Endpoint {
             clock,
             in_flight: AtomicU32::new(0),
             estimate: Estimate::default(),
+            reported: Reported::default(),
             record: Arc::default(),
             usage,
             joined: AtomicU64::new(0),
@@ -118,7 +120,12 @@ impl Endpoint {
 
     /// How busy it is.
     pub(crate) fn load(&self, now: Instant) -> Load {
-        Load { seconds: self.estimate.seconds(self.stamp(now)), in_flight: self.in_flight() }
+        let at = self.stamp(now);
+        Load {
+            seconds: self.estimate.seconds(at),
+            in_flight: self.in_flight(),
+            others: self.reported.others(at),
+        }
     }
 
     /// How it has answered of late.

@@ -34,6 +34,9 @@ pub(crate) struct LiveTable {
     pub(crate) panics: BTreeMap<ServiceName, Panic>,
 }
 
+/// Makes an endpoint of a service.
+type MakeEndpoint<'m> = dyn Fn(&ServiceName, &Target, Arc<Usage>) -> Arc<Endpoint> + 'm;
+
 /// What a table is made with, beside the routes.
 pub(crate) struct Making<'m> {
     /// How services are used.
@@ -41,7 +44,7 @@ pub(crate) struct Making<'m> {
     /// This node, whose share of large services it is.
     pub(crate) own: &'m NodeName,
     /// Makes the endpoints that the table before does not have.
-    pub(crate) endpoint: &'m dyn Fn(&ServiceName, &Target, Arc<Usage>) -> Arc<Endpoint>,
+    pub(crate) endpoint: &'m MakeEndpoint<'m>,
     pub(crate) clock: &'m Clock,
 }
 

@@ -183,7 +183,7 @@ impl Held {
     }
 
     /// The connection comes from `source`; `None` where that has no address.
-    pub(crate) fn from_source(self, source: Option<IpAddr>) -> Self {
+    pub(crate) fn coming_from(self, source: Option<IpAddr>) -> Self {
         Self { source, ..self }
     }
 

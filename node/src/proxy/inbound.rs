@@ -30,7 +30,7 @@ use crate::proxy::forward::{self, Passing};
 use crate::proxy::gate::{Gate, Held, Pass};
 use crate::proxy::heads::PASSED_HEAD_BYTES_MAX;
 use crate::proxy::workload::{CalledBy, Workload, Workloads, tcp_under};
-use crate::proxy::{headers, intake, own_headers, tunnel};
+use crate::proxy::{headers, intake, own_headers, reported_load, tunnel};
 use crate::telemetry::exchange::{Direction, Exchange, Meter, count_retry};
 use crate::upstream::http2::Windows;
 use crate::upstream::{Answered, ConnectFailure, HttpVersion, SendError, SendFailure};
@@ -268,6 +268,8 @@ impl Caller {
             Err(error) => return fail(&failure_of(&error), for_grpc, is_unsent(&error), guard),
         };
         own_headers::remove_all(answered.response.headers_mut());
+        let gate = &workload.gate;
+        reported_load::tell(answered.response.headers_mut(), gate.under_way(), gate.entered());
         let mut answer = forward::answer(answered, switched, guard);
         if self.is_retired() && version == HttpVersion::Http1 {
             // The caller retires the stream with this answer instead of losing a race with our end.

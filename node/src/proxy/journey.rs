@@ -19,6 +19,7 @@ use crate::proxy::forward;
 use crate::proxy::gate::{Held, Pass};
 use crate::proxy::headers;
 use crate::proxy::outbound::{Chosen, Outbound, Retry, Work};
+use crate::proxy::reported_load;
 use crate::proxy::timer::Timer;
 use crate::retry::Fate;
 use crate::route::Target;
@@ -223,5 +224,6 @@ impl<'a> Journey<'a> {
 fn arrive(answered: Answered, switched: Option<OnUpgrade>, guard: AnswerGuard) -> Response<AnswerBody> {
     let mut answer = forward::answer(answered, switched, guard);
     answer.headers_mut().remove(headers::UNSENT);
+    answer.headers_mut().remove(reported_load::LOAD);
     answer
 }

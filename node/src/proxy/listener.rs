@@ -113,7 +113,7 @@ impl Listener {
         if let (Some(pass), Some(descriptor)) =
             (self.clients.connections.enter(), self.clients.descriptors.enter())
         {
-            let held = Held::new(pass, Some(descriptor)).from_source(local_socket::source(&client));
+            let held = Held::new(pass, Some(descriptor)).coming_from(local_socket::source(&client));
             return self.start(client, held);
         }
         metrics::counter!("starling_local_refused_total", "flag" => Flag::Overflow.as_str()).increment(1);

@@ -30,6 +30,7 @@ pub(crate) mod overdue;
 pub(crate) mod own_headers;
 pub(crate) mod proxy_protocol;
 pub(crate) mod refusal;
+pub(crate) mod reported_load;
 pub(crate) mod request_id;
 pub(crate) mod strict;
 pub(crate) mod timer;

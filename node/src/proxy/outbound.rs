@@ -183,19 +183,14 @@ impl Outbound {
                 exchange.set_meter(route.meter());
             }
             let errand = Errand { tried, key, now, chance: &self.chance };
-            let holds = is_first && route.may_hold(now);
-            let picked = route.pick(errand).or_else(|| {
-                // Nobody else is left: whoever answers at all is asked once more.
-                if is_first && !holds { route.pick_refusing(errand) } else { None }
-            });
-            if let Some(endpoint) = picked {
+            if let Some(endpoint) = pick(route, errand) {
                 let room = is_first.then(|| route.enter(kind)).transpose()?;
                 if is_first {
                     route.retries().handle_request(now);
                 }
                 return Ok(Chosen { endpoint, room });
             }
-            if !holds {
+            if !is_first || !route.may_hold(now) {
                 return Err(no_healthy_upstream(route_name, route));
             }
             if pending.is_none() {
@@ -256,6 +251,13 @@ impl Outbound {
         }
         room.map(|room| Retry { _room: Some(room) })
     }
+}
+
+/// Picks an endpoint; for a first attempt that nobody else is left for, and that has waited or need not, one that
+/// answers at all.
+fn pick(route: &LiveRoute, errand: Errand<'_>) -> Option<Arc<Endpoint>> {
+    let is_last_hope = || errand.tried.is_empty() && !route.may_hold(errand.now);
+    route.pick(errand).or_else(|| if is_last_hope() { route.pick_refusing(errand) } else { None })
 }
 
 /// Addresses a request for the next hop: HTTP/1.1 in origin form with a `Host` (RFC 9112, section

@@ -108,4 +108,38 @@ mod tests {
         // Forty each in the mean, six to one side or the other.
         assert!(uses.values().all(|count| (16..70).contains(count)), "{uses:?}");
     }
+
+    /// cargo test --release -p starling --lib -- --ignored --nocapture measure_a_table
+    #[test]
+    #[ignore = "a measurement, for people"]
+    fn measure_a_table_of_five_thousand_endpoints() {
+        use std::time::Duration;
+
+        use starling_gossip::clock::Clock;
+
+        use crate::balance::{Group, HashOn, Policy};
+
+        const ROUNDS: u32 = 20;
+        let time = |what: &str, work: &mut dyn FnMut()| {
+            let start = Clock::System.now();
+            (0..ROUNDS).for_each(|_| work());
+            let each: Duration = (Clock::System.now() - start) / ROUNDS;
+            println!("{what}: {each:?}");
+        };
+        let instances: Vec<_> =
+            (0..5_000).map(|index| offered(&format!("node-{index}"), |_, _, _| {})).collect();
+        let services = BTreeMap::from([("web".parse().expect("a name"), instances)]);
+        let snapshot = Snapshot { services, ..Snapshot::default() };
+        time("route::compute", &mut || drop(compute(&snapshot, &Locality::default())));
+        let own = "me".parse().expect("a name");
+        time("compute and narrow to 100", &mut || {
+            let mut route = compute(&snapshot, &Locality::default()).routes.pop_first().expect("a route").1;
+            narrow(&mut route, &own, 100);
+        });
+        let members: Vec<(u64, u16)> = (0..5_000).map(|index| (index * 7_919, 100)).collect();
+        for policy in [Policy::PeakEwma, Policy::RoundRobin, Policy::ConsistentHash(HashOn::Path)] {
+            let what = format!("a group of all, {}", policy.as_str());
+            time(&what, &mut || drop(Group::new(members.clone(), &policy, 0, None)));
+        }
+    }
 }

@@ -74,7 +74,7 @@ fn counts(group: &Group, field: &Endpoints<'_>) -> Vec<u32> {
 }
 
 fn busy(in_flight: u32) -> Load {
-    Load { seconds: None, in_flight }
+    Load { in_flight, ..Load::default() }
 }
 
 #[test]
@@ -116,16 +116,25 @@ fn the_less_loaded_wins() {
 
 #[test]
 fn the_slow_are_avoided_by_latency_only_and_only_where_both_are_measured() {
-    let load = |index| Load { seconds: Some(if index == 0 { 0.5 } else { 0.001 }), in_flight: 1 };
+    let load =
+        |index| Load { seconds: Some(if index == 0 { 0.5 } else { 0.001 }), in_flight: 1, others: 0.0 };
     let field = Endpoints { load: &load, ..Endpoints::default() };
     let slow = counts(&group(&[100; 2], &Policy::PeakEwma), &field);
     assert!(slow[0] < 100, "{slow:?}");
     let blind = counts(&group(&[100; 2], &Policy::LeastRequest), &field);
     assert!(blind[0] > 4_000, "{blind:?}");
-    let load = |index| Load { seconds: (index == 0).then_some(0.5), in_flight: 1 };
+    let load = |index| Load { seconds: (index == 0).then_some(0.5), in_flight: 1, others: 0.0 };
     let field = Endpoints { load: &load, ..Endpoints::default() };
     let unmeasured = counts(&group(&[100; 2], &Policy::PeakEwma), &field);
     assert!(unmeasured[0] > 4_000, "{unmeasured:?}");
+}
+
+#[test]
+fn work_of_others_counts_like_ones_own() {
+    let load = |index| Load { others: if index == 0 { 50.0 } else { 0.0 }, ..Load::default() };
+    let field = Endpoints { load: &load, ..Endpoints::default() };
+    let loaded = counts(&group(&[100, 100], &Policy::LeastRequest), &field);
+    assert!(loaded[0] < 100, "{loaded:?}");
 }
 
 #[test]
