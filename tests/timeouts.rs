@@ -63,7 +63,10 @@ async fn an_attempt_that_takes_too_long_goes_elsewhere_where_it_may() {
         mesh.node("bad").serves("web", bad.address()).start().await,
         mesh.node("good").serves("web", good.address()).start().await,
     ];
-    let caller = mesh.node("caller").times("attempt_timeout = \"300ms\"").start().await;
+    // Nobody is avoided for being slow.
+    let in_turn =
+        "[[upstream]]\nservice = \"web\"\npolicy = \"round_robin\"\noutliers.consecutive_errors = 0";
+    let caller = mesh.node("caller").times("attempt_timeout = \"300ms\"").sections(in_turn).start().await;
     caller.finds("web", 2).await;
     for _ in 0..20 {
         let reply = send(&caller, Method::GET).await;

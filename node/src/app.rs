@@ -259,6 +259,7 @@ impl Node {
         let router = Router {
             table: table.clone(),
             pool: transport.pool().clone(),
+            own: self.config.node.name.clone(),
             locality: self.config.node.locality.clone(),
             limits: self.capacity.upstream,
             clock: clock.clone(),

@@ -60,6 +60,11 @@ impl Breaker {
         }
     }
 
+    /// What it failed by, if it has not taken work since.
+    pub fn fault(&self) -> Option<Fault> {
+        self.open.as_ref().map(|open| open.fault)
+    }
+
     /// The asker makes the trial: nobody else does until it is reported or overdue.
     pub fn begin_trial(&mut self, now: Instant) {
         if let Some(open) = &mut self.open {

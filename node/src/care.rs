@@ -10,7 +10,6 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use starling_gossip::clock::{Clock, Instant};
 use starling_gossip::handle::Gossip;
-use starling_gossip::identity::ServiceName;
 use starling_gossip::record::Owner;
 use tokio::sync::watch;
 
@@ -34,8 +33,8 @@ pub(crate) async fn follow(
 ) {
     let mut told = BTreeSet::new();
     loop {
-        let named: BTreeSet<ServiceName> =
-            running.borrow().outbounds.iter().map(|outbound| outbound.service.clone()).collect();
+        let named: BTreeSet<String> =
+            running.borrow().outbounds.iter().map(|outbound| outbound.route_name()).collect();
         // The table is let go of before the pause: with it go the connections that its endpoints keep.
         let owners = owners_used(&table.load(), &named, &gossip, clock.now());
         if owners != told {
@@ -49,36 +48,36 @@ pub(crate) async fn follow(
 /// Whom this node depends on by `table`, but for itself.
 fn owners_used(
     table: &LiveTable,
-    named: &BTreeSet<ServiceName>,
+    named: &BTreeSet<String>,
     gossip: &Gossip,
     now: Instant,
 ) -> BTreeSet<Owner> {
-    let uses = table.routes().map(|(service, live)| Use::of(service, live, now));
+    let uses = table.routes().map(|(name, live)| Use::of(name, live, now));
     depended_on(uses, named).filter(|owner| *owner != gossip.owner()).cloned().collect()
 }
 
-/// How a service is used here.
+/// How a service, or a part of it, is used here.
 struct Use<'t> {
-    service: &'t ServiceName,
+    name: &'t str,
     route: &'t Route,
     /// How long ago work was last begun with any of its endpoints.
     last: Option<Duration>,
 }
 
 impl<'t> Use<'t> {
-    fn of(service: &'t ServiceName, live: &'t LiveRoute, now: Instant) -> Self {
+    fn of(name: &'t str, live: &'t LiveRoute, now: Instant) -> Self {
         let ages = live.endpoints.iter().filter_map(|endpoint| endpoint.last_attempt_age(now));
-        Self { service, route: &live.route, last: ages.min() }
+        Self { name, route: &live.route, last: ages.min() }
     }
 }
 
 /// The owners of all candidates of the services in `named`, and of those that have been used lately.
 fn depended_on<'t>(
     services: impl Iterator<Item = Use<'t>>,
-    named: &BTreeSet<ServiceName>,
+    named: &BTreeSet<String>,
 ) -> impl Iterator<Item = &'t Owner> {
     let used =
-        services.filter(|one| named.contains(one.service) || one.last.is_some_and(|age| age < USED_WITHIN));
+        services.filter(|one| named.contains(one.name) || one.last.is_some_and(|age| age < USED_WITHIN));
     used.flat_map(|one| &one.route.candidates).map(|candidate| &candidate.target.owner)
 }
 
@@ -86,6 +85,7 @@ fn depended_on<'t>(
 mod tests {
     use std::collections::BTreeMap;
 
+    use starling_gossip::identity::ServiceName;
     use starling_gossip::record::{Health, Locality};
     use starling_gossip::snapshot::Snapshot;
 
@@ -115,9 +115,9 @@ mod tests {
                 "once" => Some(USED_WITHIN),
                 _ => None,
             };
-            Use { service, route, last }
+            Use { name: service.as_str(), route, last }
         };
-        let named = [name("named"), name("unknown")].into();
+        let named = ["named".to_owned(), "unknown".to_owned()].into();
         let found: BTreeSet<&Owner> = depended_on(table.routes.iter().map(used), &named).collect();
         assert_eq!(found, [&owner("one"), &owner("two"), &owner("three")].into());
     }

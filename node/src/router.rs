@@ -10,6 +10,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use starling_gossip::clock::Clock;
 use starling_gossip::handle::Gossip;
+use starling_gossip::identity::{NodeName, ServiceName};
 use starling_gossip::record::Locality;
 use starling_gossip::snapshot::Snapshot;
 use starling_transport::dial::ConnectError;
@@ -19,12 +20,13 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-use crate::config::Config;
+use crate::config::{Config, Upstreams};
 use crate::endpoint::Endpoint;
-use crate::live::LiveTable;
+use crate::live::{LiveTable, Making};
 use crate::route::retention::{Retention, Transition};
 use crate::route::{self, Target};
 use crate::upstream::UpstreamLimits;
+use crate::usage::Usage;
 
 /// Changes of the catalogue that come within this are computed into one route table: a health
 /// flip waits no longer, and a flood of joins costs twenty tables a second.
@@ -34,6 +36,7 @@ const ROUTES_SETTLE: Duration = Duration::from_millis(50);
 pub(crate) struct Router {
     pub(crate) table: Arc<ArcSwap<LiveTable>>,
     pub(crate) pool: Pool,
+    pub(crate) own: NodeName,
     pub(crate) locality: Locality,
     pub(crate) limits: UpstreamLimits,
     pub(crate) clock: Clock,
@@ -48,9 +51,10 @@ impl Router {
         let mut attempts = JoinSet::new();
         loop {
             let snapshot = snapshots.borrow_and_update().clone();
-            retention.set_settings(running.borrow_and_update().routing, self.clock.now());
+            let config = running.borrow_and_update().clone();
+            retention.set_settings(config.routing, self.clock.now());
             retention.handle_snapshot(&snapshot, self.clock.now());
-            self.publish(&snapshot, &mut retention);
+            self.publish(&snapshot, &config.upstreams, &mut retention);
             tokio::time::sleep(ROUTES_SETTLE).await;
             loop {
                 while let Some(target) = retention.poll_attempt(self.clock.now()) {
@@ -75,7 +79,7 @@ impl Router {
         }
     }
 
-    fn publish(&self, snapshot: &Snapshot, retention: &mut Retention) {
+    fn publish(&self, snapshot: &Snapshot, upstreams: &Upstreams, retention: &mut Retention) {
         retention.take_changed();
         while let Some(transition) = retention.poll_transition() {
             tell(&transition);
@@ -85,10 +89,12 @@ impl Router {
             let kept = metrics::gauge!("starling_route_retained_endpoints", "service" => service.to_string());
             kept.set(panic.instances.len() as f64);
         }
-        let next = self.table.load().next(routes, &self.clock, |service, target| {
+        let endpoint = |service: &ServiceName, target: &Target, usage: Arc<Usage>| {
             let (pool, clock) = (self.pool.clone(), self.clock.clone());
-            Endpoint::new(target.clone(), service.clone(), pool, self.limits, clock)
-        });
+            Endpoint::new(target.clone(), service.clone(), usage, pool, self.limits, clock)
+        };
+        let making = Making { upstreams, own: &self.own, endpoint: &endpoint, clock: &self.clock };
+        let next = self.table.load().next(routes, &making);
         self.table.store(Arc::new(next));
         metrics::counter!("starling_route_tables_total").increment(1);
     }

@@ -6,6 +6,7 @@
 mod guard;
 mod instances;
 pub mod members;
+pub mod routes;
 mod stall;
 pub mod view;
 
@@ -198,12 +199,12 @@ impl State {
             "/v1/convergence" => answer(&members::convergence(shown).await),
             "/v1/services" => answer(&view::services(shown)),
             "/v1/instances" => answer(&view::local_instances(shown)),
-            "/v1/routes" => answer(&view::routes(shown)),
+            "/v1/routes" => answer(&routes::routes(shown)),
             _ => {
                 let of = |prefix: &str| path.strip_prefix(prefix);
                 let one = match (of("/v1/services/"), of("/v1/routes/")) {
                     (Some(name), _) => view::service(shown, name).map(|view| answer(&view)),
-                    (_, Some(name)) => view::route(shown, name).map(|view| answer(&view)),
+                    (_, Some(name)) => routes::route(shown, name).map(|view| answer(&view)),
                     _ => None,
                 };
                 one.unwrap_or_else(|| not_found(path))

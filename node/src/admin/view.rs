@@ -11,9 +11,9 @@ use starling_gossip::record::{Label, Locality};
 use starling_gossip::snapshot::{Presence, ServiceInstance, Snapshot};
 
 use crate::app::Shown;
-use crate::live::{LiveRoute, LiveTable};
+use crate::live::LiveTable;
 use crate::local::{InstanceState, Source};
-use crate::route::{Panic, Target};
+use crate::route::Panic;
 
 /// `/v1/node`
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -130,61 +130,6 @@ pub struct LocalInstanceView {
     pub ttl_remaining_ms: Option<u64>,
 }
 
-/// One of `/v1/routes`
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct RouteView {
-    /// The service.
-    pub service: String,
-    /// `http` or `tcp`.
-    pub protocol: String,
-    /// Which snapshot of the catalogue it was computed from.
-    pub generation: u64,
-    /// Who may take calls, best rank first.
-    pub candidates: Vec<CandidateView>,
-    /// Who may not, and why.
-    pub excluded: Vec<ExcludedView>,
-}
-
-/// One who may take calls
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct CandidateView {
-    /// The instance.
-    pub id: String,
-    /// Its node.
-    pub node: String,
-    /// Who must answer there.
-    pub identity: String,
-    /// Where its node listens.
-    pub address: String,
-    /// Its share of new work at this moment, in percent.
-    pub share: f64,
-    /// How far its node stands: 0 near to 3 far.
-    pub distance: u8,
-    /// Its lease ran out, and it is kept because most of the service was lost at once: used last.
-    pub retained: bool,
-    /// Why it gets no new work at present although it may.
-    pub trouble: Option<String>,
-    /// Work under way.
-    pub in_flight: u32,
-    /// Work begun since this node knows it.
-    pub requests: u64,
-    /// Since work was last begun with it.
-    pub last_attempt_age_ms: Option<u64>,
-    /// Since this node learned the newest about it.
-    pub age_ms: u64,
-}
-
-/// One who may not take calls
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ExcludedView {
-    /// The instance.
-    pub id: String,
-    /// Its node.
-    pub node: String,
-    /// Why not.
-    pub reason: String,
-}
-
 pub(super) fn node(shown: &Shown) -> NodeView {
     let current = shown.credentials.current();
     NodeView {
@@ -279,53 +224,6 @@ pub(super) fn local_instances(shown: &Shown) -> Vec<LocalInstanceView> {
         ttl_remaining_ms: state.ttl_remaining.map(|remaining| remaining.as_millis() as u64),
     };
     shown.local.states().into_iter().map(view).collect()
-}
-
-pub(super) fn routes(shown: &Shown) -> Vec<RouteView> {
-    let table = shown.table.load();
-    let now = shown.clock.now();
-    table.routes().map(|(service, route)| route_of(service, route, table.generation, now)).collect()
-}
-
-pub(super) fn route(shown: &Shown, name: &str) -> Option<RouteView> {
-    let table = shown.table.load();
-    let (service, route) = table.routes().find(|(service, _)| service.as_str() == name)?;
-    Some(route_of(service, route, table.generation, shown.clock.now()))
-}
-
-fn route_of(service: &ServiceName, live: &LiveRoute, generation: u64, now: Instant) -> RouteView {
-    let shares = live.shares(now);
-    let candidates = live.route.candidates.iter().zip(&live.endpoints).zip(shares);
-    let excluded = live.route.excluded.iter().map(|excluded| ExcludedView {
-        id: excluded.target.instance.to_string(),
-        node: excluded.target.owner.node.to_string(),
-        reason: excluded.reason.as_str().to_owned(),
-    });
-    RouteView {
-        service: service.to_string(),
-        protocol: live.route.protocol.as_str().to_owned(),
-        generation,
-        candidates: candidates
-            .map(|((candidate, endpoint), share)| {
-                let Target { owner, instance, address } = &candidate.target;
-                CandidateView {
-                    id: instance.to_string(),
-                    node: owner.node.to_string(),
-                    identity: owner.identity.to_string(),
-                    address: address.to_string(),
-                    share,
-                    distance: candidate.rank.distance,
-                    retained: candidate.rank.retained,
-                    trouble: endpoint.trouble().map(str::to_owned),
-                    in_flight: endpoint.in_flight(),
-                    requests: endpoint.requests(),
-                    last_attempt_age_ms: endpoint.last_attempt_age(now).map(|age| age.as_millis() as u64),
-                    age_ms: age(now, candidate.learned_at),
-                }
-            })
-            .collect(),
-        excluded: excluded.collect(),
-    }
 }
 
 fn snapshot(shown: &Shown) -> std::sync::Arc<Snapshot> {

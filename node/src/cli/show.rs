@@ -9,7 +9,8 @@ use starling_gossip::record::Locality;
 use super::ask::Asked;
 use super::output::{Failure, Output};
 use super::table::{age, table};
-use crate::admin::view::{CandidateView, InstanceView, LocalInstanceView, RouteView, ServiceView};
+use crate::admin::routes::{CandidateView, RouteView};
+use crate::admin::view::{InstanceView, LocalInstanceView, ServiceView};
 use crate::reload::plan::NeedsRestart;
 
 /// What is said of an instance that its service's panic keeps.
@@ -120,10 +121,12 @@ pub(crate) fn services_table(services: &[ServiceView]) -> String {
 pub(crate) fn routes_table(routes: &[RouteView]) -> String {
     let used = |route: &RouteView, candidate: &CandidateView| {
         [
-            route.service.clone(),
+            route.name.clone(),
+            route.policy.clone(),
             candidate.node.clone(),
             candidate.id.clone(),
             format!("{:.0}%", candidate.share),
+            candidate.estimate_ms.map_or_else(|| "-".to_owned(), |millis| format!("{millis:.1} ms")),
             candidate.in_flight.to_string(),
             candidate.requests.to_string(),
             candidate.address.clone(),
@@ -134,17 +137,25 @@ pub(crate) fn routes_table(routes: &[RouteView]) -> String {
     for route in routes {
         rows.extend(route.candidates.iter().map(|candidate| used(route, candidate)));
         for excluded in &route.excluded {
-            let (service, none) = (route.service.clone(), || "-".to_owned());
+            let (name, policy, none) = (route.name.clone(), route.policy.clone(), || "-".to_owned());
             let (node, id, reason) = (excluded.node.clone(), excluded.id.clone(), excluded.reason.clone());
-            rows.push([service, node, id, "0%".to_owned(), none(), none(), none(), reason]);
+            rows.push([name, policy, node, id, "0%".to_owned(), none(), none(), none(), none(), reason]);
         }
     }
-    table(["service", "node", "id", "share", "in flight", "requests", "address", ""], &rows)
+    let head = ["service", "policy", "node", "id", "share", "takes", "in flight", "requests", "address", ""];
+    table(head, &rows)
 }
 
 fn notes(candidate: &CandidateView) -> String {
-    let kept = candidate.retained.then_some(KEPT);
-    kept.into_iter().chain(candidate.trouble.as_deref()).collect::<Vec<_>>().join("; ")
+    let kept = candidate.retained.then(|| KEPT.to_owned());
+    let ejected = candidate
+        .ejected
+        .as_ref()
+        .map(|ejected| format!("out ({}) until a trial in {}", ejected.reason, age(ejected.trial_in_ms)));
+    let is_new = candidate.readiness < 100.0;
+    let newcomer = is_new.then(|| format!("a newcomer, at {:.0} % of its share", candidate.readiness));
+    let notes = [kept, ejected, newcomer, candidate.trouble.clone()];
+    notes.into_iter().flatten().collect::<Vec<_>>().join("; ")
 }
 
 pub(super) fn locality(locality: &Locality) -> String {

@@ -146,6 +146,32 @@ pub(super) const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(1)..=
 /// The same for standing still; zero is for ever.
 pub(super) const IDLE_TIMEOUT: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(86_400);
 
+/// One for each service that is called; `"*"` is for the rest.
+pub(super) const UPSTREAMS_MAX: usize = 1_024;
+
+/// How long a newcomer is spared. Nothing warms up for an hour.
+pub(super) const SLOW_START: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
+
+/// Endpoints of a service that one caller uses. With fewer than ten, the loss of one is felt.
+pub(super) const ENDPOINTS_USED: RangeInclusive<u32> = 10..=100_000;
+
+/// Work of one kind that is under way with one service.
+pub(super) const UPSTREAM_WORK: RangeInclusive<u32> = 1..=1_000_000;
+
+/// Errors in a row; 0 is never.
+pub(super) const CONSECUTIVE_ERRORS: RangeInclusive<u32> = 0..=1_000;
+
+/// Over less than this nothing can be compared, over more an endpoint has failed for too long already.
+pub(super) const OUTLIER_INTERVAL: RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_secs(600);
+
+/// Answers without which nothing is compared.
+pub(super) const OUTLIER_REQUESTS: RangeInclusive<u32> = 1..=1_000_000;
+
+/// How long an endpoint is left out. Who would wait for longer than a day is better told.
+pub(super) const EJECTION_TIME: RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_secs(86_400);
+
 /// A host's name: RFC 1035, section 2.3.4.
 pub(super) const DNS_NAME_BYTES_MAX: usize = 253;
 

@@ -32,6 +32,7 @@ mod service;
 mod tests;
 mod timeouts;
 mod tree;
+mod upstream;
 mod value;
 mod workload_tls;
 
@@ -51,6 +52,7 @@ pub(crate) use registration::RegistrationReader;
 pub use routing::Routing;
 pub use service::{Outbound, Service};
 pub use timeouts::Timeouts;
+pub use upstream::{UpstreamSettings, Upstreams};
 pub(crate) use value::{parse_duration, show_duration};
 pub use workload_tls::{ClientFiles, WorkloadTls};
 pub(crate) use workload_tls::{Contents as WorkloadTlsContents, WrongFile};
@@ -73,6 +75,8 @@ pub struct Config {
     pub services: Vec<Service>,
     /// What its workload calls by a fixed port.
     pub outbounds: Vec<Outbound>,
+    /// How it calls them.
+    pub upstreams: Upstreams,
     /// HTTP by name, if wanted.
     pub http_proxy: Option<HttpProxy>,
     /// Where people and programs ask it.
@@ -153,6 +157,7 @@ fn read(mut root: Section<'_>, base: &Path) -> Option<Config> {
     let identity = node::read_identity(root.section("identity"), base);
     let services = service::read_services(root.sections("service"), base, &mut claims);
     let outbounds = service::read_outbounds(root.sections("outbound"), &mut claims);
+    let upstreams = upstream::read(root.report(), root.sections("upstream"), &outbounds);
     let has_http_proxy = root.has("http_proxy");
     let http_proxy = root.section("http_proxy");
     let http_proxy = has_http_proxy.then(|| local::read_http_proxy(http_proxy, &mut claims));
@@ -170,6 +175,7 @@ fn read(mut root: Section<'_>, base: &Path) -> Option<Config> {
         identity,
         services,
         outbounds,
+        upstreams,
         http_proxy,
         admin,
         gossip,

@@ -100,6 +100,11 @@ impl<'r> Section<'r> {
         self.report.describes || self.table.contains_key(key)
     }
 
+    /// Whether the key, which may have been read, was given.
+    pub(super) fn is_given(&self, key: &str) -> bool {
+        self.report.keys.borrow().get(&self.path_of(key)).is_some_and(|key| key.given)
+    }
+
     /// What was given for the key, not yet judged.
     pub(super) fn given(&self, key: &str) -> Option<&Value> {
         self.table.get(key)

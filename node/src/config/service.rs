@@ -16,9 +16,11 @@ use super::reader::Reader;
 use super::relations::Claims;
 use super::section::Section;
 use super::timeouts::{self, Timeouts};
+use super::upstream;
 use super::value::{boolean, label, number, one_of, service_name, text};
 use super::workload_tls::{self, WorkloadTls};
 use crate::authz::Allow;
+use crate::route::subset::Subset;
 
 /// `[[service]]`: one workload of this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,8 +59,17 @@ pub struct Outbound {
     pub listen: ListenAddress,
     /// Where they end up.
     pub service: ServiceName,
+    /// Which part of the service that is.
+    pub subset: Subset,
     /// How long calls may take.
     pub timeouts: Timeouts,
+}
+
+impl Outbound {
+    /// What the route is called that its calls take.
+    pub(crate) fn route_name(&self) -> String {
+        self.subset.route_name(self.service.as_str())
+    }
 }
 
 impl Service {
@@ -193,9 +204,10 @@ pub(super) fn read_outbounds(sections: Vec<Section<'_>>, claims: &mut Claims) ->
         let listen = section.required("listen", "\"127.0.0.1:9001\"", local_listen_address());
         listen.iter().for_each(|listen| claims.local(&section, listen));
         let service = section.required("service", "\"payments\"", service_name());
+        let subset = upstream::read_subset(&mut section);
         let timeouts = timeouts::read(&mut section);
         section.finish();
-        Some(Outbound { listen: listen?, service: service?, timeouts })
+        Some(Outbound { listen: listen?, service: service?, subset, timeouts })
     });
     let read: Vec<Option<Outbound>> = read.collect();
     read.into_iter().flatten().collect()

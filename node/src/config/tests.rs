@@ -89,6 +89,7 @@ fn everything_that_can_be_said_is_understood() {
     assert_eq!(config.services[0].allow, Allow::Listed(allowed.into()));
     assert_eq!(config.services[1].allow, Allow::Listed(Vec::new()), "an empty list is nobody");
     assert_eq!(config.outbounds[0].service.as_str(), "ledger.shop");
+    assert_eq!(config.outbounds[0].route_name(), "ledger.shop@version=v3,track=main");
     let Timeouts { total, attempt, idle } = config.outbounds[0].timeouts;
     let seconds = |seconds: u64| Some(Duration::from_secs(seconds));
     assert_eq!((total, attempt, idle), (seconds(10), seconds(2), seconds(0)));
@@ -102,6 +103,27 @@ fn everything_that_can_be_said_is_understood() {
     let Routing { panic_threshold, panic_window, max_stale } = config.routing;
     assert_eq!((panic_threshold, panic_window), (30, Duration::from_secs(10)));
     assert_eq!(max_stale, Duration::from_secs(60));
+}
+
+#[test]
+fn what_is_not_said_of_an_upstream_is_as_in_the_section_above() {
+    let upstreams = parse(include_str!("tests/full.toml")).expect("a full file").upstreams;
+    let name = |text: &str| text.parse().expect(text);
+    let others = upstreams.of(&name("web"));
+    assert_eq!((others.policy.as_str(), others.slow_start), ("least_request", Duration::ZERO));
+    assert_eq!((others.limits.requests, others.outliers.consecutive_errors), (10_000, 3));
+    assert_eq!(others.endpoints_max(), Some(100));
+    let ledger = upstreams.of(&name("ledger.shop"));
+    assert_eq!((ledger.limits.requests, ledger.outliers.ejected_max), (7, 50));
+    let parts: Vec<_> = upstreams.parts_of(&name("ledger.shop")).collect();
+    let names: Vec<&str> = parts.iter().map(|part| &*part.name).collect();
+    assert_eq!(names, ["ledger-v3", "ledger.shop@version=v3,track=main"]);
+    let canary = &parts[0].settings;
+    assert_eq!(canary.policy.hash_on().map(ToString::to_string).as_deref(), Some("cookie:session"));
+    assert_eq!((canary.limits.requests, canary.limits.connections, canary.endpoints_max()), (7, 1, Some(20)));
+    assert!(upstreams.hides(&name("ledger-v3")) && !upstreams.hides(&name("ledger.shop")));
+    let hashed = parse("upstream = [{ service = \"a\", policy = \"consistent_hash\", hash_on = \"path\" }]");
+    assert_eq!(hashed.expect("an upstream").upstreams.of(&name("a")).endpoints_max(), None);
 }
 
 #[test]
@@ -292,6 +314,57 @@ pub(super) const WRONG: &[(&str, &str, &str)] = &[
     ("[routing]\nmax_stale = \"30d\"", "routing.max_stale", "write 1s to 1d"),
     ("[routing]\nmaxstale = \"1m\"", "routing.maxstale", "did you mean \"max_stale\"?"),
     ("[gossip]\ninterval = \"1ms\"", "gossip.interval", "out of range"),
+    ("[[upstream]]\npolicy = \"round_robin\"", "upstream[0].service", "add service = \"payments\""),
+    ("[[upstream]]\nservice = \"Web\"", "upstream[0].service", "write \"web\""),
+    ("[[upstream]]\nservice = \"a\"\npolicy = \"random\"", "upstream[0].policy", "\"peak_ewma\" or"),
+    ("[[upstream]]\nservice = \"a\"\npolicy = \"consistent_hash\"", "upstream[0].policy", "add hash_on"),
+    ("[[upstream]]\nservice = \"a\"\nhash_on = \"path\"", "upstream[0].hash_on", "peak_ewma hashes nothing"),
+    (
+        "[[upstream]]\nservice = \"a\"\npolicy = \"consistent_hash\"\nhash_on = \"header:a b\"",
+        "upstream[0].hash_on",
+        "no header's name",
+    ),
+    (
+        "[[upstream]]\nservice = \"a\"\npolicy = \"consistent_hash\"\nhash_on = \"user\"",
+        "upstream[0].hash_on",
+        "cookie:NAME",
+    ),
+    ("[[upstream]]\nservice = \"a\"\nversion = \"v2\"", "upstream[0]", "needs a name"),
+    ("[[upstream]]\nservice = \"*\"\nname = \"all\"", "upstream[0].name", "have no name"),
+    (
+        "[[upstream]]\nservice = \"a\"\n[[upstream]]\nservice = \"*\"",
+        "upstream[1].service",
+        "make it the first",
+    ),
+    (
+        "[[upstream]]\nservice = \"a\"\n[[upstream]]\nservice = \"a\"",
+        "upstream[1].service",
+        "has a section already",
+    ),
+    (
+        "[[upstream]]\nservice = \"a\"\nname = \"c\"\n[[upstream]]\nservice = \"b\"\nname = \"c\"",
+        "upstream[1].name",
+        "the name of an earlier one",
+    ),
+    (
+        "[[upstream]]\nservice = \"a\"\nname = \"c\"\n[[outbound]]\nlisten = \"127.0.0.1:9001\"\n\
+         service = \"c\"\nversion = \"v1\"",
+        "outbound",
+        "a part of a service already",
+    ),
+    ("[[upstream]]\nservice = \"a\"\nendpoints_max = 3", "upstream[0].endpoints_max", "from 10 to 100000"),
+    ("[[upstream]]\nservice = \"a\"\nslow_start = \"2h\"", "upstream[0].slow_start", "write 0s to 1h"),
+    ("[[upstream]]\nservice = \"a\"\nrequests_max = 0", "upstream[0].requests_max", "from 1 to 1000000"),
+    (
+        "[[upstream]]\nservice = \"a\"\noutliers.ejection_time = \"10m\"",
+        "upstream[0].outliers.ejection_time",
+        "any 5m at most",
+    ),
+    (
+        "[[upstream]]\nservice = \"a\"\noutliers.ejected_max = 120",
+        "upstream[0].outliers.ejected_max",
+        "out of range",
+    ),
     ("[limits]\nattempts_max = 0", "limits.attempts_max", "from 1 to 10"),
     ("[limits]\nconnection_max = 1", "limits.connection_max", "did you mean \"connections_max\"?"),
     ("[log]\nlevel = \"inof\"", "log.level", "not a log level"),

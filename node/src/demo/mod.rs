@@ -26,7 +26,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::admin::members::MemberView;
-use crate::admin::view::{CandidateView, RouteView};
+use crate::admin::routes::{CandidateView, RouteView};
 use crate::cli::members::members_table;
 use crate::cli::show::routes_table;
 use observe::{Expected, Seen};

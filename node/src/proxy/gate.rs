@@ -2,6 +2,7 @@
 //!
 //! It counts and says no; why the limit is what it is, and who is told, is its owners' business.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -34,11 +35,12 @@ pub(crate) struct Pass {
     number: usize,
 }
 
-/// The passes of one connection; cheap to clone. HTTP lets go of a connection that switches to
-/// another protocol: the tunnel holds them on.
+/// The passes of one connection, and where it comes from; cheap to clone. HTTP lets go of a connection that
+/// switches to another protocol: the tunnel holds them on.
 #[derive(Clone)]
 pub(crate) struct Held {
     passes: Arc<(Pass, Option<Pass>)>,
+    source: Option<IpAddr>,
 }
 
 impl Gate {
@@ -177,7 +179,17 @@ impl Pass {
 impl Held {
     /// `pass` says when the connection is cut off; what is counted `beside` it ends with it.
     pub(crate) fn new(pass: Pass, beside: Option<Pass>) -> Self {
-        Self { passes: Arc::new((pass, beside)) }
+        Self { passes: Arc::new((pass, beside)), source: None }
+    }
+
+    /// The connection comes from `source`; `None` where that has no address.
+    pub(crate) fn coming_from(self, source: Option<IpAddr>) -> Self {
+        Self { source, ..self }
+    }
+
+    /// Where the connection comes from.
+    pub(crate) fn source(&self) -> Option<IpAddr> {
+        self.source
     }
 
     /// Resolves when the connection must be given up.

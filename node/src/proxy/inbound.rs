@@ -31,7 +31,7 @@ use crate::proxy::forward::{self, Passing};
 use crate::proxy::gate::{Gate, Held, Pass};
 use crate::proxy::heads::PASSED_HEAD_BYTES_MAX;
 use crate::proxy::workload::{CalledBy, Workload, Workloads, tcp_under};
-use crate::proxy::{calling, headers, intake, own_headers, tunnel};
+use crate::proxy::{calling, headers, intake, own_headers, reported_load, tunnel};
 use crate::telemetry::exchange::{Exchange, Meter};
 use crate::upstream::http2::Windows;
 use crate::upstream::{ConnectFailure, HttpVersion, SendError, SendFailure};
@@ -276,6 +276,8 @@ impl Caller {
             }
         };
         own_headers::remove_all(answered.response.headers_mut());
+        let gate = &workload.gate;
+        reported_load::tell(answered.response.headers_mut(), gate.under_way(), gate.entered());
         let mut answer = forward::answer(answered, awaiting, guard);
         if self.is_retired() && version == HttpVersion::Http1 {
             // The caller retires the stream with this answer instead of losing a race with our end.

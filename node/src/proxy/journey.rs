@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use http::{Request, Response};
 
+use crate::circuit::{Kind, Room};
 use crate::deadline;
 use crate::patience::{Allowance, Elapsed};
 use crate::proxy::attempt::{failure_of, failure_of_elapsed, failure_of_refusal, fate_of};
@@ -16,7 +17,8 @@ use crate::proxy::failure::{Failure, Flag};
 use crate::proxy::forward::{self, Awaiting};
 use crate::proxy::gate::{Held, Pass};
 use crate::proxy::headers;
-use crate::proxy::outbound::Outbound;
+use crate::proxy::outbound::{Chosen, Outbound, Retry, Work};
+use crate::proxy::reported_load;
 use crate::proxy::timer::Timer;
 use crate::retry::Fate;
 use crate::route::Target;
@@ -32,6 +34,12 @@ pub(crate) struct Journey<'a> {
     for_grpc: bool,
     exchange: Exchange,
     tried: Vec<Target>,
+    /// What decides where it goes, where a hash does.
+    key: Option<u64>,
+    /// What it takes up of its service.
+    room: Option<Room>,
+    /// Leave to be sent once more, after the first time.
+    retry: Option<Retry>,
     allowance: Allowance,
     tunnel_idle: Option<Duration>,
     /// The request's head, kept if the request may be sent twice.
@@ -58,7 +66,7 @@ impl<'a> Journey<'a> {
     /// Nothing has been tried yet.
     pub(crate) fn new(outbound: &'a Outbound, way: Way<'a>, exchange: Exchange) -> Self {
         let Way { service, connection, version, for_grpc, allowance, tunnel_idle } = way;
-        let (tried, spare) = (Vec::new(), None);
+        let (tried, spare, key, room, retry) = (Vec::new(), None, None, None, None);
         Self {
             outbound,
             service,
@@ -67,6 +75,9 @@ impl<'a> Journey<'a> {
             for_grpc,
             exchange,
             tried,
+            key,
+            room,
+            retry,
             allowance,
             tunnel_idle,
             spare,
@@ -81,15 +92,20 @@ impl<'a> Journey<'a> {
         pass: Pass,
     ) -> Response<AnswerBody> {
         self.spare = forward::spare(&request);
+        self.key = self.outbound.key_of(self.service, &request, self.connection.source());
         let mut timer = Timer::new(self.allowance, &self.outbound.clock);
         let mut request = Some(request);
         let mut last = None;
         while let Some(mut sendable) = request.take() {
             // Pinned here, futures are not moved into those that wait for them: they are large.
-            let next = self.outbound.choose(self.service, &self.tried, &mut self.exchange);
+            let work = Work { kind: Kind::Requests, tried: &self.tried, key: self.key };
+            let next = self.outbound.choose(self.service, work, &mut self.exchange);
             let next = timer.limit(pin!(next)).await;
             let endpoint = match next {
-                Ok(Ok(endpoint)) => endpoint,
+                Ok(Ok(Chosen { endpoint, room })) => {
+                    self.room = self.room.or(room);
+                    endpoint
+                }
                 Ok(Err(failure)) => return self.fail(last.as_ref().unwrap_or(&failure)),
                 Err(elapsed) => {
                     let failure = failure_of_elapsed(elapsed, self.service);
@@ -101,7 +117,8 @@ impl<'a> Journey<'a> {
             self.tried.push(endpoint.target().clone());
             self.prepare(&mut sendable, &mut timer);
             let give_up = || self.spare.is_some() && self.could_go_elsewhere();
-            let sent = timer.limit(pin!(endpoint.send(sendable, self.version, give_up))).await;
+            let pending = || self.outbound.enter_pending(self.service);
+            let sent = timer.limit(pin!(endpoint.send(sendable, self.version, give_up, pending))).await;
             timer.end_attempt();
             match sent {
                 Ok(Ok(answered)) if answered.is_refusal() && self.may_retry(&mut timer).await => {
@@ -113,7 +130,7 @@ impl<'a> Journey<'a> {
                         self.exchange.set_flag(failure_of_refusal(&answered, &endpoint).flag);
                     }
                     let mut guard = AnswerGuard::counting(self.exchange);
-                    guard.flight = Some(flight);
+                    guard.flight = Some(flight.holding(self.room));
                     guard.connection = Some(self.connection.clone());
                     guard.pass = Some(pass);
                     guard.time = Some(BodyTime { timer, for_grpc: self.for_grpc });
@@ -127,6 +144,7 @@ impl<'a> Journey<'a> {
                 }
                 Err(elapsed) => {
                     drop(flight);
+                    endpoint.handle_timeout();
                     let node = format!("node {}", endpoint.target().owner.node);
                     last = Some(failure_of_elapsed(elapsed, &node));
                     if elapsed == Elapsed::Attempt {
@@ -152,24 +170,34 @@ impl<'a> Journey<'a> {
 
     /// What is to be sent elsewhere after an attempt with this `fate`, if anything.
     async fn request_again(
-        &self,
+        &mut self,
         fate: Fate,
         unsent: Option<Request<RequestBody>>,
         timer: &mut Timer,
     ) -> Option<Request<RequestBody>> {
         let has_request = unsent.is_some() || self.spare.is_some();
-        let goes = has_request && timer.limit(self.may_go_elsewhere(fate)).await == Ok(true);
-        if goes { unsent.or_else(|| self.again()) } else { None }
+        if has_request && self.may_go_elsewhere(fate, timer).await {
+            unsent.or_else(|| self.again())
+        } else {
+            None
+        }
     }
 
     /// Whether a request that was refused, and may be sent twice, goes elsewhere.
-    async fn may_retry(&self, timer: &mut Timer) -> bool {
-        self.spare.is_some() && timer.limit(self.may_go_elsewhere(Fate::Refused)).await == Ok(true)
+    async fn may_retry(&mut self, timer: &mut Timer) -> bool {
+        self.spare.is_some() && self.may_go_elsewhere(Fate::Refused, timer).await
     }
 
     /// Whether the request goes elsewhere; returns when it is time to.
-    async fn may_go_elsewhere(&self, fate: Fate) -> bool {
-        self.could_go_elsewhere() && self.outbound.may_retry(self.service, fate, self.tried.len()).await
+    async fn may_go_elsewhere(&mut self, fate: Fate, timer: &mut Timer) -> bool {
+        if !self.could_go_elsewhere() {
+            return false;
+        }
+        // What the last one took up, if there was one, it gives back first.
+        self.retry = None;
+        let leave = self.outbound.may_retry(self.service, fate, self.tried.len());
+        self.retry = timer.limit(leave).await.ok().flatten();
+        self.retry.is_some()
     }
 
     /// Whether somebody else could take the request now.
@@ -195,5 +223,6 @@ impl<'a> Journey<'a> {
 fn arrive(answered: Answered, awaiting: Awaiting, guard: AnswerGuard) -> Response<AnswerBody> {
     let mut answer = forward::answer(answered, awaiting, guard);
     answer.headers_mut().remove(headers::UNSENT);
+    answer.headers_mut().remove(reported_load::LOAD);
     answer
 }

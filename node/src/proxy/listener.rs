@@ -13,7 +13,6 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
-use starling_gossip::identity::ServiceName;
 use starling_gossip::record::Protocol;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
@@ -51,8 +50,9 @@ const FAREWELL: Duration = Duration::from_secs(10);
 /// What a local listener serves.
 #[derive(Clone)]
 pub(crate) enum Serves {
-    /// One service, as HTTP or TCP by what its instances speak, within these times.
-    Service(ServiceName, Timeouts),
+    /// One service or a part of one, by its route's name, as HTTP or TCP by what its instances speak, within
+    /// these times.
+    Service(Arc<str>, Timeouts),
     /// HTTP, by the name in each request; and tunnels by `CONNECT`.
     ByName(Timeouts),
 }
@@ -114,12 +114,13 @@ impl Listener {
         if let (Some(pass), Some(descriptor)) =
             (self.clients.connections.enter(), self.clients.descriptors.enter())
         {
-            return self.start(client, Held::new(pass, Some(descriptor)));
+            let held = Held::new(pass, Some(descriptor)).coming_from(local_socket::source(&client));
+            return self.start(client, held);
         }
         metrics::counter!("starling_local_refused_total", "flag" => Flag::Overflow.as_str()).increment(1);
         let speaks_http = match &**self.serves.load() {
             Serves::ByName(_) => true,
-            Serves::Service(service, _) => self.outbound.speaks(service.as_str()) == Some(Protocol::Http),
+            Serves::Service(service, _) => self.outbound.speaks(service) == Some(Protocol::Http),
         };
         match self.clients.refusals.enter() {
             Some(pass) if speaks_http => {
@@ -148,7 +149,7 @@ impl Listener {
 async fn serve(client: Plain, serves: Serves, outbound: Arc<Outbound>, clients: Clients, held: Held) {
     let is_http = match &serves {
         Serves::ByName(_) => true,
-        Serves::Service(service, _) => match outbound.will_speak(service.as_str()).await {
+        Serves::Service(service, _) => match outbound.will_speak(service).await {
             Some(protocol) => protocol == Protocol::Http,
             None => begins_like_http(&client).await,
         },
@@ -156,7 +157,7 @@ async fn serve(client: Plain, serves: Serves, outbound: Arc<Outbound>, clients: 
     // Each on the heap: a connection that carries bytes needs no room for HTTP.
     match &serves {
         Serves::Service(service, timeouts) if !is_http => {
-            Box::pin(outbound.carry(service.as_str(), client, timeouts.idle_of_connections())).await;
+            Box::pin(outbound.carry(service, client, timeouts.idle_of_connections())).await;
         }
         _ => Box::pin(serve_http(client, serves, outbound, clients, held)).await,
     }
@@ -309,7 +310,7 @@ async fn answer(
 ) -> Response<AnswerBody> {
     let (service, timeouts) = match serves {
         Serves::Service(service, timeouts) => {
-            return outbound.handle(service.as_str(), request, held, timeouts).await;
+            return outbound.handle(service, request, held, timeouts).await;
         }
         Serves::ByName(timeouts) => (name::service_of(&request), timeouts),
     };
@@ -333,17 +334,17 @@ async fn connect(
     (service, timeouts): (&str, &Timeouts),
     request: Request<Incoming>,
 ) -> Response<AnswerBody> {
-    if let (Some(Protocol::Http), Ok(name)) = (outbound.speaks(service), service.parse()) {
+    if outbound.speaks(service) == Some(Protocol::Http) {
         return match outbound.enter() {
             Ok(pass) => {
-                let (serves, clients) = (Serves::Service(name, *timeouts), clients.clone());
+                let (serves, clients) = (Serves::Service(service.into(), *timeouts), clients.clone());
                 tokio::spawn(serve_tunnel(request, serves, outbound.clone(), clients, (pass, held.clone())));
                 Response::new(tunnel::no_body())
             }
             Err(failure) => failure.answer(false),
         };
     }
-    match outbound.reach(service).await {
+    match outbound.reach(service, held.source()).await {
         Ok(mut reached) => {
             let (held, idle) = (held.clone(), timeouts.idle_of_connections());
             tokio::spawn(async move {

@@ -105,7 +105,7 @@ impl Listeners {
 /// Address, key and purpose of each.
 fn wanted(config: &Config) -> impl Iterator<Item = (ListenAddress, String, Serves)> {
     let fixed = config.outbounds.iter().enumerate().map(|(index, fixed)| {
-        let serves = Serves::Service(fixed.service.clone(), fixed.timeouts);
+        let serves = Serves::Service(fixed.route_name().into(), fixed.timeouts);
         (fixed.listen.clone(), format!("outbound[{index}].listen"), serves)
     });
     let by_name = config

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 
 use rustix::net::RecvFlags;
 use tokio::io::Interest;
@@ -44,6 +45,14 @@ impl LocalSocket {
             }
             Self::Unix(socket) => socket.listener().accept().await.map(|(client, _)| Either::Right(client)),
         }
+    }
+}
+
+/// Where a connection comes from; a Unix socket's has no address.
+pub(crate) fn source(client: &Plain) -> Option<IpAddr> {
+    match client {
+        Either::Left(client) => client.peer_addr().ok().map(|address| address.ip()),
+        Either::Right(_) => None,
     }
 }
 

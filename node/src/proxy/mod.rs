@@ -5,6 +5,7 @@
 //! [`failure`] alone.
 
 pub(crate) mod access;
+pub(crate) mod affinity;
 mod aside;
 pub(crate) mod attempt;
 pub(crate) mod body;
@@ -34,6 +35,7 @@ pub(crate) mod overdue;
 pub(crate) mod own_headers;
 pub(crate) mod proxy_protocol;
 pub(crate) mod refusal;
+pub(crate) mod reported_load;
 pub(crate) mod request_id;
 pub(crate) mod spoken;
 pub(crate) mod strict;

@@ -3,6 +3,7 @@
 //! This is where it begins, and what all requests share; its journey from endpoint to endpoint is
 //! [`journey`](crate::proxy::journey)'s.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -14,12 +15,14 @@ use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use starling_gossip::clock::{Clock, Instant};
 
-use crate::balance::Chance;
+use crate::balance::{Chance, HashOn};
+use crate::circuit::{Kind, Room};
 use crate::config::Timeouts;
 use crate::deadline;
 use crate::endpoint::Endpoint;
-use crate::live::{HOLD_STEP, LiveRoute, LiveTable};
+use crate::live::{Errand, HOLD_STEP, LiveRoute, LiveTable};
 use crate::patience::Allowance;
+use crate::proxy::affinity;
 use crate::proxy::body::{AnswerBody, RequestBody};
 use crate::proxy::failure::{Failure, Flag};
 use crate::proxy::forward::Passing;
@@ -27,7 +30,7 @@ use crate::proxy::gate::{Gate, Held, Pass};
 use crate::proxy::journey::{Journey, Way};
 use crate::proxy::{headers, intake, name};
 use crate::retry::{self, Fate};
-use crate::route::Target;
+use crate::route::{Target, subset};
 use crate::telemetry::exchange::{Direction, Exchange, Meter, count_retry};
 use crate::upstream::HttpVersion;
 use crate::upstream::http2::Windows;
@@ -50,6 +53,29 @@ pub(crate) struct Outbound {
     pub(crate) newcomer: Newcomer,
     /// Counts work for services that nobody announces.
     pub(crate) unknown: Arc<Meter>,
+}
+
+/// What is to go somewhere.
+#[derive(Clone, Copy)]
+pub(crate) struct Work<'w> {
+    /// As what it counts.
+    pub(crate) kind: Kind,
+    /// Where it has been.
+    pub(crate) tried: &'w [Target],
+    /// What a hash decides by.
+    pub(crate) key: Option<u64>,
+}
+
+/// Where it goes next.
+pub(crate) struct Chosen {
+    pub(crate) endpoint: Arc<Endpoint>,
+    /// What it takes up of its service; once, with the first endpoint.
+    pub(crate) room: Option<Room>,
+}
+
+/// Leave to try once more, and what that takes up if it is a retry.
+pub(crate) struct Retry {
+    _room: Option<Room>,
 }
 
 /// A node that has just started, which waits for news before it says that nobody serves something.
@@ -113,7 +139,7 @@ impl Outbound {
         let journey = Journey::new(self, way, exchange);
         match taken
             .and_then(|()| self.enter())
-            .and_then(|pass| Ok((pass, address_for_hop(request, version, service)?)))
+            .and_then(|pass| Ok((pass, address_for_hop(request, version, subset::service_of(service))?)))
         {
             Ok((pass, request)) => journey.run(request, awaiting, pass).await,
             Err(failure) => journey.fail(&failure),
@@ -127,68 +153,111 @@ impl Outbound {
         self.gate.enter().ok_or_else(full)
     }
 
-    /// The next endpoint for work that `tried` some already. If all have just failed, the first
-    /// attempt waits a little for one to come back.
+    /// The next endpoint for work that `tried` some already, and at first the room that it takes up of its
+    /// service. If all have just failed, the first attempt waits a little for one to come back.
     pub(crate) async fn choose(
         &self,
-        service: &str,
-        tried: &[Target],
+        route_name: &str,
+        work: Work<'_>,
         exchange: &mut Exchange,
-    ) -> Result<Arc<Endpoint>, Failure> {
+    ) -> Result<Chosen, Failure> {
+        let Work { kind, tried, key } = work;
         if tried.len() >= self.attempts_max() {
             return Err(Failure::new(Flag::NoHealthyUpstream, "every endpoint that was tried failed"));
         }
+        let is_first = tried.is_empty();
+        let mut pending = None;
         loop {
             let table = self.table.load();
-            let Some(route) = table.route(service) else {
-                if self.newcomer.may_not_know(table.is_empty(), self.clock.now()) {
+            let now = self.clock.now();
+            let Some(route) = table.route(route_name) else {
+                if self.newcomer.may_not_know(table.is_empty(), now) {
                     drop(table);
                     tokio::time::sleep(HOLD_STEP).await;
                     continue;
                 }
-                let detail = format!("nobody in the mesh announces the service {service:?}");
+                let detail = format!("nobody in the mesh announces the service {route_name:?}");
                 return Err(Failure::new(Flag::NoRoute, detail));
             };
-            if tried.is_empty() {
+            if is_first {
                 exchange.set_meter(route.meter());
             }
-            let now = self.clock.now();
-            if let Some(endpoint) = route.pick(tried, now, &self.chance) {
-                if tried.is_empty() {
+            let errand = Errand { tried, key, now, chance: &self.chance };
+            if let Some(endpoint) = pick(route, errand) {
+                let room = is_first.then(|| route.enter(kind)).transpose()?;
+                if is_first {
                     route.retries().handle_request(now);
                 }
-                return Ok(endpoint);
+                return Ok(Chosen { endpoint, room });
             }
-            if !tried.is_empty() || !route.may_hold(now) {
-                return Err(no_healthy_upstream(service, route));
+            if !is_first || !route.may_hold(now) {
+                return Err(no_healthy_upstream(route_name, route));
+            }
+            if pending.is_none() {
+                pending = Some(route.enter(Kind::Pending)?);
             }
             drop(table);
             tokio::time::sleep(HOLD_STEP).await;
         }
     }
 
-    /// Whether somebody else than `tried` could take work now, and may still be tried.
-    pub(crate) fn has_other(&self, service: &str, tried: &[Target]) -> bool {
+    /// What decides where a request goes, if something of it does.
+    pub(crate) fn key_of<B>(
+        &self,
+        route_name: &str,
+        request: &Request<B>,
+        source: Option<IpAddr>,
+    ) -> Option<u64> {
         let table = self.table.load();
+        let on = table.hashing_route(route_name)?.settings.policy.hash_on()?;
+        affinity::key_of(on, request.uri(), request.headers(), source)
+    }
+
+    /// The same of a connection.
+    pub(crate) fn key_of_connection(&self, route_name: &str, source: Option<IpAddr>) -> Option<u64> {
+        let table = self.table.load();
+        let is_by_source =
+            table.hashing_route(route_name)?.settings.policy.hash_on() == Some(&HashOn::Source);
+        if is_by_source { affinity::key_of_source(source) } else { None }
+    }
+
+    /// Room for one that waits for a connection to its endpoint.
+    pub(crate) fn enter_pending(&self, route_name: &str) -> Option<Room> {
+        self.table.load().route(route_name)?.enter(Kind::Pending).ok()
+    }
+
+    /// Whether somebody else than `tried` could take work now, and may still be tried.
+    pub(crate) fn has_other(&self, route_name: &str, tried: &[Target]) -> bool {
+        let errand = Errand { tried, key: None, now: self.clock.now(), chance: &self.chance };
         tried.len() < self.attempts_max()
-            && table.route(service).is_some_and(|route| route.has_other(tried, self.clock.now()))
+            && self.table.load().route(route_name).is_some_and(|route| route.has_other(errand))
     }
 
     /// Whether work that `attempts` were made for, the last with this `fate`, may be sent again;
-    /// returns when it is time to.
-    pub(crate) async fn may_retry(&self, service: &str, fate: Fate, attempts: usize) -> bool {
+    /// returns when it is time to, with the room that it takes up meanwhile.
+    pub(crate) async fn may_retry(&self, route_name: &str, fate: Fate, attempts: usize) -> Option<Retry> {
         if !fate.costs() {
-            return true;
+            return Some(Retry { _room: None });
         }
         let now = self.clock.now();
-        let has_room = self.table.load().route(service).is_some_and(|route| route.retries().take_retry(now));
-        count_retry(Direction::Outbound, service, has_room);
-        if has_room && fate.waits() {
+        let room = self.table.load().route(route_name).and_then(|route| {
+            let room = route.enter(Kind::Retries).ok()?;
+            route.retries().take_retry(now).then_some(room)
+        });
+        count_retry(Direction::Outbound, subset::service_of(route_name), room.is_some());
+        if room.is_some() && fate.waits() {
             let attempts = u32::try_from(attempts).unwrap_or(u32::MAX);
             tokio::time::sleep(retry::pause(attempts, &self.chance)).await;
         }
-        has_room
+        room.map(|room| Retry { _room: Some(room) })
     }
+}
+
+/// Picks an endpoint; for a first attempt that nobody else is left for, and that has waited or need not, one that
+/// answers at all.
+fn pick(route: &LiveRoute, errand: Errand<'_>) -> Option<Arc<Endpoint>> {
+    let is_last_hope = || errand.tried.is_empty() && !route.may_hold(errand.now);
+    route.pick(errand).or_else(|| if is_last_hope() { route.pick_refusing(errand) } else { None })
 }
 
 /// Addresses a request for the next hop: HTTP/1.1 in origin form with a `Host` (RFC 9112, section

@@ -3,16 +3,19 @@
 //! No byte of the client is read before an instance's workload has accepted, so until then another
 //! instance can be tried, and a server that speaks first is heard first.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use starling_transport::stream::MeshStream;
 use tracing::debug;
 
+use crate::circuit::Kind;
 use crate::endpoint::Flight;
 use crate::proxy::attempt::{failure_of_connect, fate_of_connect};
 use crate::proxy::failure::Failure;
 use crate::proxy::gate::Pass;
-use crate::proxy::outbound::Outbound;
+use crate::proxy::local_socket;
+use crate::proxy::outbound::{Outbound, Work};
 use crate::proxy::tunnel;
 use crate::proxy::workload::Plain;
 use crate::telemetry::exchange::Exchange;
@@ -31,8 +34,9 @@ impl Outbound {
     /// `idle`, and so does the end of this process.
     pub(crate) async fn carry(&self, service: &str, mut client: Plain, idle: Option<Duration>) {
         tunnel::reset_plain_unless_ended(&client);
+        let source = local_socket::source(&client);
         // On the heap: what is open needs no room for how it was opened.
-        match Box::pin(self.reach(service)).await {
+        match Box::pin(self.reach(service, source)).await {
             Ok(mut reached) => {
                 let Reached { stream, exchange, .. } = &mut reached;
                 match tunnel::carry_moving(&mut client, stream, exchange, idle).await {
@@ -47,9 +51,10 @@ impl Outbound {
     }
 
     /// Finds an instance of `service` that takes a connection.
-    pub(crate) async fn reach(&self, service: &str) -> Result<Reached, Failure> {
+    pub(crate) async fn reach(&self, service: &str, source: Option<IpAddr>) -> Result<Reached, Failure> {
         let mut exchange = self.unknown.start(&self.clock);
-        let reached = self.try_endpoints(service, &mut exchange).await;
+        let key = self.key_of_connection(service, source);
+        let reached = self.try_endpoints(service, key, &mut exchange).await;
         match reached {
             Ok((stream, _flight, _pass)) => Ok(Reached { stream, exchange, _flight, _pass }),
             Err(failure) => {
@@ -62,26 +67,37 @@ impl Outbound {
     async fn try_endpoints(
         &self,
         service: &str,
+        key: Option<u64>,
         exchange: &mut Exchange,
     ) -> Result<(MeshStream, Flight, Pass), Failure> {
         let pass = self.enter()?;
         let mut tried = Vec::new();
-        let mut last = None;
+        let (mut last, mut room) = (None, None);
+        // What the attempt under way takes up, if it is a retry.
+        let mut retry;
         loop {
-            let endpoint = match self.choose(service, &tried, exchange).await {
-                Ok(endpoint) => endpoint,
+            let work = Work { kind: Kind::Connections, tried: &tried, key };
+            let endpoint = match self.choose(service, work, exchange).await {
+                Ok(chosen) => {
+                    room = room.or(chosen.room);
+                    chosen.endpoint
+                }
                 Err(failure) => return Err(last.unwrap_or(failure)),
             };
             let flight = endpoint.begin();
             exchange.set_attempt(endpoint.meter(), endpoint.target().owner.node.as_str());
             tried.push(endpoint.target().clone());
-            match endpoint.open_tcp().await {
-                Ok(stream) => return Ok((stream, flight, pass)),
+            match endpoint.open_tcp(|| self.enter_pending(service)).await {
+                Ok(stream) => return Ok((stream, flight.holding(room), pass)),
                 Err(failure) => {
                     drop(flight);
                     let told = failure_of_connect(&failure, &endpoint);
                     let fate = fate_of_connect(&failure);
-                    if !self.has_other(service, &tried) || !self.may_retry(service, fate, tried.len()).await {
+                    if !self.has_other(service, &tried) {
+                        return Err(told);
+                    }
+                    retry = self.may_retry(service, fate, tried.len()).await;
+                    if retry.is_none() {
                         return Err(told);
                     }
                     last = Some(told);

@@ -8,6 +8,7 @@
 //! | `traceparent` | requests | a trace; a client's own is kept, see [`super::headers::start_trace`] |
 //! | `x-starling-flags` | answers | the mesh made this one, and why, see [`super::failure`] |
 //! | `x-starling-unsent` | answers, between two sidecars | the workload took nothing of the request |
+//! | `x-starling-load` | answers, between two sidecars | how much the instance has to do, see [`super::reported_load`] |
 //!
 //! Everything that is called `x-starling-…` belongs to the mesh. It is removed from what clients and
 //! workloads send, headers and trailers alike, but for the hops of a request, which can only go up.

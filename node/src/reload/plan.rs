@@ -13,9 +13,10 @@ use starling_gossip::identity::SpiffeId;
 use crate::config::{Config, Key, Keys, Limits, Log, Node};
 
 /// Keys, and sections with all their keys, that a running node takes over.
-const LIVE: [&str; 10] = [
+const LIVE: [&str; 11] = [
     "service",
     "outbound",
+    "upstream",
     "http_proxy",
     "mesh.seeds",
     "node.drain_timeout",
@@ -82,6 +83,7 @@ fn merge(running: &Config, next: &Config) -> Config {
     Config {
         services: next.services.clone(),
         outbounds: next.outbounds.clone(),
+        upstreams: next.upstreams.clone(),
         http_proxy: next.http_proxy.clone(),
         mesh: next.mesh.clone(),
         routing: next.routing,
@@ -132,6 +134,9 @@ fn changes(running: &Config, next: &Config) -> Vec<String> {
     };
     let mut changes = differences("service", &services(running), &services(next));
     changes.extend(differences("outbound", &outbounds(running), &outbounds(next)));
+    if running.upstreams != next.upstreams {
+        changes.push("upstream: changed".to_owned());
+    }
     changes.extend(differences("http_proxy", &http_proxy(running), &http_proxy(next)));
     let single = |key: &&Key| is_live(&key.path) && !key.path.contains('[') && !key.path.starts_with("http_");
     for key in next.keys.iter().filter(single) {
@@ -286,6 +291,7 @@ mod tests {
         }
         let expected = Config { sources: next.sources.clone(), keys: taken.keys.clone(), ..running.clone() };
         let expected = Config { services: next.services, outbounds: next.outbounds, ..expected };
+        let expected = Config { upstreams: next.upstreams, ..expected };
         let expected = Config { http_proxy: next.http_proxy, mesh: next.mesh, ..expected };
         let expected = Config { routing: next.routing, ..expected };
         let node = Node { drain_timeout: next.node.drain_timeout, ..running.node };

@@ -4,7 +4,9 @@
 //! is total: what it leaves out is listed in the table with the reason, for people to ask. It
 //! knows no connection and no failure of this node's own; those are `endpoint`'s.
 
+pub mod neighbourhood;
 pub(crate) mod retention;
+pub mod subset;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -98,6 +100,10 @@ pub enum Exclusion {
     NoWeight,
     /// It speaks another protocol than most instances of its service.
     OtherProtocol,
+    /// It is not of the part of the service that is asked for.
+    OtherSubset,
+    /// The service is large, and other callers use it.
+    LeftToOthers,
 }
 
 impl Exclusion {
@@ -108,6 +114,10 @@ impl Exclusion {
             Self::Draining => "it is draining",
             Self::NoWeight => "its weight is 0",
             Self::OtherProtocol => "it speaks another protocol than most instances of the service",
+            Self::OtherSubset => "its version or tags are not those that are asked for",
+            Self::LeftToOthers => {
+                "left to other callers: this node uses a share of a large service (endpoints_max)"
+            }
         }
     }
 }

@@ -15,6 +15,7 @@ use starling_gossip::identity::{ServiceName, SpiffeId};
 use tracing::Level;
 
 use crate::authz::Rule;
+use crate::circuit::Kind;
 use crate::proxy::failure::Flag;
 
 /// Which way work goes, as seen from this node.
@@ -142,6 +143,17 @@ pub(crate) fn count_retry(direction: Direction, service: &str, was_sent: bool) {
         "direction" => direction.as_str(),
         "service" => service.to_owned(),
         "outcome" => if was_sent { "sent" } else { "over_budget" },
+    )
+    .increment(1);
+}
+
+/// Counts work for `service` that was refused because this node has as much of that kind under way with it
+/// as it may.
+pub(crate) fn count_overflow(service: &str, kind: Kind) {
+    metrics::counter!(
+        "starling_upstream_overflow_total",
+        "service" => service.to_owned(),
+        "limit" => kind.as_str(),
     )
     .increment(1);
 }

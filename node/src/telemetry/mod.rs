@@ -80,6 +80,12 @@ fn describe() {
         "starling_retries_total",
         "Requests that were sent again, or would have been, by outcome"
     );
+    describe_counter!(
+        "starling_upstream_overflow_total",
+        "Work refused for a limit of [[upstream]], by service and limit"
+    );
+    describe_counter!("starling_ejections_total", "Endpoints left out for their answers, by reason");
+    describe_gauge!("starling_ejected_endpoints", "Endpoints that are left out for their answers");
     describe_histogram!(
         "starling_request_duration_seconds",
         Unit::Seconds,

@@ -9,13 +9,13 @@
 //! | `/status/N` | that status, no body |
 //! | `/wait` | 200, once the test calls [`Http::release`] |
 //! | `/rude` | headers that end at a hop, and some that only the mesh may say |
-//! | others | its name, after a while if [`Http::works_for`] says so |
+//! | others | its name, after a while if [`Http::works_for`] says so, with a status by [`Http::answers_with`] |
 
 use std::borrow::Cow;
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -56,6 +56,7 @@ struct Shared {
     gate: Semaphore,
     work_millis: AtomicU64,
     version: Option<Version>,
+    status: AtomicU16,
 }
 
 impl Http {
@@ -95,6 +96,7 @@ impl Http {
             gate: Semaphore::new(0),
             work_millis: AtomicU64::new(0),
             version,
+            status: AtomicU16::new(200),
         });
         let accepting = tokio::spawn(accept(listener, shared.clone(), tls));
         Self { address, shared, accepting }
@@ -124,6 +126,11 @@ impl Http {
     pub fn works_for(&self, duration: Duration) {
         let millis = u64::try_from(duration.as_millis()).expect("no age");
         self.shared.work_millis.store(millis, Ordering::SeqCst);
+    }
+
+    /// Has requests for no path of the table answered with this status.
+    pub fn answers_with(&self, status: u16) {
+        self.shared.status.store(status, Ordering::SeqCst);
     }
 }
 
@@ -211,7 +218,8 @@ async fn answer(shared: &Shared, request: Request<Incoming>) -> Answer {
             if millis > 0 {
                 tokio::time::sleep(Duration::from_millis(millis)).await;
             }
-            Response::new(full(shared.name.clone()))
+            let status = shared.status.load(Ordering::SeqCst);
+            Response::builder().status(status).body(full(shared.name.clone())).expect("an answer")
         }
     }
 }

@@ -3,37 +3,34 @@
 //! A route table says which instances may be used; an [`Endpoint`] knows how using one has gone.
 //! It outlives route tables: the next table takes over the endpoints it still names.
 
+mod connect;
+mod measure;
+
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
 use http::Request;
 use starling_gossip::clock::{Clock, Instant};
 use starling_gossip::identity::ServiceName;
-use starling_transport::answer::AnswerError;
-use starling_transport::connection::{Connection, OpenError};
-use starling_transport::header::{RefusalReason, StreamHeader, StreamKind};
-use starling_transport::pool::{Pool, Target as Peer};
+use starling_transport::header::RefusalReason;
+use starling_transport::pool::Pool;
 use starling_transport::stream::MeshStream;
-use starling_transport::verify::Expected;
 
+use crate::balance::{Estimate, Load, Reported};
 use crate::breaker::{Breaker, Fault, Verdict};
+use crate::circuit::Room;
+use crate::outlier::{self, Reason, Record};
 use crate::proxy::body::RequestBody;
 use crate::route::Target;
 use crate::telemetry::exchange::{Direction, Meter};
 use crate::upstream::{
-    Answered, Connect, ConnectFailure, HttpUpstream, HttpVersion, NextHop, SendError, SendFailure,
-    UpstreamLimits,
+    Answered, ConnectFailure, HttpUpstream, HttpVersion, SendError, SendFailure, UpstreamLimits,
 };
+use crate::usage::Usage;
 
-/// A request waits so long for a connection to a new peer (two round trips) before it looks
-/// elsewhere; the dial goes on behind it.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(1);
-
-/// A callee that accepts a stream connects to its workload first, which on one machine takes
-/// less than a millisecond.
-const ACCEPT_PATIENCE: Duration = Duration::from_secs(5);
+use connect::MeshConnect;
+use measure::Measure;
 
 /// One instance as this node uses it.
 pub(crate) struct Endpoint {
@@ -43,6 +40,12 @@ pub(crate) struct Endpoint {
     clock: Clock,
     created: Instant,
     in_flight: AtomicU32,
+    estimate: Estimate,
+    reported: Reported,
+    record: Arc<Record>,
+    usage: Arc<Usage>,
+    /// Since when it is no newcomer: milliseconds after `created`.
+    joined: AtomicU64,
     requests: AtomicU64,
     /// Milliseconds after `created`, plus one; 0 is never.
     last_attempt: AtomicU64,
@@ -53,17 +56,11 @@ pub(crate) struct Endpoint {
     troubled: AtomicBool,
 }
 
-/// Opens streams to an instance over the mesh.
-pub(crate) struct MeshConnect {
-    pool: Pool,
-    peer: Peer,
-    service: ServiceName,
-    instance: String,
-    connection: ArcSwapOption<Connection>,
-}
-
 /// Counts one piece of work as long as it lives.
-pub(crate) struct Flight(Arc<Endpoint>);
+pub(crate) struct Flight {
+    endpoint: Arc<Endpoint>,
+    room: Option<Room>,
+}
 
 /// What may be done with an endpoint that was picked.
 pub(crate) enum Claim {
@@ -79,21 +76,13 @@ impl Endpoint {
     pub(crate) fn new(
         target: Target,
         service: ServiceName,
+        usage: Arc<Usage>,
         pool: Pool,
         limits: UpstreamLimits,
         clock: Clock,
     ) -> Arc<Self> {
         let meter = Meter::new(Direction::Outbound, Some(&service), target.owner.identity.as_str());
-        let connect = MeshConnect {
-            pool,
-            peer: Peer {
-                address: target.address,
-                expected: Expected::Exactly(target.owner.identity.clone()),
-            },
-            service,
-            instance: target.instance.to_string(),
-            connection: ArcSwapOption::empty(),
-        };
+        let connect = MeshConnect::new(pool, service, &target);
         Arc::new(Self {
             target,
             meter,
@@ -101,6 +90,11 @@ impl Endpoint {
             created: clock.now(),
             clock,
             in_flight: AtomicU32::new(0),
+            estimate: Estimate::default(),
+            reported: Reported::default(),
+            record: Arc::default(),
+            usage,
+            joined: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             last_attempt: AtomicU64::new(0),
             breaker: Mutex::default(),
@@ -124,6 +118,31 @@ impl Endpoint {
         self.in_flight.load(Ordering::Relaxed)
     }
 
+    /// How busy it is.
+    pub(crate) fn load(&self, now: Instant) -> Load {
+        let at = self.stamp(now);
+        Load {
+            seconds: self.estimate.seconds(at),
+            in_flight: self.in_flight(),
+            others: self.reported.others(at),
+        }
+    }
+
+    /// How it has answered of late.
+    pub(crate) fn record(&self) -> &Arc<Record> {
+        &self.record
+    }
+
+    /// Since when it is used, or used again after it was another one, or out.
+    pub(crate) fn joined(&self) -> Instant {
+        self.created + Duration::from_millis(self.joined.load(Ordering::Relaxed))
+    }
+
+    /// Why it is out for the answers it gave, and until when at least.
+    pub(crate) fn ejection(&self) -> Option<(Reason, Instant)> {
+        self.record.is_out().then(|| self.usage.ejection(&self.target)).flatten()
+    }
+
     /// Work begun since the endpoint is known.
     pub(crate) fn requests(&self) -> u64 {
         self.requests.load(Ordering::Relaxed)
@@ -137,7 +156,7 @@ impl Endpoint {
 
     /// Why it gets no new work at present, for people.
     pub(crate) fn trouble(&self) -> Option<&'static str> {
-        if self.is_silent() {
+        if self.connector().is_silent() {
             return Some("its node has fallen silent");
         }
         self.troubled.load(Ordering::Relaxed).then_some("it refused, or could not be reached")
@@ -145,22 +164,47 @@ impl Endpoint {
 
     /// Whether it may get new work. Cheap: asked for every candidate of every request.
     pub(crate) fn may_be_tried(&self, now: Instant) -> bool {
+        if self.record.is_out() && self.usage.verdict(&self.target, now) == outlier::Verdict::Out {
+            return false;
+        }
         if self.troubled.load(Ordering::Relaxed) {
             return self.lock().verdict(now) != Verdict::Open;
         }
-        !self.is_silent()
+        !self.connector().is_silent()
+    }
+
+    /// Whether it takes work, and is out for what it makes of it: better than nobody.
+    pub(crate) fn is_only_ejected(&self) -> bool {
+        self.record.is_out() && !self.troubled.load(Ordering::Relaxed) && !self.connector().is_silent()
+    }
+
+    /// Whether its node answers, and its workload did not when asked last: asking again costs a round trip.
+    pub(crate) fn is_only_refusing(&self) -> bool {
+        self.troubled.load(Ordering::Relaxed)
+            && self.lock().fault() == Some(Fault::Refused)
+            && !self.connector().is_silent()
     }
 
     /// Its node's record says which life it is in: a new one has nothing to do with the old one's
-    /// trouble.
-    pub(crate) fn handle_incarnation(&self, incarnation: u64) {
-        if self.incarnation.swap(incarnation, Ordering::Relaxed) != incarnation {
-            self.reset_trouble();
+    /// trouble, nor with its speed.
+    pub(crate) fn handle_incarnation(&self, incarnation: u64, now: Instant) {
+        let before = self.incarnation.swap(incarnation, Ordering::Relaxed);
+        if before == incarnation {
+            return;
+        }
+        self.reset_trouble();
+        if before != 0 {
+            self.estimate.reset();
+            self.usage.forgive(&self.target, &self.record);
+            self.join(now);
         }
     }
 
     /// Takes the endpoint for one piece of work.
     pub(crate) fn claim(self: &Arc<Self>, now: Instant) -> Claim {
+        if self.record.is_out() && !self.usage.begin_trial(&self.target, now) {
+            return Claim::BeingTried;
+        }
         if !self.troubled.load(Ordering::Relaxed) {
             return Claim::Granted;
         }
@@ -187,7 +231,7 @@ impl Endpoint {
         self.last_attempt.store(millis + 1, Ordering::Relaxed);
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.in_flight.fetch_add(1, Ordering::Relaxed);
-        Flight(self.clone())
+        Flight { endpoint: self.clone(), room: None }
     }
 
     /// Closes connections that nobody has used since the last sweep.
@@ -196,44 +240,100 @@ impl Endpoint {
     }
 
     /// Sends a request. When the node has fallen silent and `give_up` says so, its answer is waited
-    /// for no longer.
+    /// for no longer. While there is no connection yet, the request waits in the room that `pending` gives.
     pub(crate) async fn send(
         &self,
         request: Request<RequestBody>,
         version: HttpVersion,
         give_up: impl Fn() -> bool + Send + Sync,
+        pending: impl FnOnce() -> Option<Room> + Send,
     ) -> Result<Answered, SendError> {
+        let is_first = !self.connector().is_connected();
+        if is_first && let Err(failure) = Box::pin(self.connect(pending)).await {
+            return Err(SendError { failure: failure.into(), unsent: Some(request) });
+        }
+        let measure = Measure::new(self, is_first);
         let sent = self.upstream.send(request, version, give_up).await;
         match &sent {
-            // It works; it only has no room, or not for this caller.
-            Ok(answered) if answered.is_denial() || answered.is_overload() => self.reset_trouble(),
-            Ok(answered) if answered.is_refusal() => self.fail(Fault::Refused),
-            Ok(_) => self.reset_trouble(),
-            Err(error) => self.handle_failure(&error.failure),
+            Ok(answered) if answered.is_denial() => {
+                measure.leave_out();
+                self.reset_trouble();
+            }
+            // It works; it only has no room.
+            Ok(answered) if answered.is_overload() => {
+                measure.handle_refusal();
+                self.reset_trouble();
+            }
+            Ok(answered) if answered.is_refusal() => {
+                measure.handle_refusal();
+                self.fail(Fault::Refused);
+            }
+            Ok(answered) => {
+                measure.handle_head(&answered.response);
+                self.reset_trouble();
+            }
+            Err(error) => {
+                match &error.failure {
+                    SendFailure::Broken(_) | SendFailure::Silent => measure.handle_error(),
+                    SendFailure::Connect(_) => measure.handle_refusal(),
+                    SendFailure::Stale(_) | SendFailure::Unprocessed(_) => measure.leave_out(),
+                }
+                self.handle_failure(&error.failure);
+            }
         }
         sent
     }
 
     /// Opens an opaque stream; the workload has been reached when it returns.
-    pub(crate) async fn open_tcp(&self) -> Result<MeshStream, ConnectFailure> {
-        let connect = self.upstream.connector();
-        let (service, instance) = (connect.service.clone(), connect.instance.clone());
-        match connect.open(StreamKind::Tcp { service, instance }).await {
-            Ok((stream, _)) => {
+    pub(crate) async fn open_tcp(
+        &self,
+        pending: impl FnOnce() -> Option<Room> + Send,
+    ) -> Result<MeshStream, ConnectFailure> {
+        let is_first = !self.connector().is_connected();
+        if is_first {
+            self.connect(pending).await?;
+        }
+        let measure = Measure::new(self, is_first);
+        match self.connector().open_tcp().await {
+            Ok(stream) => {
+                measure.handle_accept();
                 self.reset_trouble();
                 Ok(stream)
             }
             Err(failure) => {
+                measure.handle_refusal();
                 self.handle_connect_failure(&failure);
                 Err(failure)
             }
         }
     }
 
+    /// An attempt has taken longer than it may.
+    pub(crate) fn handle_timeout(&self) {
+        Measure::handle_timeout(self);
+    }
+
+    /// Makes sure that there is a connection.
+    async fn connect(&self, pending: impl FnOnce() -> Option<Room> + Send) -> Result<(), ConnectFailure> {
+        let Some(_room) = pending() else {
+            // This node's own limit; nothing speaks against the endpoint.
+            let detail = "as much as may (pending_max) waits for a connection already";
+            return Err(ConnectFailure::Refused(RefusalReason::Overloaded, detail.to_owned()));
+        };
+        let connected = self.connector().connection().await.map(drop);
+        if let Err(failure) = &connected {
+            Measure::new(self, true).handle_refusal();
+            self.handle_connect_failure(failure);
+        }
+        connected
+    }
+
     fn reset_trouble(&self) {
         if self.troubled.load(Ordering::Relaxed) {
             self.lock().handle_success();
-            self.troubled.store(false, Ordering::Relaxed);
+            if self.troubled.swap(false, Ordering::Relaxed) {
+                self.usage.set_broken(false);
+            }
         }
     }
 
@@ -262,19 +362,31 @@ impl Endpoint {
 
     fn fail(&self, fault: Fault) {
         self.lock().handle_failure(fault, self.clock.now());
-        self.troubled.store(true, Ordering::Relaxed);
+        if !self.troubled.swap(true, Ordering::Relaxed) {
+            self.usage.set_broken(true);
+        }
     }
 
     async fn try_to_reach(self: Arc<Self>) {
-        match self.upstream.connector().connection().await {
+        match self.connector().connection().await {
             Ok(connection) if connection.is_usable() => self.reset_trouble(),
             Ok(_) | Err(_) => self.fail(Fault::Unreachable),
         }
     }
 
-    fn is_silent(&self) -> bool {
-        let connection = self.upstream.connector().connection.load();
-        connection.as_ref().is_some_and(|connection| !connection.is_closed() && !connection.is_responsive())
+    /// It is a newcomer from now on.
+    fn join(&self, now: Instant) {
+        let millis = now.saturating_duration_since(self.created).as_millis() as u64;
+        self.joined.store(millis, Ordering::Relaxed);
+    }
+
+    /// On the clock of its estimate.
+    fn stamp(&self, now: Instant) -> u32 {
+        now.saturating_duration_since(self.created).as_millis() as u32
+    }
+
+    fn connector(&self) -> &MeshConnect {
+        self.upstream.connector()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Breaker> {
@@ -282,66 +394,24 @@ impl Endpoint {
     }
 }
 
+impl Flight {
+    /// It holds `room` as well.
+    pub(crate) fn holding(mut self, room: Option<Room>) -> Self {
+        self.room = room;
+        self
+    }
+}
+
 impl Drop for Flight {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.endpoint.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-impl MeshConnect {
-    async fn connection(&self) -> Result<Connection, ConnectFailure> {
-        let dial = tokio::time::timeout(CONNECT_PATIENCE, self.pool.connect(&self.peer));
-        match dial.await {
-            Ok(Ok(connection)) => {
-                self.connection.store(Some(Arc::new(connection.clone())));
-                Ok(connection)
-            }
-            Ok(Err(error)) => Err(ConnectFailure::Unreachable(error.to_string())),
-            Err(_elapsed) => Err(ConnectFailure::Unreachable(format!(
-                "no connection to {} within {CONNECT_PATIENCE:?}",
-                self.peer.address
-            ))),
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        if self.troubled.load(Ordering::Relaxed) {
+            self.usage.set_broken(false);
         }
-    }
-
-    async fn open(&self, kind: StreamKind) -> Result<(MeshStream, Connection), ConnectFailure> {
-        let connection = self.connection().await?;
-        let unreachable = |error: &dyn std::fmt::Display| ConnectFailure::Unreachable(error.to_string());
-        let opened = connection.open(&StreamHeader::new(kind)).await;
-        let mut stream = opened.map_err(|error| match error {
-            // It is there and has no room: nothing speaks against the streams it carries already.
-            OpenError::TooManyStreams { .. } => {
-                ConnectFailure::Refused(RefusalReason::Overloaded, error.to_string())
-            }
-            error => unreachable(&error),
-        })?;
-        let answer = tokio::select! {
-            answer = tokio::time::timeout(ACCEPT_PATIENCE, stream.accepted()) => answer,
-            () = connection.unresponsive() => {
-                return Err(ConnectFailure::Unreachable("the peer has fallen silent".into()));
-            }
-        };
-        match answer {
-            Ok(Ok(())) => Ok((stream, connection)),
-            Ok(Err(AnswerError::Refused(refusal))) => {
-                Err(ConnectFailure::Refused(refusal.reason, refusal.detail))
-            }
-            Ok(Err(error)) => Err(unreachable(&error)),
-            Err(_elapsed) => Err(unreachable(&"the peer did not answer in time")),
-        }
-    }
-}
-
-impl Connect for MeshConnect {
-    type Io = MeshStream;
-
-    async fn connect(&self, version: HttpVersion) -> Result<(MeshStream, NextHop), ConnectFailure> {
-        let (service, instance) = (self.service.clone(), self.instance.clone());
-        let kind = match version {
-            HttpVersion::Http1 => StreamKind::Http1 { service, instance },
-            HttpVersion::Http2 => StreamKind::Http2 { service, instance },
-        };
-        let (stream, connection) = self.open(kind).await?;
-        Ok((stream, NextHop::Peer(connection)))
     }
 }

@@ -1,0 +1,188 @@
+//! PURE: how long an endpoint takes to answer, as a number that is quick to rise and slow to fall.
+//!
+//! A *peak* moving average (Finagle's, and linkerd's after it): an answer slower than the estimate counts
+//! in full at once, a faster one by how long ago the last was. So an endpoint that stalls is avoided by the
+//! next request and not by the hundredth. An estimate that nobody renews fades, and with it the reason not
+//! to try the endpoint again.
+//!
+//! Time to the answer's head is what counts: how long a stream goes on is its caller's business.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// What was measured so long ago counts 1/e of what is measured now; as in linkerd. A stall of a second
+/// is forgotten in about a minute.
+const DECAY: Duration = Duration::from_secs(10);
+
+/// What is faded below this is no measurement any more: nobody answers over a network in less.
+const FADED_SECONDS: f32 = 1e-6;
+
+/// A failure counts as an answer that took so long, though not as a peak: who fails one request of a
+/// hundred then looks ten milliseconds slower, and who fails all of them is left alone. Without it, whoever
+/// fails at once would look like the fastest of all.
+const FAILURE_SECONDS: f32 = 1.0;
+
+/// The estimate for one endpoint; one word, so that no reader sees half of a change.
+#[derive(Debug, Default)]
+pub(crate) struct Estimate(
+    /// Milliseconds of the last change above 32 bits of seconds; 0 is "not measured".
+    AtomicU64,
+);
+
+impl Estimate {
+    /// An answer's head has come after `took`. `at` is in milliseconds on a clock of the endpoint's own,
+    /// which may overflow.
+    pub(crate) fn handle_answer(&self, took: Duration, at: u32) {
+        self.change(at, |held, kept| blend(peak(held, took.as_secs_f32()), took.as_secs_f32(), kept));
+    }
+
+    /// An attempt has failed after `took`.
+    pub(crate) fn handle_failure(&self, took: Duration, at: u32) {
+        self.change(at, |held, kept| blend(peak(held, took.as_secs_f32()), FAILURE_SECONDS, kept));
+    }
+
+    /// Nobody waits any more for an answer that had not come after `waited`: it would have taken at
+    /// least that long.
+    pub(crate) fn handle_abandoned(&self, waited: Duration, at: u32) {
+        self.change(at, |held, kept| peak(held.map(|held| held * kept), waited.as_secs_f32()));
+    }
+
+    /// Seconds to an answer, as far as anything is known.
+    pub(crate) fn seconds(&self, at: u32) -> Option<f32> {
+        let (stamp, held) = unpack(self.0.load(Ordering::Relaxed))?;
+        let faded = held * kept(stamp, at);
+        (faded >= FADED_SECONDS).then_some(faded)
+    }
+
+    /// Forgets everything: the endpoint is another one now.
+    pub(crate) fn reset(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
+    /// `next` makes the new estimate of the held one and of how much that still counts.
+    fn change(&self, at: u32, next: impl Fn(Option<f32>, f32) -> f32) {
+        let changed = |word: u64| {
+            let held = unpack(word);
+            let kept = held.map_or(0.0, |(stamp, _)| kept(stamp, at));
+            // Whoever looked at the clock first may come second: time does not go back.
+            let stamp = held.map_or(at, |(stamp, _)| if is_before(at, stamp) { stamp } else { at });
+            let seconds = next(held.map(|(_, seconds)| seconds), kept).max(FADED_SECONDS);
+            Some(u64::from(stamp) << 32 | u64::from(seconds.to_bits()))
+        };
+        // `changed` refuses nothing.
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, changed);
+    }
+}
+
+fn unpack(word: u64) -> Option<(u32, f32)> {
+    (word != 0).then(|| ((word >> 32) as u32, f32::from_bits(word as u32)))
+}
+
+/// How much of what was measured at `stamp` counts now, from 0 to 1.
+fn kept(stamp: u32, at: u32) -> f32 {
+    if is_before(at, stamp) {
+        return 1.0;
+    }
+    let elapsed = at.wrapping_sub(stamp) as f32;
+    (-elapsed / DECAY.as_millis() as f32).exp()
+}
+
+/// On a clock that overflows every 49 days.
+fn is_before(at: u32, stamp: u32) -> bool {
+    at.wrapping_sub(stamp) > u32::MAX / 2
+}
+
+fn peak(held: Option<f32>, sample: f32) -> f32 {
+    held.map_or(sample, |held| held.max(sample))
+}
+
+fn blend(held: f32, sample: f32, kept: f32) -> f32 {
+    held * kept + sample * (1.0 - kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn millis(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    #[track_caller]
+    fn is_about(estimate: &Estimate, at: u32, seconds: f32) {
+        let found = estimate.seconds(at).expect("measured");
+        assert!((found / seconds - 1.0).abs() < 0.02, "{found}, not {seconds}");
+    }
+
+    #[test]
+    fn what_was_never_measured_is_unknown_and_a_first_answer_counts_in_full() {
+        let estimate = Estimate::default();
+        assert_eq!(estimate.seconds(5), None);
+        estimate.handle_answer(millis(20), 5);
+        is_about(&estimate, 5, 0.02);
+        estimate.reset();
+        assert_eq!(estimate.seconds(5), None);
+    }
+
+    #[test]
+    fn a_peak_counts_at_once_and_fades_slowly() {
+        let estimate = Estimate::default();
+        estimate.handle_answer(millis(10), 0);
+        estimate.handle_answer(millis(1_000), 10);
+        is_about(&estimate, 10, 1.0);
+        estimate.handle_answer(millis(10), 20);
+        is_about(&estimate, 20, 0.999);
+        is_about(&estimate, 10_020, 0.999 / std::f32::consts::E);
+        // Two minutes of good answers.
+        for at in (20..120_000).step_by(100) {
+            estimate.handle_answer(millis(10), at);
+        }
+        is_about(&estimate, 120_000, 0.01);
+    }
+
+    #[test]
+    fn what_nobody_renews_is_forgotten_in_the_end() {
+        let estimate = Estimate::default();
+        estimate.handle_answer(millis(10), 0);
+        assert!(estimate.seconds(60_000).is_some());
+        assert_eq!(estimate.seconds(300_000), None);
+    }
+
+    #[test]
+    fn failures_count_as_slow_however_fast_they_come() {
+        let (fails, works) = (Estimate::default(), Estimate::default());
+        for at in (0..2_000).step_by(10) {
+            fails.handle_failure(millis(1), at);
+            works.handle_answer(millis(1), at);
+        }
+        assert!(fails.seconds(2_000) > works.seconds(2_000).map(|works| works * 50.0));
+        let seldom = Estimate::default();
+        for at in 0..60_000 {
+            match at % 100 {
+                50 => seldom.handle_failure(millis(1), at),
+                _ => seldom.handle_answer(millis(1), at),
+            }
+        }
+        is_about(&seldom, 60_000, 0.011);
+    }
+
+    #[test]
+    fn what_was_given_up_took_that_long_at_least() {
+        let estimate = Estimate::default();
+        estimate.handle_answer(millis(500), 0);
+        estimate.handle_abandoned(millis(100), 0);
+        is_about(&estimate, 0, 0.5);
+        estimate.handle_abandoned(millis(2_000), 0);
+        is_about(&estimate, 0, 2.0);
+    }
+
+    #[test]
+    fn the_clock_may_overflow_and_be_read_out_of_order() {
+        let estimate = Estimate::default();
+        estimate.handle_answer(millis(10), u32::MAX - 5);
+        is_about(&estimate, 4, 0.01);
+        estimate.handle_answer(millis(10), 4);
+        estimate.handle_answer(millis(10), u32::MAX - 2);
+        is_about(&estimate, 4, 0.01);
+    }
+}

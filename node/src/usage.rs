@@ -1,0 +1,187 @@
+//! What this node knows of using one service, beyond its single endpoints; outlives route tables.
+//!
+//! Which endpoints are out is decided by [`Outliers`]; this is the lock around it, the records it is fed
+//! with, and the telling. A request touches atomics only, unless an endpoint fails.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use starling_gossip::clock::Instant;
+use starling_gossip::identity::ServiceName;
+use tracing::info;
+
+use crate::outlier::{Outliers, Reason, Record, Settings, Verdict, Window};
+use crate::route::Target;
+
+/// The use of one service.
+pub(crate) struct Usage {
+    service: ServiceName,
+    created: Instant,
+    watched: Mutex<Watched>,
+    /// Errors in a row after which the outliers are asked; 0 is never.
+    consecutive_errors: AtomicU32,
+    /// Endpoints that take no work at present.
+    broken: AtomicUsize,
+    /// Milliseconds of an interval, and when this one ends, after `created`.
+    interval: AtomicU64,
+    interval_end: AtomicU64,
+}
+
+struct Watched {
+    outliers: Outliers<Target>,
+    records: BTreeMap<Target, Arc<Record>>,
+}
+
+impl Usage {
+    /// Nothing has been used yet.
+    pub(crate) fn new(service: ServiceName, settings: &Settings, now: Instant) -> Arc<Self> {
+        let interval = settings.interval.as_millis() as u64;
+        Arc::new(Self {
+            service,
+            created: now,
+            watched: Mutex::new(Watched { outliers: Outliers::new(*settings), records: BTreeMap::new() }),
+            consecutive_errors: AtomicU32::new(settings.consecutive_errors),
+            broken: AtomicUsize::new(0),
+            interval: AtomicU64::new(interval),
+            interval_end: AtomicU64::new(interval),
+        })
+    }
+
+    /// Other settings from now on.
+    pub(crate) fn set_settings(&self, settings: &Settings) {
+        self.consecutive_errors.store(settings.consecutive_errors, Ordering::Relaxed);
+        self.interval.store(settings.interval.as_millis() as u64, Ordering::Relaxed);
+        self.lock().outliers.set_settings(*settings);
+    }
+
+    /// These are the endpoints from now on, each with its record.
+    pub(crate) fn set_members<'e>(
+        &self,
+        members: impl ExactSizeIterator<Item = (&'e Target, &'e Arc<Record>)> + Clone,
+    ) {
+        let mut watched = self.lock();
+        let is_known = |(target, _): (&Target, _)| watched.records.contains_key(target);
+        if watched.records.len() == members.len() && members.clone().all(is_known) {
+            return;
+        }
+        watched.records = members.map(|(target, record)| (target.clone(), record.clone())).collect();
+        let Watched { outliers, records } = &mut *watched;
+        let out = outliers.out();
+        for target in &outliers.set_members(records.len(), |target| records.contains_key(target)) {
+            self.let_back(target, &records[target], "fewer may be out than are");
+        }
+        if out != watched.outliers.out() {
+            self.show(&watched);
+        }
+    }
+
+    /// An endpoint has begun, or ceased, to take no work at all.
+    pub(crate) fn set_broken(&self, is_broken: bool) {
+        match is_broken {
+            true => self.broken.fetch_add(1, Ordering::Relaxed),
+            false => self.broken.fetch_sub(1, Ordering::Relaxed),
+        };
+    }
+
+    /// An endpoint has failed so often in a row. An endpoint that stays in for want of others is looked at
+    /// again after as many errors more.
+    pub(crate) fn handle_errors(&self, target: &Target, in_a_row: u32, now: Instant) {
+        let limit = self.consecutive_errors.load(Ordering::Relaxed);
+        if limit == 0 || !in_a_row.is_multiple_of(limit) {
+            return;
+        }
+        let mut watched = self.lock();
+        if let Some(reason) = watched.outliers.handle_errors(target, in_a_row, self.broken(), now) {
+            self.put_out(&watched, target, reason, now);
+        }
+    }
+
+    /// Whether the interval has ended; `true` once for each. Whoever hears it has it judged.
+    pub(crate) fn poll_interval(&self, now: Instant) -> bool {
+        let millis = now.saturating_duration_since(self.created).as_millis() as u64;
+        let end = self.interval_end.load(Ordering::Relaxed);
+        let next = millis + self.interval.load(Ordering::Relaxed);
+        millis >= end
+            && self.interval_end.compare_exchange(end, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    /// Compares what the endpoints have done in the interval.
+    pub(crate) fn judge(&self, now: Instant) {
+        let mut watched = self.lock();
+        let windows: Vec<(Target, Window)> =
+            watched.records.iter().map(|(target, record)| (target.clone(), record.take_window())).collect();
+        for (target, reason) in watched.outliers.handle_interval(&windows, self.broken(), now) {
+            self.put_out(&watched, &target, reason, now);
+        }
+    }
+
+    /// Whether an endpoint that is out may get work.
+    pub(crate) fn verdict(&self, target: &Target, now: Instant) -> Verdict {
+        self.lock().outliers.verdict(target, now)
+    }
+
+    /// Whether the asker may make the trial of one that is out: nobody else does meanwhile.
+    pub(crate) fn begin_trial(&self, target: &Target, now: Instant) -> bool {
+        let mut watched = self.lock();
+        let verdict = watched.outliers.verdict(target, now);
+        watched.outliers.begin_trial(target, now);
+        verdict != Verdict::Out
+    }
+
+    /// How work of an endpoint that is out went; `true` if it is back.
+    pub(crate) fn handle_trial(&self, target: &Target, record: &Record, is_good: bool, now: Instant) -> bool {
+        let mut watched = self.lock();
+        let is_back = watched.outliers.handle_trial(target, is_good, now);
+        if is_back {
+            self.let_back(target, record, "its trial was good");
+            self.show(&watched);
+        }
+        is_back
+    }
+
+    /// The endpoint is not what it was.
+    pub(crate) fn forgive(&self, target: &Target, record: &Record) {
+        let mut watched = self.lock();
+        if watched.outliers.forgive(target) {
+            self.let_back(target, record, "its node has begun anew");
+            self.show(&watched);
+        }
+    }
+
+    /// Why an endpoint is out, and until when there is no trial.
+    pub(crate) fn ejection(&self, target: &Target) -> Option<(Reason, Instant)> {
+        self.lock().outliers.ejection(target)
+    }
+
+    fn put_out(&self, watched: &Watched, target: &Target, reason: Reason, now: Instant) {
+        if let Some(record) = watched.records.get(target) {
+            record.set_out(true);
+        }
+        let lasts = watched.outliers.ejection(target).map_or(Duration::ZERO, |(_, until)| until - now);
+        let (service, node) = (self.service.to_string(), &target.owner.node);
+        info!(service, %node, id = %target.instance, %reason, ?lasts, "endpoint ejected");
+        metrics::counter!("starling_ejections_total", "service" => service, "reason" => reason.as_str())
+            .increment(1);
+        self.show(watched);
+    }
+
+    fn let_back(&self, target: &Target, record: &Record, why: &str) {
+        record.set_out(false);
+        info!(service = %self.service, node = %target.owner.node, id = %target.instance, why, "endpoint back");
+    }
+
+    fn show(&self, watched: &Watched) {
+        let gauge = metrics::gauge!("starling_ejected_endpoints", "service" => self.service.to_string());
+        gauge.set(watched.outliers.out() as f64);
+    }
+
+    fn broken(&self) -> usize {
+        self.broken.load(Ordering::Relaxed)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Watched> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

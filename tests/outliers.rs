@@ -1,0 +1,154 @@
+//! Instances that take work and do it badly are left out for a while, a few at a time.
+
+use std::time::Duration;
+
+use http::{Method, StatusCode};
+use serde_json::Value;
+use starling_tests::workload::{Http, Tcp};
+use starling_tests::{HttpConnection, Mesh, Node, UNPROBED, eventually, get, request};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpListener;
+
+/// In turn, so that nobody is spared by the balancer; `outliers` are keys of their section.
+fn in_turn(outliers: &str) -> String {
+    format!("[[upstream]]\nservice = \"*\"\npolicy = \"round_robin\"\n[upstream.outliers]\n{outliers}")
+}
+
+/// A service with a node and a workload of each name.
+async fn servers(mesh: &Mesh, names: &[&str]) -> Vec<(Node, Http)> {
+    let mut servers = Vec::new();
+    for name in names {
+        let workload = Http::start(mesh.ip(), name).await;
+        servers.push((mesh.node(name).serves("web", workload.address()).start().await, workload));
+    }
+    servers
+}
+
+/// Why each is out that is.
+async fn ejected(caller: &Node) -> Vec<(String, String)> {
+    let route = caller.admin().get("/v1/routes/web").await.json;
+    let out = |one: &Value| {
+        let reason = one["ejected"]["reason"].as_str()?;
+        Some((one["node"].as_str()?.to_owned(), reason.to_owned()))
+    };
+    route["candidates"].as_array().expect("a list").iter().filter_map(out).collect()
+}
+
+/// The statuses of so many answers.
+async fn ask(caller: &Node, requests: usize) -> Vec<u16> {
+    let mut connection = HttpConnection::open(caller.http_proxy()).await;
+    let mut statuses = Vec::new();
+    for _ in 0..requests {
+        let reply = connection.send(request(Method::GET, "web.mesh", "/", "")).await;
+        statuses.push(reply.status().as_u16());
+    }
+    statuses
+}
+
+#[tokio::test]
+async fn an_instance_that_fails_is_left_out_and_comes_back_when_it_does_not() {
+    let mesh = Mesh::new();
+    let servers = servers(&mesh, &["a", "b", "c"]).await;
+    let caller = mesh.node("caller").sections(&in_turn("ejection_time = \"1s\"")).start().await;
+    caller.finds("web", 3).await;
+    servers[0].1.answers_with(500);
+    let seen = eventually("an ejection", async || {
+        ask(&caller, 6).await;
+        ejected(&caller).await.pop()
+    })
+    .await;
+    assert_eq!(seen, ("a".to_owned(), "5 errors in a row".to_owned()));
+    // One request a second at most is its trial.
+    let statuses = ask(&caller, 60).await;
+    let failed = statuses.iter().filter(|status| **status == 500).count();
+    assert!(failed <= 5, "{failed} of 60 failed");
+    let metrics = caller.admin().get("/metrics").await.text;
+    assert!(
+        metrics.contains("starling_ejections_total{service=\"web\",reason=\"consecutive_errors\"} 1"),
+        "{metrics}"
+    );
+    servers[0].1.answers_with(200);
+    eventually("the instance to be back", async || {
+        ask(&caller, 6).await;
+        ejected(&caller).await.is_empty().then_some(())
+    })
+    .await;
+    caller.logs("endpoint back").await;
+}
+
+#[tokio::test]
+async fn where_all_fail_no_more_than_a_share_is_left_out() {
+    let mesh = Mesh::new();
+    let servers = servers(&mesh, &["a", "b", "c"]).await;
+    servers.iter().for_each(|(_, workload)| workload.answers_with(503));
+    let caller = mesh.node("caller").sections(&in_turn("")).start().await;
+    caller.finds("web", 3).await;
+    let mut connection = HttpConnection::open(caller.http_proxy()).await;
+    for _ in 0..100 {
+        let reply = connection.send(request(Method::POST, "web.mesh", "/", "")).await;
+        assert_eq!(reply.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(reply.header("x-starling-flags"), "", "the workloads' own answers");
+        assert!(ejected(&caller).await.len() <= 1);
+    }
+    assert_eq!(ejected(&caller).await.len(), 1);
+}
+
+#[tokio::test]
+async fn attempts_that_take_too_long_are_errors() {
+    let mesh = Mesh::new();
+    let hung = Tcp::start(mesh.ip(), async |mut stream| {
+        let mut bytes = [0; 4096];
+        while let Ok(1..) = stream.read(&mut bytes).await {}
+    })
+    .await;
+    let _hung = mesh.node("hung").serves("web", hung.address()).start().await;
+    let _servers = servers(&mesh, &["a", "b"]).await;
+    let caller = mesh.node("caller").times("attempt_timeout = \"100ms\"").sections(&in_turn(""));
+    let caller = caller.start().await;
+    caller.finds("web", 3).await;
+    let out = eventually("an ejection", async || {
+        // Sent again elsewhere each time, so nobody notices.
+        assert_eq!(ask(&caller, 3).await, [200, 200, 200]);
+        ejected(&caller).await.pop()
+    })
+    .await;
+    assert_eq!(out, ("hung".to_owned(), "5 errors in a row".to_owned()));
+}
+
+#[tokio::test]
+async fn an_instance_that_is_far_slower_than_the_others_is_left_out() {
+    let mesh = Mesh::new();
+    let servers = servers(&mesh, &["a", "b", "c", "d"]).await;
+    servers[3].1.works_for(Duration::from_millis(400));
+    let settings = in_turn("interval = \"2s\"\nrequests_min = 3");
+    let caller = mesh.node("caller").sections(&settings).start().await;
+    caller.finds("web", 4).await;
+    let (node, reason) = eventually("an ejection", async || {
+        ask(&caller, 8).await;
+        ejected(&caller).await.pop()
+    })
+    .await;
+    assert_eq!(node, "d");
+    assert!(reason.starts_with("its answers took"), "{reason}");
+}
+
+#[tokio::test]
+async fn when_nobody_is_left_whoever_answers_is_asked_once_more() {
+    let mesh = Mesh::new();
+    let address = mesh.free_address();
+    let _server = mesh.node("server").serves_as("web", address, UNPROBED).start().await;
+    let caller = mesh.node("caller").start().await;
+    caller.finds("web", 1).await;
+    for _ in 0..3 {
+        let reply = get(caller.http_proxy(), "web.mesh", "/").await;
+        assert_eq!(
+            (reply.status(), reply.header("x-starling-flags")),
+            (StatusCode::SERVICE_UNAVAILABLE, "UF")
+        );
+        assert!(reply.text().contains("refused"), "{}", reply.text());
+    }
+    // Its pause has grown to a second or more by now; nobody waits for its end.
+    let listener = TcpListener::bind(address).await.expect("the workload's port");
+    let _workload = Http::start_on(listener, "web");
+    assert_eq!(get(caller.http_proxy(), "web.mesh", "/").await.status(), StatusCode::OK);
+}
