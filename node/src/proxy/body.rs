@@ -95,7 +95,8 @@ impl RequestBody {
 /// An answer's body on its way downstream.
 pub(crate) struct AnswerBody {
     source: Source,
-    guard: AnswerGuard,
+    /// On the heap: an answer is moved a dozen times on its way, and this is most of it.
+    guard: Box<AnswerGuard>,
 }
 
 enum Source {
@@ -152,7 +153,7 @@ pub(crate) enum BodyError {
 impl AnswerBody {
     /// The upstream's body. `guard` is told at once if there is nothing to carry (204, HEAD): such
     /// a body is never polled.
-    pub(crate) fn upstream(body: Incoming, guard: AnswerGuard) -> Self {
+    pub(crate) fn upstream(body: Incoming, guard: Box<AnswerGuard>) -> Self {
         let mut answer = Self { source: Source::Upstream(body), guard };
         if answer.source.is_end_stream() {
             answer.guard.handle_end();
@@ -162,7 +163,7 @@ impl AnswerBody {
 
     /// A text of our own.
     pub(crate) fn own(text: String) -> Self {
-        Self { source: Source::Own(Full::new(Bytes::from(text))), guard: AnswerGuard::default() }
+        Self { source: Source::Own(Full::new(Bytes::from(text))), guard: Box::default() }
     }
 
     /// Ends it before its time, and what sends it: a gRPC client is told so in the trailers, any other
@@ -171,7 +172,7 @@ impl AnswerBody {
         // A body of a known length has to end with it.
         let has_trailers = self.size_hint().exact().is_none();
         self.source = Source::Own(Full::default());
-        let guard = std::mem::take(&mut self.guard);
+        let guard = *std::mem::take(&mut self.guard);
         let Some(mut exchange) = guard.exchange else { return Err(BodyError::TimedOut) };
         exchange.set_flag(Flag::TimedOut);
         self.guard.busy = guard.busy;
@@ -184,6 +185,11 @@ impl AnswerBody {
         }
     }
 
+    /// `guard` lasts until the end, instead of what did before.
+    pub(crate) fn set_guard(&mut self, guard: Box<AnswerGuard>) {
+        self.guard = guard;
+    }
+
     /// What lasts until the end.
     pub(crate) fn guard_mut(&mut self) -> &mut AnswerGuard {
         &mut self.guard
@@ -192,8 +198,8 @@ impl AnswerBody {
 
 impl AnswerGuard {
     /// Only counts, so far.
-    pub(crate) fn counting(exchange: Exchange) -> Self {
-        Self { exchange: Some(exchange), ..Self::default() }
+    pub(crate) fn counting(exchange: Exchange) -> Box<Self> {
+        Box::new(Self { exchange: Some(exchange), ..Self::default() })
     }
 
     fn handle_frame(&mut self, frame: &Frame<Bytes>) {

@@ -12,8 +12,9 @@ use starling_transport::header::RefusalReason;
 
 use crate::proxy::body::RequestBody;
 use crate::proxy::kept::{self, Rewind};
+use crate::proxy::spare::Spare;
 use crate::proxy::workload::Workload;
-use crate::proxy::{forward, headers, translate};
+use crate::proxy::{headers, translate};
 use crate::telemetry::exchange::{Direction, count_retry};
 use crate::upstream::{Answered, ConnectFailure, HttpVersion, SendError, SendFailure};
 
@@ -217,7 +218,7 @@ async fn send_in(
     clock: &Clock,
 ) -> Result<Answered, SendError> {
     let upstream = &workload.upstream;
-    let spare = forward::spare(&request);
+    let spare = Spare::of(&request);
     workload.repeats.handle_request(clock.now());
     match (upstream.send(request, version, || false).await, spare) {
         (Err(SendError { failure, unsent: Some(again) }), _)
@@ -229,7 +230,7 @@ async fn send_in(
         (Err(SendError { failure, unsent: None }), Some(spare))
             if may_repeat(workload, &failure, version, clock) =>
         {
-            let again = Request::from_parts(spare, RequestBody::Empty);
+            let again = spare.request();
             Box::pin(upstream.send_again(again, version)).await
         }
         (sent, _) => sent,

@@ -54,21 +54,12 @@ pub(crate) fn may_be_sent_twice(request: &Request<RequestBody>) -> bool {
     request.body().is_end_stream() && headers::is_idempotent(request.method())
 }
 
-/// The head of a request that may be sent twice.
-pub(crate) fn spare(request: &Request<RequestBody>) -> Option<http::request::Parts> {
-    if !may_be_sent_twice(request) {
-        return None;
-    }
-    let mut copy = Request::new(());
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.version_mut() = request.version();
-    *copy.headers_mut() = request.headers().clone();
-    Some(copy.into_parts().0)
-}
-
 /// Passes an answer on. One of HTTP/1.0 is told in HTTP/1.1, whose end cannot be mistaken.
-pub(crate) fn answer(answered: Answered, awaiting: Awaiting, mut guard: AnswerGuard) -> Response<AnswerBody> {
+pub(crate) fn answer(
+    answered: Answered,
+    awaiting: Awaiting,
+    mut guard: Box<AnswerGuard>,
+) -> Response<AnswerBody> {
     let Answered { mut response, sender, stream } = answered;
     if let Some(exchange) = &mut guard.exchange {
         exchange.set_status(response.status());

@@ -353,7 +353,12 @@ fn failure_of(error: &SendError, version: HttpVersion) -> Failure {
     }
 }
 
-fn fail(failure: &Failure, for_grpc: bool, unsent: bool, mut guard: AnswerGuard) -> Response<AnswerBody> {
+fn fail(
+    failure: &Failure,
+    for_grpc: bool,
+    unsent: bool,
+    mut guard: Box<AnswerGuard>,
+) -> Response<AnswerBody> {
     let mut response = failure.answer(for_grpc);
     if unsent {
         response.headers_mut().insert(headers::UNSENT, HeaderValue::from_static("1"));
@@ -366,6 +371,6 @@ fn fail(failure: &Failure, for_grpc: bool, unsent: bool, mut guard: AnswerGuard)
         exchange.set_flag(failure.flag);
         exchange.set_status(response.status());
     }
-    *response.body_mut().guard_mut() = guard;
+    response.body_mut().set_guard(guard);
     response
 }

@@ -19,6 +19,7 @@ use crate::proxy::gate::{Held, Pass};
 use crate::proxy::headers;
 use crate::proxy::outbound::{Chosen, Outbound, Retry, Work};
 use crate::proxy::reported_load;
+use crate::proxy::spare::Spare;
 use crate::proxy::timer::Timer;
 use crate::retry::Fate;
 use crate::route::Target;
@@ -43,7 +44,7 @@ pub(crate) struct Journey<'a> {
     allowance: Allowance,
     tunnel_idle: Option<Duration>,
     /// The request's head, kept if the request may be sent twice.
-    spare: Option<http::request::Parts>,
+    spare: Option<Spare>,
 }
 
 /// Where a request goes, and by what.
@@ -91,7 +92,7 @@ impl<'a> Journey<'a> {
         awaiting: Awaiting,
         pass: Pass,
     ) -> Response<AnswerBody> {
-        self.spare = forward::spare(&request);
+        self.spare = Spare::of(&request);
         self.key = self.outbound.key_of(self.service, &request, self.connection.source());
         let mut timer = Timer::new(self.allowance, &self.outbound.clock);
         let mut request = Some(request);
@@ -206,7 +207,7 @@ impl<'a> Journey<'a> {
     }
 
     fn again(&self) -> Option<Request<RequestBody>> {
-        self.spare.clone().map(|parts| Request::from_parts(parts, RequestBody::Empty))
+        self.spare.as_ref().map(Spare::request)
     }
 
     /// The mesh's own answer.
@@ -214,13 +215,13 @@ impl<'a> Journey<'a> {
         let mut response = failure.answer(self.for_grpc);
         self.exchange.set_flag(failure.flag);
         self.exchange.set_status(response.status());
-        response.body_mut().guard_mut().exchange = Some(self.exchange);
+        response.body_mut().set_guard(AnswerGuard::counting(self.exchange));
         response
     }
 }
 
 /// Passes the answer on, without what sidecars told one another.
-fn arrive(answered: Answered, awaiting: Awaiting, guard: AnswerGuard) -> Response<AnswerBody> {
+fn arrive(answered: Answered, awaiting: Awaiting, guard: Box<AnswerGuard>) -> Response<AnswerBody> {
     let mut answer = forward::answer(answered, awaiting, guard);
     answer.headers_mut().remove(headers::UNSENT);
     answer.headers_mut().remove(reported_load::LOAD);

@@ -37,6 +37,7 @@ pub(crate) mod proxy_protocol;
 pub(crate) mod refusal;
 pub(crate) mod reported_load;
 pub(crate) mod request_id;
+pub(crate) mod spare;
 pub(crate) mod spoken;
 pub(crate) mod strict;
 pub(crate) mod timer;

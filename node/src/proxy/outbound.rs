@@ -138,10 +138,10 @@ impl Outbound {
         let way = Way { service, connection, version, for_grpc, allowance, tunnel_idle };
         let journey = Journey::new(self, way, exchange);
         match taken
+            .and_then(|()| address_for_hop(&mut request, version, subset::service_of(service)))
             .and_then(|()| self.enter())
-            .and_then(|pass| Ok((pass, address_for_hop(request, version, subset::service_of(service))?)))
         {
-            Ok((pass, request)) => journey.run(request, awaiting, pass).await,
+            Ok(pass) => journey.run(request, awaiting, pass).await,
             Err(failure) => journey.fail(&failure),
         }
     }
@@ -263,38 +263,41 @@ fn pick(route: &LiveRoute, errand: Errand<'_>) -> Option<Arc<Endpoint>> {
 /// Addresses a request for the next hop: HTTP/1.1 in origin form with a `Host` (RFC 9112, section
 /// 3.2.1), HTTP/2 with scheme and authority (RFC 9113, section 8.3.1).
 fn address_for_hop(
-    request: Request<RequestBody>,
+    request: &mut Request<RequestBody>,
     version: HttpVersion,
     service: &str,
-) -> Result<Request<RequestBody>, Failure> {
+) -> Result<(), Failure> {
     let wrong = || Failure::new(Flag::Malformed, "the request's target cannot be passed on");
     if request.method() == Method::CONNECT {
         return Err(Failure::new(Flag::Malformed, "CONNECT belongs to the port that serves by name"));
     }
-    let (mut parts, body) = request.into_parts();
-    let path = parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
-    if let (HttpVersion::Http1, Some(authority)) = (version, parts.uri.authority()) {
-        // Never with a user's name (RFC 9110, section 4.2.4).
-        let host = authority.as_str().rsplit('@').next().unwrap_or_default();
-        parts.headers.insert(HOST, HeaderValue::from_str(host).map_err(|_| wrong())?);
-    }
-    if version == HttpVersion::Http1 && !parts.headers.contains_key(HOST) {
-        // HTTP/1.0 needs none; what is passed on is HTTP/1.1, which does.
-        let host = HeaderValue::from_str(&name::host_of(service)).map_err(|_| wrong())?;
-        parts.headers.insert(HOST, host);
-    }
-    let builder = match version {
-        HttpVersion::Http1 => Uri::builder().path_and_query(path),
+    let target = std::mem::take(request.uri_mut()).into_parts();
+    let path = target.path_and_query.unwrap_or(PathAndQuery::from_static("/"));
+    let headers = request.headers_mut();
+    let addressed = match version {
+        HttpVersion::Http1 => {
+            if let Some(authority) = &target.authority {
+                // Never with a user's name (RFC 9110, section 4.2.4).
+                let host = authority.as_str().rsplit('@').next().unwrap_or_default();
+                headers.insert(HOST, HeaderValue::from_str(host).map_err(|_| wrong())?);
+            } else if !headers.contains_key(HOST) {
+                // HTTP/1.0 needs none; what is passed on is HTTP/1.1, which does.
+                let host = HeaderValue::from_str(&name::host_of(service)).map_err(|_| wrong())?;
+                headers.insert(HOST, host);
+            }
+            Uri::from(path)
+        }
         HttpVersion::Http2 => {
-            let authority = match parts.uri.authority() {
-                Some(authority) => authority.clone(),
-                None => authority_of_host(&mut parts.headers, service).ok_or_else(wrong)?,
+            let authority = match target.authority {
+                Some(authority) => authority,
+                None => authority_of_host(headers, service).ok_or_else(wrong)?,
             };
-            Uri::builder().scheme(Scheme::HTTP).authority(authority).path_and_query(path)
+            let builder = Uri::builder().scheme(Scheme::HTTP).authority(authority).path_and_query(path);
+            builder.build().map_err(|_| wrong())?
         }
     };
-    parts.uri = builder.build().map_err(|_| wrong())?;
-    Ok(Request::from_parts(parts, body))
+    *request.uri_mut() = addressed;
+    Ok(())
 }
 
 /// The authority of an HTTP/2 request that has none: its `Host`, which says the same (RFC 9113, section

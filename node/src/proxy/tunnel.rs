@@ -139,7 +139,7 @@ where
 pub(crate) fn join_upgrade(
     down: OnUpgrade,
     answer: &mut Response<hyper::body::Incoming>,
-    guard: AnswerGuard,
+    guard: Box<AnswerGuard>,
 ) {
     let up = hyper::upgrade::on(answer);
     tokio::spawn(async move {
