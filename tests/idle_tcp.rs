@@ -1,4 +1,5 @@
-//! Ten thousand TCP connections that wait: what they cost the two sidecars, and that they are there.
+//! Thousands of TCP connections that wait: what ten thousand of them cost the two sidecars, and what is
+//! done about those for which there is no descriptor.
 
 use std::io::Read as _;
 use std::net::SocketAddr;
@@ -6,6 +7,7 @@ use std::process::Stdio;
 
 use futures_util::future::join_all;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use starling_tests::workload::Tcp;
 use starling_tests::{Mesh, Node, eventually, within};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -119,5 +121,42 @@ async fn ten_thousand_idle_connections_fit_in_200_mib_at_each_end_and_are_there(
     }
     for client in open.iter_mut().step_by(CONNECTIONS / SAMPLED) {
         assert!(says_back(client, 2).await, "a connection that waited is gone");
+    }
+}
+
+/// Few descriptors for one of the nodes, and then for the other.
+#[tokio::test]
+async fn what_has_no_descriptor_is_reset_and_the_rest_stays_and_makes_room() {
+    for few in ["caller", "server"] {
+        let mesh = Mesh::new();
+        let workload = Tcp::start(mesh.ip(), echo).await;
+        let describe = |name: &str| {
+            let node = mesh.node(name);
+            if name == few { node.after("ulimit -n 512") } else { node }
+        };
+        let server = describe("server").serves_as("db", workload.address(), TCP).start().await;
+        let caller = describe("caller").calls("db").start().await;
+        caller.finds("db", 1).await;
+
+        let (mut open, mut refused) = (Vec::new(), 0);
+        for _ in 0..16 {
+            for tried in join_all((0..50).map(|_| connect(caller.outbound("db")))).await {
+                match tried {
+                    Some(client) => open.push(client),
+                    None => refused += 1,
+                }
+            }
+        }
+        // A node keeps some back for itself, and a quarter for the other kind of connection.
+        assert!((100..400).contains(&open.len()), "{few}: {} open, {refused} refused", open.len());
+        for client in &mut open {
+            assert!(says_back(client, 3).await, "{few}: a connection that had a descriptor is gone");
+        }
+        server.sees("caller", "alive").await;
+        assert_eq!(caller.admin().get("/ready").await.status, 200, "people can ask");
+        drop(open);
+        eventually("room again", async || connect(caller.outbound("db")).await).await;
+        let trouble = caller.admin().get("/v1/routes/db").await.json;
+        assert_eq!(trouble["candidates"][0]["trouble"], serde_json::Value::Null, "{few}: {trouble}");
     }
 }

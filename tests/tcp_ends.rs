@@ -91,14 +91,16 @@ async fn talk(stream: TcpStream, says: bool, begun: mpsc::UnboundedSender<()>) -
         // No end of its own.
         std::future::pending::<()>().await;
     });
-    let (mut buffer, mut heard) = (vec![0; 64 * 1024], 0);
+    let (mut buffer, mut heard, mut begun) = (vec![0; 64 * 1024], 0, Some(begun));
     let ended = loop {
         match from.read(&mut buffer).await {
             Ok(0) => break Ok(()),
             Ok(count) => heard += count,
             Err(error) => break Err(error),
         }
-        if heard > BEGUN_BYTES {
+        if heard > BEGUN_BYTES
+            && let Some(begun) = begun.take()
+        {
             let _ = begun.send(());
         }
     };

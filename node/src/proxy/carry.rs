@@ -209,3 +209,131 @@ impl Way {
         Poll::Ready(Ok(()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+    use tokio::task::JoinHandle;
+
+    use super::*;
+
+    /// A client and a workload, each behind so small a pipe, and what carries between them.
+    fn carried(pipe_bytes: usize) -> (DuplexStream, DuplexStream, JoinHandle<(Carriage, io::Result<()>)>) {
+        let ((client, mut down), (mut up, workload)) = (duplex(pipe_bytes), duplex(pipe_bytes));
+        let carrying = tokio::spawn(async move {
+            let mut carriage = Carriage::default();
+            let ended = carriage.carry(&mut down, &mut up, None).await;
+            (carriage, ended)
+        });
+        (client, workload, carrying)
+    }
+
+    fn bytes(count: usize) -> Vec<u8> {
+        (0..count).map(|index| (index % 251) as u8).collect()
+    }
+
+    async fn read_all(mut from: impl AsyncRead + Unpin) -> Vec<u8> {
+        let mut heard = Vec::new();
+        from.read_to_end(&mut heard).await.expect("a clean end");
+        heard
+    }
+
+    #[tokio::test]
+    async fn every_byte_arrives_in_order_both_ways_through_pipes_of_any_size() {
+        for pipe_bytes in [1, 7, 1000, READ_BYTES_MAX, 3 * READ_BYTES_MAX] {
+            let (client, workload, carrying) = carried(pipe_bytes);
+            let count = if pipe_bytes < 100 { 3_000 } else { 5 * TURN_BYTES_MAX };
+            let talk = async |stream: DuplexStream, says: usize| {
+                let (from, mut to) = tokio::io::split(stream);
+                let saying = async {
+                    to.write_all(&bytes(says)).await.expect("written");
+                    to.shutdown().await.expect("ended");
+                };
+                tokio::join!(saying, read_all(from)).1
+            };
+            let (down, up) = tokio::join!(talk(client, count), talk(workload, count / 2));
+            assert!(up == bytes(count) && down == bytes(count / 2), "through {pipe_bytes} bytes");
+            let (carriage, ended) = carrying.await.expect("no panic");
+            ended.expect("a clean end");
+            assert_eq!((carriage.carried_up(), carriage.carried_down()), (count as u64, count as u64 / 2));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_not_taken_is_kept_and_no_more_is_read_until_it_is() {
+        let ((mut client, mut down), (mut up, mut workload)) = (duplex(1 << 20), duplex(10));
+        client.write_all(&bytes(300_000)).await.expect("room");
+        let mut carriage = Carriage::default();
+        let carrying = carriage.carry(&mut down, &mut up, None);
+        assert!(tokio::time::timeout(Duration::from_millis(50), carrying).await.is_err(), "nobody takes it");
+        assert_eq!(carriage.up.kept.bytes.len(), READ_BYTES_MAX - 10, "what was read, and not more");
+        let mut heard = vec![0; READ_BYTES_MAX];
+        let hearing = workload.read_exact(&mut heard);
+        tokio::select! {
+            ended = carriage.carry(&mut down, &mut up, None) => panic!("{ended:?}"),
+            heard = hearing => drop(heard.expect("read")),
+        }
+        assert!(heard == bytes(READ_BYTES_MAX), "other bytes");
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_waits_keeps_nothing() {
+        let ((mut client, mut down), (mut up, mut workload)) = (duplex(64), duplex(8));
+        let mut carriage = Carriage::default();
+        let talking = async {
+            for _ in 0..3 {
+                client.write_all(&bytes(40)).await.expect("written");
+                let mut heard = [0; 40];
+                workload.read_exact(&mut heard).await.expect("read");
+                assert_eq!(heard[..], bytes(40));
+            }
+        };
+        tokio::select! {
+            biased;
+            ended = carriage.carry(&mut down, &mut up, None) => panic!("{ended:?}"),
+            () = talking => {}
+        }
+        assert!(carriage.up.kept.bytes.is_empty() && carriage.down.kept.bytes.is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_end_is_told_after_the_last_byte_and_the_other_half_goes_on() {
+        let (mut client, mut workload, carrying) = carried(16);
+        client.write_all(b"last words").await.expect("written");
+        client.shutdown().await.expect("ended");
+        assert_eq!(read_all(&mut workload).await, b"last words");
+        assert!(!carrying.is_finished(), "one half is open");
+        workload.write_all(b"an answer").await.expect("written");
+        drop(workload);
+        assert_eq!(read_all(&mut client).await, b"an answer");
+        carrying.await.expect("no panic").1.expect("a clean end");
+    }
+
+    #[tokio::test]
+    async fn who_takes_no_more_ends_both_directions_with_an_error() {
+        let (mut client, workload, carrying) = carried(16);
+        drop(workload);
+        let _ = client.write_all(&bytes(64)).await;
+        let (_, ended) = carrying.await.expect("no panic");
+        assert_eq!(ended.expect_err("a failure").kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    /// Takes part in a turn no longer than it may, however much there is to carry.
+    #[tokio::test]
+    async fn a_connection_that_never_runs_dry_gives_way_to_others() {
+        let (mut endless, mut bottomless) = (
+            tokio::io::join(tokio::io::repeat(1), tokio::io::sink()),
+            tokio::io::join(tokio::io::empty(), tokio::io::sink()),
+        );
+        let mut carriage = Carriage::default();
+        let turn = std::future::poll_fn(|context| {
+            Poll::Ready(carriage.poll(context, &mut endless, &mut bottomless, None).is_pending())
+        });
+        assert!(turn.await, "it goes on");
+        let carried = carriage.carried_up();
+        let turn = TURN_BYTES_MAX as u64;
+        assert!((turn..turn + READ_BYTES_MAX as u64).contains(&carried), "{carried}");
+    }
+}

@@ -160,22 +160,23 @@ impl Inbound {
         exchange.set_caller(admission.peer(), Some(&admission.rule()));
         let Some(_pass) = self.gate.enter() else {
             exchange.set_flag(Flag::Overflow);
-            return stream
-                .refuse(RefusalReason::Overloaded, "this node carries as much work as it may")
-                .await;
+            let detail = "this node carries as much work as it may";
+            return Box::pin(stream.refuse(RefusalReason::Overloaded, detail)).await;
         };
         let _workload_pass = workload.gate.enter();
-        let opened = workload.upstream.connector().open(CalledBy { peer: admission.peer(), from }).await;
+        let caller = CalledBy { peer: admission.peer(), from };
+        // On the heap: what is open needs no room for how it was opened.
+        let opened = Box::pin(workload.upstream.connector().open(caller)).await;
         let (mut io, _passes) = match opened {
             Ok(opened) => opened,
             Err(failure) => {
                 exchange.set_flag(flag_of(&failure));
-                return refuse(stream, &failure).await;
+                return Box::pin(refuse(stream, &failure)).await;
             }
         };
         tcp_under(&io).into_iter().for_each(tunnel::reset_unless_ended);
-        let Ok(stream) = stream.accept().await else { return };
-        match tunnel::carry_admitted(stream, &mut io, &mut exchange, admission).await {
+        let Ok(mut stream) = Box::pin(stream.accept()).await else { return };
+        match tunnel::carry_admitted(&mut stream, &mut io, &mut exchange, admission).await {
             Ok(()) => tcp_under(&io).into_iter().for_each(tunnel::end),
             Err(error) => debug!(service = %workload.service, %error, "connection broken"),
         }
