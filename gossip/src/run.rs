@@ -132,6 +132,9 @@ pub struct GossipLoop {
     sequence: u64,
     /// The latest life in which somebody has spoken in this node's name.
     later_life: u64,
+    /// Somebody speaks to this node whom it does not know.
+    stranger: Option<(SocketAddr, SpiffeId)>,
+    next_stranger: Instant,
     /// Somebody is back who may know what this node does not.
     exchange_with: Option<SocketAddr>,
     /// Its next renewal is news.
@@ -223,6 +226,8 @@ impl GossipLoop {
             sequence: wall.unix_millis,
             later_life: 0,
             exchange_with: None,
+            stranger: None,
+            next_stranger: now,
             is_refuting: false,
             publisher,
             svid,
