@@ -148,7 +148,6 @@ struct Own {
     address: SocketAddr,
     locality: Locality,
     interval: Duration,
-    told: usize,
 }
 
 /// How far this node has come to know the others.
@@ -196,13 +195,8 @@ impl GossipLoop {
         let incarnation = remembering.first_life(wall).await;
         let acquaintances = remembering.acquaintances();
         let book = AddressBook { snapshots: snapshot_out.subscribe(), seeds, acquaintances };
-        let own = Own {
-            name,
-            address: description.addresses[0],
-            locality: description.locality.clone(),
-            interval,
-            told: news.told,
-        };
+        let own =
+            Own { name, address: description.addresses[0], locality: description.locality.clone(), interval };
         let post = Post::new(link.clone(), book.clone(), own.address);
         let settings = ReplicaSettings {
             own: MapId { owner: name, generation: incarnation, address: own.address },
