@@ -59,8 +59,6 @@ pub(crate) struct Neighbours {
     chosen: Vec<u64>,
     /// Those that were exchanged, and are not chosen again for a while.
     passed_over: VecDeque<u64>,
-    /// Who was told news last, the newest at the end: others come first.
-    told: VecDeque<u64>,
     /// Who has spoken to this node, ever: somebody is there.
     heard: BTreeSet<u64>,
     /// Who has chosen this node, and when it last said so.
@@ -77,7 +75,6 @@ impl Neighbours {
             salt,
             chosen: Vec::new(),
             passed_over: VecDeque::new(),
-            told: VecDeque::new(),
             heard: BTreeSet::new(),
             choosers: BTreeMap::new(),
             next_change: now + CHANGE_PERIOD,
@@ -107,9 +104,10 @@ impl Neighbours {
         let all = drawn.iter().map(|(_, name, _)| *name);
         let unheard_max = self.count / UNHEARD_ONE_IN;
         self.chosen.clear();
-        self.take(near, self.count / 2, unheard_max);
+        self.take(near.clone(), self.count / 2, unheard_max);
         self.take(all.clone(), self.count, unheard_max);
         // There are no others.
+        self.take(near, self.count / 2, self.count);
         self.take(all, self.count, self.count);
         let is_there = |name: &u64| peers.get(name).is_some_and(|peer| peer.is_talker);
         self.heard.retain(is_there);
@@ -120,7 +118,7 @@ impl Neighbours {
     fn take(&mut self, drawn: impl Iterator<Item = u64>, count: usize, unheard_max: usize) {
         let mut unheard = self.chosen.iter().filter(|name| !self.heard.contains(name)).count();
         for name in drawn {
-            if self.chosen.len() == count {
+            if self.chosen.len() >= count {
                 return;
             }
             let is_heard = self.heard.contains(&name);
@@ -160,17 +158,10 @@ impl Neighbours {
         some.to_vec()
     }
 
-    /// `count` of them to tell news, by chance, but none twice until all were told: what is news in a few rounds so comes
-    /// to as many as rounds can reach. Drawn anew in each round, one in a quarter of a million would be left out by all
-    /// its neighbours; so it is one in some ten million.
-    pub(crate) fn next_to_tell(&mut self, count: usize, rng: &mut impl Rng) -> Vec<u64> {
+    /// All of them, in an order of chance.
+    pub(crate) fn shuffled(&self, rng: &mut impl Rng) -> Vec<u64> {
         let mut all: Vec<u64> = self.all().collect();
         all.shuffle(rng);
-        self.told.retain(|name| all.contains(name));
-        while self.told.len() + count > all.len() && self.told.pop_front().is_some() {}
-        all.sort_by_key(|name| self.told.contains(name));
-        all.truncate(count);
-        self.told.extend(&all);
         all
     }
 
@@ -268,24 +259,6 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_told_twice_before_all_were_told() {
-        let (all, now) = (peers(100), Instant::now());
-        let mut rng = StdRng::seed_from_u64(1);
-        let mut neighbours = Neighbours::new(64, 7, now);
-        neighbours.choose(&all, now, &mut rng);
-        let choosers = all.keys().copied().filter(|name| !neighbours.has_chosen(*name));
-        choosers.take(NEIGHBOURS).collect::<Vec<_>>().into_iter().for_each(|name| {
-            neighbours.handle_chosen(name, now);
-        });
-        for _ in 0..50 {
-            let mut told: Vec<u64> = (0..8).flat_map(|_| neighbours.next_to_tell(3, &mut rng)).collect();
-            told.sort_unstable();
-            told.dedup();
-            assert_eq!(told.len(), 2 * NEIGHBOURS);
-        }
-    }
-
-    #[test]
     fn a_small_mesh_is_all_neighbours() {
         let (all, now) = (peers(5), Instant::now());
         let mut rng = StdRng::seed_from_u64(1);
@@ -295,7 +268,5 @@ mod tests {
         assert_eq!(neighbours.chosen, [0, 1, 2, 3, 4]);
         assert_eq!(neighbours.some(3, &mut rng).len(), 3);
         assert_eq!(neighbours.some(9, &mut rng).len(), 5);
-        assert_eq!(neighbours.next_to_tell(3, &mut rng).len(), 3);
-        assert_eq!(neighbours.next_to_tell(9, &mut rng).len(), 5);
     }
 }

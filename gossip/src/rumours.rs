@@ -1,9 +1,10 @@
 //! STATE MACHINE: what is news, and how often it is passed on.
 //!
-//! Whoever hears something for the first time passes it on at once, and again in a few rounds, each time to other
-//! peers (rumour mongering; Demers et al., "Epidemic algorithms for replicated database maintenance",
-//! 1987). Large records are offered, and asked for by whoever lacks them. One owner cannot have more of its news
-//! passed on than its share; what exceeds it, the repair path carries.
+//! Whoever hears something for the first time passes it on at once, and again in a few rounds, each time to others of
+//! its two dozen neighbours (rumour mongering; Demers et al., "Epidemic algorithms for replicated database maintenance",
+//! 1987). Were they drawn anew for each round, one change in a quarter of a million would miss somebody; so it is one
+//! in some ten million. Large records are offered, and asked for by whoever lacks them. One owner cannot have more of
+//! its news passed on than its share; what exceeds it, the repair path carries.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -38,6 +39,9 @@ const ORIGIN_PER_SECOND: f64 = 2.0;
 const IDENTITY_BURST: f64 = 256.0;
 const IDENTITY_PER_SECOND: f64 = 8.0;
 
+/// Of what is told together, so much decides to whom: of more there is something new for everybody.
+const WEIGHED_MAX: usize = 16;
+
 /// Owners whose share is counted, and identities.
 const ORIGINS_MAX: usize = 4096;
 
@@ -65,6 +69,18 @@ struct Hot {
     is_whole: bool,
     rounds_left: u32,
     next: Instant,
+    /// To whom it was told; its origin knows it.
+    told: Vec<u64>,
+}
+
+/// What is told at a time, and to whom.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Round {
+    pub(crate) to: Vec<u64>,
+    /// In datagrams.
+    pub(crate) small: Vec<Item>,
+    /// In streams.
+    pub(crate) whole: Vec<Item>,
 }
 
 enum Said {
@@ -206,7 +222,8 @@ impl Rumours {
             .or_insert_with(|| Allowance::new(ORIGIN_PER_SECOND, ORIGIN_BURST, now));
         let has_room = self.hot.len() < NEWS_MAX || self.hot.contains_key(&subject);
         if has_room && allowance.take(1.0, now) {
-            self.hot.insert(subject, Hot { said, is_whole: is_own, rounds_left: self.rounds, next: now });
+            let (rounds_left, told) = (self.rounds, vec![origin]);
+            self.hot.insert(subject, Hot { said, is_whole: is_own, rounds_left, next: now, told });
         } else {
             metrics::counter!("starling_gossip_news_left_to_repair_total").increment(1);
         }
@@ -225,16 +242,23 @@ impl Rumours {
         Some(self.next_round.map_or(due, |next| next.max(due)))
     }
 
-    /// What is due to be passed on now: in datagrams, and in streams.
-    pub(crate) fn take_round(&mut self, now: Instant) -> (Vec<Item>, Vec<Item>) {
+    /// What is due to be passed on now, and to whom of `among`, which are in an order of chance.
+    pub(crate) fn take_round(&mut self, now: Instant, mut among: Vec<u64>) -> Round {
         let (mut items, mut whole) = (Vec::new(), Vec::new());
         let (period, gap) = (self.news.period, ROUND_GAP.min(self.news.period / 2));
         self.next_round = Some(now + gap);
+        // What is due soon goes along.
+        let is_due = |hot: &Hot| hot.next <= now + gap / 2;
+        let weighed: Vec<&Hot> = self.hot.values().filter(|hot| is_due(hot)).take(WEIGHED_MAX).collect();
+        let times_told =
+            |name: &u64| weighed.iter().flat_map(|hot| &hot.told).filter(|told| *told == name).count();
+        among.sort_by_cached_key(times_told);
+        among.truncate(self.news.told);
         self.hot.retain(|subject, hot| {
-            // What is due soon goes along.
-            if hot.next > now + gap / 2 {
+            if !is_due(hot) {
                 return true;
             }
+            hot.told.extend(&among);
             if std::mem::take(&mut hot.is_whole) && hot.said.is_large() {
                 whole.extend(hot.said.whole());
             } else {
@@ -244,7 +268,7 @@ impl Rumours {
             hot.rounds_left -= 1;
             hot.rounds_left > 0
         });
-        (items, whole)
+        Round { to: among, small: items, whole }
     }
 
     /// Whether to ask `peer` for a record that it offers and this node lacks.
@@ -313,6 +337,11 @@ mod tests {
         Filed { owner, key: Key::Node, version: Version { incarnation: 1, version } }
     }
 
+    fn told(rumours: &mut Rumours, now: Instant) -> (Vec<Item>, Vec<Item>) {
+        let round = rumours.take_round(now, vec![]);
+        (round.small, round.whole)
+    }
+
     fn identity() -> SpiffeId {
         "spiffe://acme/svc/web".parse().expect("an identity")
     }
@@ -326,10 +355,34 @@ mod tests {
         rumours.handle_record(&identity(), node(2, 1), vec![2; 5_000].into(), now);
         let mut rounds = Vec::new();
         while let Some(due) = rumours.poll_timeout() {
-            rounds.push((due - now, rumours.take_round(due).0.len()));
+            rounds.push((due - now, rumours.take_round(due, vec![]).small.len()));
         }
         let expected: Vec<_> = (0..news.rounds).map(|round| (news.period * round, 2)).collect();
         assert_eq!(rounds, expected);
+    }
+
+    #[test]
+    fn nobody_is_told_anything_twice_while_others_were_not_told() {
+        let now = Instant::now();
+        let mut rumours = Rumours::new(News::default());
+        rumours.set_members(100);
+        rumours.handle_record(&identity(), node(1, 1), vec![1; 100].into(), now);
+        let mut all = Vec::new();
+        let mut has_other = false;
+        while let Some(due) = rumours.poll_timeout() {
+            // Something else is told between.
+            if !std::mem::replace(&mut has_other, true) {
+                rumours.handle_record(&identity(), node(13, 1), vec![2; 100].into(), now + ROUND_GAP * 2);
+            }
+            let round = rumours.take_round(due, (1..=13).collect());
+            if round.small.contains(&Item::Record(vec![1; 100])) {
+                all.extend(round.to);
+            } else {
+                assert!(!round.to.contains(&13), "its own word");
+            }
+        }
+        all.sort_unstable();
+        assert_eq!(all, (2..=13).collect::<Vec<u64>>());
     }
 
     #[test]
@@ -339,9 +392,9 @@ mod tests {
         rumours.handle_record(&identity(), node(1, 1), vec![1; 100].into(), now);
         rumours.handle_record(&identity(), node(1, 2), vec![1; 5_000].into(), now);
         let offered = node(1, 2);
-        assert_eq!(rumours.take_round(now), (vec![Item::Offer(offered.clone())], vec![]));
+        assert_eq!(told(&mut rumours, now), (vec![Item::Offer(offered.clone())], vec![]));
         rumours.handle_own(node(1, 3), vec![1; 5_000].into(), now);
-        assert_eq!(rumours.take_round(now), (vec![], vec![Item::Record(vec![1; 5_000])]), "whole, once");
+        assert_eq!(told(&mut rumours, now), (vec![], vec![Item::Record(vec![1; 5_000])]), "whole, once");
         let peer = |port| SocketAddr::from(([192, 0, 2, 1], port));
         assert!(rumours.wants(&offered, peer(1), now) && !rumours.wants(&offered, peer(1), now));
         assert!(rumours.wants(&offered, peer(1), now + WANT_PERIOD));
@@ -365,9 +418,9 @@ mod tests {
         for name in 0..1000 {
             rumours.handle_record(&identity(), node(name, 1), vec![1; 100].into(), now);
         }
-        assert_eq!(rumours.take_round(now).0.len(), IDENTITY_BURST as usize);
+        assert_eq!(told(&mut rumours, now).0.len(), IDENTITY_BURST as usize);
         rumours.handle_own(node(1000, 1), vec![1; 100].into(), now);
-        assert_eq!(rumours.take_round(now).0.len(), 1, "a node's own word is not held up by its replicas");
+        assert_eq!(told(&mut rumours, now).0.len(), 1, "a node's own word is not held up by its replicas");
     }
 
     #[test]
@@ -379,15 +432,15 @@ mod tests {
                 let key = Key::Instance(format!("{id}").parse().expect("a label"));
                 rumours.handle_record(&identity(), Filed { key, ..node(1, 1) }, vec![1; 100].into(), now);
             }
-            let due = rumours.take_round(now).0.len();
+            let due = told(rumours, now).0.len();
             while let Some(next) = rumours.poll_timeout() {
-                rumours.take_round(next);
+                told(rumours, next);
             }
             due
         };
         assert_eq!(flood(&mut rumours, now), ORIGIN_BURST as usize);
         let other = "spiffe://acme/svc/other".parse().expect("an identity");
         rumours.handle_record(&other, node(2, 1), vec![1; 100].into(), now);
-        assert_eq!(rumours.take_round(now).0.len(), 1, "others have their own");
+        assert_eq!(told(&mut rumours, now).0.len(), 1, "others have their own");
     }
 }

@@ -132,6 +132,9 @@ pub struct GossipLoop {
     sequence: u64,
     /// The latest life in which somebody has spoken in this node's name.
     later_life: u64,
+    /// Somebody speaks to this node whom it does not know.
+    stranger: Option<(SocketAddr, SpiffeId)>,
+    next_stranger: Instant,
     /// Somebody is back who may know what this node does not.
     exchange_with: Option<SocketAddr>,
     /// Its next renewal is news.
@@ -145,7 +148,6 @@ struct Own {
     address: SocketAddr,
     locality: Locality,
     interval: Duration,
-    told: usize,
 }
 
 /// How far this node has come to know the others.
@@ -193,13 +195,8 @@ impl GossipLoop {
         let incarnation = remembering.first_life(wall).await;
         let acquaintances = remembering.acquaintances();
         let book = AddressBook { snapshots: snapshot_out.subscribe(), seeds, acquaintances };
-        let own = Own {
-            name,
-            address: description.addresses[0],
-            locality: description.locality.clone(),
-            interval,
-            told: news.told,
-        };
+        let own =
+            Own { name, address: description.addresses[0], locality: description.locality.clone(), interval };
         let post = Post::new(link.clone(), book.clone(), own.address);
         let settings = ReplicaSettings {
             own: MapId { owner: name, generation: incarnation, address: own.address },
@@ -223,6 +220,8 @@ impl GossipLoop {
             sequence: wall.unix_millis,
             later_life: 0,
             exchange_with: None,
+            stranger: None,
+            next_stranger: now,
             is_refuting: false,
             publisher,
             svid,

@@ -26,16 +26,16 @@ const KNOCK_PERIOD: Duration = Duration::from_millis(500);
 /// How often a seed is asked that no known member listens at: there may be nobody, or a member by another address.
 const SEED_ASKED_MAX: u32 = 2;
 
-/// How long after somebody is back leases are asked for, and then again after twice as long each time.
+/// How long after somebody is back leases are asked for, and how often, as long as anybody is lost.
 const BACK_ASKED_AFTER: Duration = Duration::from_millis(300);
-const BACK_ASKED_AFTER_MAX: Duration = Duration::from_millis(1200);
+const BACK_ASKED: u32 = 4;
 
 /// See the module.
 #[derive(Default)]
 pub(crate) struct Searching {
     lost: BTreeSet<(SocketAddr, SpiffeId)>,
-    /// Some are back: when somebody is asked for the leases of the others, and how long after the last time.
-    asks: Option<(Instant, Duration)>,
+    /// Some are back: when somebody is asked for the leases of the others, and how often that was done.
+    asks: Option<(Instant, u32)>,
     /// Seeds at which no known member listens, and how often they were asked.
     strange: BTreeMap<SocketAddr, u32>,
     period: Duration,
@@ -68,7 +68,7 @@ impl Searching {
         let asked = std::mem::take(&mut self.strange);
         self.strange = strange.map(|seed| (seed, asked.get(&seed).copied().unwrap_or_default())).collect();
         if self.asks.is_none() && self.lost.iter().any(|one| !lost.contains(one) && is_back(one)) {
-            self.asks = Some((now + BACK_ASKED_AFTER, BACK_ASKED_AFTER));
+            self.asks = Some((now + BACK_ASKED_AFTER, 0));
         }
         self.lost = lost;
         if self.lost.is_empty() {
@@ -100,9 +100,8 @@ impl Searching {
 
     /// Where to knock now, if anywhere.
     pub(crate) fn poll_knock(&mut self, now: Instant, rng: &mut impl Rng) -> Option<Knock> {
-        if let Some((_, after)) = self.asks.filter(|(at, _)| now >= *at) {
-            let after = after * 2;
-            self.asks = (after <= BACK_ASKED_AFTER_MAX).then_some((now + after, after));
+        if let Some((_, before)) = self.asks.filter(|(at, _)| now >= *at) {
+            self.asks = (before + 1 < BACK_ASKED).then_some((now + BACK_ASKED_AFTER, before + 1));
             return Some(Knock::Leases);
         }
         self.next.filter(|next| now >= *next)?;
@@ -178,7 +177,7 @@ mod tests {
             let at = now + Duration::from_millis(100) * step;
             asked.extend(searching.poll_knock(at, &mut rng).map(|knock| (step, knock)));
         }
-        assert_eq!(asked, [3, 9, 21].map(|step| (step, Knock::Leases)));
+        assert_eq!(asked, [3, 6, 9, 12].map(|step| (step, Knock::Leases)));
     }
 
     #[test]

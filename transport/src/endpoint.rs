@@ -8,7 +8,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::{EndpointConfig, IdleTimeout, ServerConfig, TokioRuntime, TransportConfig, VarInt};
+use quinn::{EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt};
 use quinn_proto::HashedConnectionIdGenerator;
 use rand::Rng as _;
 use rand::rngs::StdRng;
@@ -31,6 +31,7 @@ use crate::pool::Pool;
 use crate::serve::Inbox;
 use crate::supervise::close_code;
 use crate::tls::{self, ResetKeys};
+use crate::waiting::Waiting;
 
 /// A bound port and the connections over it. Cheap to clone. It lives until it is closed, not until
 /// handles drop: the tasks behind it hold it too.
@@ -89,7 +90,7 @@ impl Endpoint {
             endpoint_config(&credentials, &mut rng)?,
             Some(config.clone()),
             socket,
-            Arc::new(TokioRuntime),
+            Arc::new(Waiting),
         )?;
         let local_addr = quinn.local_addr()?;
 

@@ -35,6 +35,7 @@ mod supervise;
 mod telemetry;
 pub mod tls;
 pub mod verify;
+mod waiting;
 
 #[cfg(test)]
 mod tests;

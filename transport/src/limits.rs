@@ -7,9 +7,10 @@
 use std::time::Duration;
 
 /// Bidirectional streams that a peer may have open on a new connection. quinn-proto prepares every
-/// permitted stream at set-up; at 20,000 a connection costs more than twice as much. Most pairs of
-/// nodes need fewer than these, and `permits` permits more to those that use them.
-pub const CALLS_PER_CONNECTION_AT_FIRST: u32 = 256;
+/// permitted stream at set-up, in two tables; at 20,000 a connection costs more than twice as much. Most
+/// connections of a node carry gossip and no call, and `permits` permits more to those that use them:
+/// more calls than these that begin together wait for one round trip.
+pub const CALLS_PER_CONNECTION_AT_FIRST: u32 = 64;
 
 /// The most that one connection is ever permitted: each TCP connection is one, and so is each
 /// HTTP/1.1 request at its time. Half as many again as a node takes on by default
@@ -19,8 +20,10 @@ pub const CALLS_PER_CONNECTION_MAX: u32 = 16_384;
 /// What one call costs before anybody takes it: quinn's two halves, and the task that reads its header.
 const CALL_BYTES: u32 = 4 * 1024;
 
-/// Unidirectional streams a peer may have open on one connection: gossip messages under way.
-pub const MESSAGES_PER_CONNECTION_MAX: u32 = 1_000;
+/// Unidirectional streams a peer may have open on one connection: gossip messages under way, which are sent one after
+/// the other, and announcements. A thousand would be prepared as well, and take 35 KB a connection: a sixth of what an
+/// idle node has on its heap.
+pub const MESSAGES_PER_CONNECTION_MAX: u32 = 64;
 
 /// Connections of one node, dialled and accepted. An idle one takes about 45 KB, so this is
 /// under 200 MB; a mesh of chitchat's largest size (about 1,149 nodes) fits three times.

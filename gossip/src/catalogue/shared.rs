@@ -151,6 +151,7 @@ impl Catalogue {
                 owner: known.name,
                 incarnation: known.node.version.incarnation,
                 counter: known.seen.counter(),
+                renew,
                 silent,
             })
         };

@@ -75,6 +75,9 @@ const LEASE_BYTES: usize = 64;
 /// How long who was asked may take to welcome.
 const WELCOME_WITHIN: Duration = Duration::from_secs(30);
 
+/// How often an exchange begins with somebody who speaks and is not known. Mostly a newcomer whose record comes soon.
+const STRANGER_PERIOD: Duration = Duration::from_secs(1);
+
 /// Items answered to one message.
 const ANSWERS_MAX: usize = 512;
 
@@ -155,11 +158,25 @@ impl GossipLoop {
         }
         self.note_hearing(self.clock.now());
         self.outlive_if_succeeded();
+        self.meet_stranger();
         if let Some(address) = self.exchange_with.take()
             && self.mending.may_answer(self.clock.now())
         {
             self.publish();
             self.repairing.gossip_with(address, &self.catalogue, self.clock.now()).await;
+        }
+    }
+
+    /// A member speaks to this node, which has never heard of it: there is a mesh beside the one it knows, as after all
+    /// seeds have started anew at once and met only each other.
+    fn meet_stranger(&mut self) {
+        let now = self.clock.now();
+        let Some(stranger) = self.stranger.take().filter(|_| now >= self.next_stranger) else { return };
+        self.next_stranger = now + STRANGER_PERIOD;
+        // What it said may have made it known.
+        self.publish();
+        if !self.names.contains_key(&stranger) {
+            self.exchange_with.get_or_insert(stranger.0);
         }
     }
 
@@ -247,7 +264,10 @@ impl GossipLoop {
         let mut answers = Vec::new();
         if sender.is_none() {
             // Expired here, or not heard of yet: its own renewal or record would tell.
-            answers.extend(self.ask_of_stranger(from, peer));
+            match self.ask_of_stranger(from, peer) {
+                Some(ask) => answers.push(ask),
+                None => self.stranger = Some((from, peer.clone())),
+            }
         }
         for item in talk.items {
             let answer = match item {

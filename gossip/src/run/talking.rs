@@ -107,11 +107,12 @@ impl GossipLoop {
         if self.neighbours.is_empty() || self.rumours.poll_timeout().is_none_or(|due| due > now) {
             return;
         }
-        let (small, whole) = self.rumours.take_round(now);
+        let round = self.rumours.take_round(now, self.neighbours.shuffled(&mut self.rng));
         let knows = self.catalogue.knows();
-        let talks: Vec<_> = batches(knows, small, TALK_BYTES).into_iter().map(Message::Talk).collect();
-        let whole: Vec<_> = batches(knows, whole, STREAM_BYTES).into_iter().map(Message::Talk).collect();
-        for name in self.neighbours.next_to_tell(self.own.told, &mut self.rng) {
+        let talks: Vec<_> = batches(knows, round.small, TALK_BYTES).into_iter().map(Message::Talk).collect();
+        let whole: Vec<_> =
+            batches(knows, round.whole, STREAM_BYTES).into_iter().map(Message::Talk).collect();
+        for name in round.to {
             let Some(address) = self.peers.get(&name).map(|peer| peer.address) else { continue };
             talks.iter().for_each(|talk| self.post.send(address, talk, Delivery::Once));
             whole.iter().for_each(|talk| self.post.send(address, talk, Delivery::Reliable));

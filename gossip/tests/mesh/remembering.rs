@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use starling_gossip::clock::{Clock, WallTime};
+use starling_gossip::limits::DEPARTED_SHOWN;
 use starling_gossip::memory::{self, Entry, LIFE_KEY, Memory, Remembered};
 use starling_gossip::snapshot::{Presence, Snapshot};
 use tokio::time::sleep;
@@ -81,14 +82,24 @@ async fn a_node_rejoins_with_every_seed_gone() {
     let (mut world, disk) = world_with_a_disk().await;
     world.crash(3);
     world.crash(0);
-    // Until the others have given it up and do not ask for it any more.
-    sleep(LEASE * 4).await;
+    // Until the others have given it up and do not knock at its door any more.
+    sleep(LEASE * 4 + DEPARTED_SHOWN).await;
     world.restart(3, |_| ()).await;
     sleep(SPREAD).await;
     assert_eq!(alive(&world.snapshots()[3]), 1, "without a memory it knows nobody to ask");
     world.crash(3);
     world.restart(3, |setup| setup.remembered = remembered(&disk)).await;
     world.wait_for("three together", SPREAD, |all| all[1..].iter().all(|it| alive(it) == 3)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_without_memory_and_seeds_is_found_by_those_who_miss_it() {
+    let mut world = World::converged(4).await;
+    world.crash(3);
+    world.crash(0);
+    sleep(LEASE * 4).await;
+    world.restart(3, |_| ()).await;
+    world.wait_for("three together", SPREAD * 2, |all| all[1..].iter().all(|it| alive(it) == 3)).await;
 }
 
 /// As [`world_with_a_disk`], where certificates outlast a month either way.
