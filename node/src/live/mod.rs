@@ -5,6 +5,8 @@
 
 mod hold;
 mod route;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
