@@ -109,6 +109,18 @@ async fn a_part_shares_its_endpoints_with_the_whole_and_keeps_them_over_tables()
     assert_eq!(first.route("web-v1").expect("a part").settings.limits.requests, 3);
     let second = maker.next(&first, all());
     assert!(Arc::ptr_eq(&one(&first, "web-v1"), &one(&second, "web")));
+    let services = BTreeMap::from([("web".parse().expect("a name"), all())]);
+    let snapshot = Snapshot { services, ..Snapshot::default() };
+    let third = maker.next_of(&second, &snapshot);
+    let unchanged = maker.next_of(&third, &snapshot);
+    for name in ["web", "web-v1", "web@version=v2"] {
+        let live = |table: &LiveTable| table.route(name).expect(name).clone();
+        assert!(!Arc::ptr_eq(&live(&second), &live(&third)), "records are new");
+        assert!(
+            Arc::ptr_eq(&live(&third), &live(&unchanged)),
+            "of what has not changed nothing is made anew"
+        );
+    }
     let gone = maker.next(&second, vec![plain("c")]);
     assert_eq!(nodes(&gone, "web-v1"), Vec::<String>::new(), "and nobody else takes its work");
 }
