@@ -112,6 +112,12 @@ async fn members_services_and_routes_have_their_documented_fields() {
     let route = admin.get("/v1/routes/web").await.json;
     assert_eq!(admin.get("/v1/routes").await.json[0]["service"], route["service"]);
     assert_eq!(route["excluded"], Value::Array(Vec::new()));
+    assert_eq!(
+        (&route["name"], &route["policy"], &route["hash_on"]),
+        (&"web".into(), &"peak_ewma".into(), &Value::Null)
+    );
+    let limit = |kind: &str| route["under_way"][kind]["max"].as_u64();
+    assert_eq!((limit("connections"), limit("retries")), (Some(10_000), Some(1_000)));
     has_fields(
         &route["candidates"][0],
         &[
@@ -123,6 +129,9 @@ async fn members_services_and_routes_have_their_documented_fields() {
             ("distance", Value::is_u64),
             ("retained", |retained| retained == false),
             ("trouble", Value::is_null),
+            ("ejected", Value::is_null),
+            ("readiness", |readiness| *readiness == 100.0),
+            ("estimate_ms", is_number_or_null),
             ("in_flight", |count| *count == 0),
             ("requests", |count| *count == 0),
             ("last_attempt_age_ms", is_number_or_null),

@@ -67,6 +67,25 @@ async fn round_robin_gives_each_its_turn() {
 }
 
 #[tokio::test]
+async fn a_running_node_takes_over_another_policy() {
+    let mesh = Mesh::new();
+    let servers = servers(&mesh, &["a", "b", "slow"]).await;
+    servers[2].1.works_for(Duration::from_millis(50));
+    let caller = mesh.node("caller").start().await;
+    caller.finds("web", 3).await;
+    counts(caller.http_proxy(), 30).await;
+    let before = std::fs::read_to_string(caller.config()).expect("a configuration");
+    caller.configure(&format!("{before}\n[[upstream]]\nservice = \"web\"\npolicy = \"round_robin\"\n"));
+    caller.hang_up();
+    eventually("another policy", async || {
+        (route(&caller, "web").await["policy"] == "round_robin").then_some(())
+    })
+    .await;
+    let counts = counts(caller.http_proxy(), 60).await;
+    assert!(counts.len() == 3 && counts.values().all(|count| (16..=24).contains(count)), "{counts:?}");
+}
+
+#[tokio::test]
 async fn a_hash_keeps_its_instance_when_another_leaves() {
     let mesh = Mesh::new();
     let mut servers = servers(&mesh, &["a", "b", "c", "d", "e"]).await;

@@ -48,8 +48,8 @@ impl<'e> Measure<'e> {
 
     /// It took the work and failed.
     pub(super) fn handle_error(mut self) {
-        let (took, now) = self.settle();
-        self.endpoint.handle_error(took, now);
+        let (_, now) = self.settle();
+        self.endpoint.handle_error(self.begun, now);
     }
 
     /// It took no work: whether it may be asked again is the breaker's question.
@@ -62,12 +62,6 @@ impl<'e> Measure<'e> {
     /// The outcome says nothing of the endpoint.
     pub(super) fn leave_out(mut self) {
         self.is_settled = true;
-    }
-
-    /// The attempt, which nobody waits for any more, has taken longer than it may.
-    pub(super) fn handle_timeout(endpoint: &Endpoint) {
-        // How long it took has been counted when it was dropped.
-        endpoint.handle_error(Duration::ZERO, endpoint.clock.now());
     }
 
     fn settle(&mut self) -> (Duration, Instant) {
@@ -87,9 +81,11 @@ impl Drop for Measure<'_> {
 }
 
 impl Endpoint {
-    fn handle_error(&self, took: Duration, now: Instant) {
-        self.estimate.handle_failure(took, self.stamp(now));
-        let in_a_row = self.record.handle_error();
+    /// An attempt that had `begun` then took work and failed.
+    pub(super) fn handle_error(&self, begun: Instant, now: Instant) {
+        self.estimate.handle_failure(now.saturating_duration_since(begun), self.stamp(now));
+        let micros = |at: Instant| at.saturating_duration_since(self.created).as_micros() as u64;
+        let in_a_row = self.record.handle_error(micros(begun), micros(now));
         self.handle_outcome(false, now);
         if !self.record.is_out() {
             self.usage.handle_errors(&self.target, in_a_row, now);

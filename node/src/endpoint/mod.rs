@@ -4,6 +4,7 @@
 //! It outlives route tables: the next table takes over the endpoints it still names.
 
 mod connect;
+mod flight;
 mod measure;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -32,6 +33,8 @@ use crate::usage::Usage;
 use connect::MeshConnect;
 use measure::Measure;
 
+pub(crate) use flight::Flight;
+
 /// One instance as this node uses it.
 pub(crate) struct Endpoint {
     target: Target,
@@ -54,12 +57,6 @@ pub(crate) struct Endpoint {
     incarnation: AtomicU64,
     /// Whether the breaker is open: read without its lock on every request.
     troubled: AtomicBool,
-}
-
-/// Counts one piece of work as long as it lives.
-pub(crate) struct Flight {
-    endpoint: Arc<Endpoint>,
-    room: Option<Room>,
 }
 
 /// What may be done with an endpoint that was picked.
@@ -227,11 +224,11 @@ impl Endpoint {
 
     /// Counts a piece of work that begins now.
     pub(crate) fn begin(self: &Arc<Self>) -> Flight {
-        let millis = (self.clock.now() - self.created).as_millis() as u64;
+        let now = self.clock.now();
+        let millis = (now - self.created).as_millis() as u64;
         self.last_attempt.store(millis + 1, Ordering::Relaxed);
         self.requests.fetch_add(1, Ordering::Relaxed);
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
-        Flight { endpoint: self.clone(), room: None }
+        Flight::new(self.clone(), now)
     }
 
     /// Closes connections that nobody has used since the last sweep.
@@ -274,8 +271,9 @@ impl Endpoint {
             }
             Err(error) => {
                 match &error.failure {
-                    SendFailure::Broken(_) | SendFailure::Silent => measure.handle_error(),
-                    SendFailure::Connect(_) => measure.handle_refusal(),
+                    SendFailure::Broken(_) => measure.handle_error(),
+                    // Whether it can be reached is the breaker's question.
+                    SendFailure::Silent | SendFailure::Connect(_) => measure.handle_refusal(),
                     SendFailure::Stale(_) | SendFailure::Unprocessed(_) => measure.leave_out(),
                 }
                 self.handle_failure(&error.failure);
@@ -308,9 +306,9 @@ impl Endpoint {
         }
     }
 
-    /// An attempt has taken longer than it may.
-    pub(crate) fn handle_timeout(&self) {
-        Measure::handle_timeout(self);
+    /// The attempt that is `flight` has taken longer than it may.
+    pub(crate) fn handle_timeout(&self, flight: &Flight) {
+        self.handle_error(flight.begun(), self.clock.now());
     }
 
     /// Makes sure that there is a connection.
@@ -391,20 +389,6 @@ impl Endpoint {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Breaker> {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Flight {
-    /// It holds `room` as well.
-    pub(crate) fn holding(mut self, room: Option<Room>) -> Self {
-        self.room = room;
-        self
-    }
-}
-
-impl Drop for Flight {
-    fn drop(&mut self) {
-        self.endpoint.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

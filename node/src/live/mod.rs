@@ -5,6 +5,8 @@
 
 mod hold;
 mod route;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,9 +32,14 @@ pub(crate) struct LiveTable {
     routes: BTreeMap<Arc<str>, Arc<LiveRoute>>,
     /// Whether any of them wants to know what a request asks for.
     hashes: bool,
+    /// What they were made by.
+    upstreams: Upstreams,
     /// The services whose last known endpoints are kept.
     pub(crate) panics: BTreeMap<ServiceName, Panic>,
 }
+
+/// The routes of one service by their names.
+type Held<'t> = Vec<(&'t Arc<str>, &'t Arc<LiveRoute>)>;
 
 /// Makes an endpoint of a service.
 type MakeEndpoint<'m> = dyn Fn(&ServiceName, &Target, Arc<Usage>) -> Arc<Endpoint> + 'm;
@@ -55,16 +62,22 @@ struct Endpoints<'t> {
 }
 
 impl LiveTable {
-    /// The table after this one.
+    /// The table after this one. A service of which nothing has changed keeps its routes as they are.
     pub(crate) fn next(&self, table: RouteTable, making: &Making<'_>) -> Self {
-        let parts_before = self.parts();
+        let held = self.by_service();
+        let is_used_alike = self.upstreams == *making.upstreams;
         let mut routes = BTreeMap::new();
         for (service, route) in table.routes {
-            let held = parts_before.get(&service).map(Vec::as_slice).unwrap_or_default();
-            self.add(&mut routes, (&service, route), held, making);
+            let held = held.get(&service).map(Vec::as_slice).unwrap_or_default();
+            let is_same = |(_, live): &(_, &Arc<LiveRoute>)| is_used_alike && live.basis.is_same(&route);
+            match held.first().is_some_and(is_same) {
+                true => routes.extend(held.iter().map(|(name, live)| (Arc::clone(name), Arc::clone(live)))),
+                false => self.add(&mut routes, (&service, route), held, making),
+            }
         }
         let hashes = routes.values().any(|route: &Arc<LiveRoute>| route.settings.policy.hash_on().is_some());
-        Self { generation: table.generation, routes, hashes, panics: table.panics }
+        let upstreams = making.upstreams.clone();
+        Self { generation: table.generation, routes, hashes, upstreams, panics: table.panics }
     }
 
     /// Adds the routes of one service, of which this table has those in `held`.
@@ -72,49 +85,47 @@ impl LiveTable {
         &self,
         routes: &mut BTreeMap<Arc<str>, Arc<LiveRoute>>,
         (service, route): (&ServiceName, Route),
-        held: &[&Arc<LiveRoute>],
+        held: &[(&Arc<str>, &Arc<LiveRoute>)],
         making: &Making<'_>,
     ) {
         let now = making.clock.now();
         let settings = making.upstreams.of(service);
         let usage = match held.first() {
-            Some(held) => held.usage().clone(),
+            Some((_, held)) => held.usage().clone(),
             None => Usage::new(service.clone(), &settings.outliers, now),
         };
         usage.set_settings(&settings.outliers);
-        let of_held = held.iter().flat_map(|route| &route.endpoints);
+        let of_held = held.iter().flat_map(|(_, route)| &route.endpoints);
         let mut endpoints = Endpoints {
             held: of_held.map(|endpoint| (endpoint.target(), endpoint)).collect(),
             used: BTreeMap::new(),
         };
-        let mut make = |name: Arc<str>, mut route: Route, settings: &UpstreamSettings, subset: &Subset| {
-            subset::restrict(&mut route, subset);
-            if let Some(most) = settings.endpoints_max() {
-                neighbourhood::narrow(&mut route, making.own, most);
-            }
+        let basis = Arc::new(route);
+        let mut make = |name: Arc<str>, settings: &UpstreamSettings, subset: &Subset| {
+            let route = part_of(&basis, subset, settings, making.own);
             let joined =
                 endpoints.join(&route, now, |target| (making.endpoint)(service, target, usage.clone()));
             let previous = self.routes.get(&name).filter(|previous| previous.service() == service);
-            let plan = route::Plan { service, usage: &usage, settings: settings.clone(), now };
+            let plan = route::Plan { service, usage: &usage, basis: &basis, settings: settings.clone(), now };
             let live = LiveRoute::new(plan, route, joined, previous.map(|previous| &**previous));
             routes.insert(name, Arc::new(live));
         };
         for part in making.upstreams.parts_of(service) {
-            make(part.name.clone(), route.clone(), &part.settings, &part.subset);
+            make(part.name.clone(), &part.settings, &part.subset);
         }
         // A part that is called like a service hides it, as its owner wants.
         if !making.upstreams.hides(service) {
-            make(service.as_str().into(), route, settings, &Subset::default());
+            make(service.as_str().into(), settings, &Subset::default());
         }
         usage.set_members(endpoints.used.iter().map(|(target, endpoint)| (target, endpoint.record())));
     }
 
-    fn parts(&self) -> BTreeMap<ServiceName, Vec<&Arc<LiveRoute>>> {
-        let mut parts: BTreeMap<ServiceName, Vec<&Arc<LiveRoute>>> = BTreeMap::new();
-        for route in self.routes.values() {
-            parts.entry(route.service().clone()).or_default().push(route);
+    fn by_service(&self) -> BTreeMap<ServiceName, Held<'_>> {
+        let mut services: BTreeMap<ServiceName, Held<'_>> = BTreeMap::new();
+        for (name, route) in &self.routes {
+            services.entry(route.service().clone()).or_default().push((name, route));
         }
-        parts
+        services
     }
 
     /// Whether no service is known.
@@ -141,6 +152,18 @@ impl LiveTable {
     pub(crate) fn routes(&self) -> impl Iterator<Item = (&str, &Arc<LiveRoute>)> {
         self.routes.iter().map(|(name, route)| (&**name, route))
     }
+}
+
+/// What of a service's route is used.
+fn part_of(basis: &Arc<Route>, subset: &Subset, settings: &UpstreamSettings, own: &NodeName) -> Arc<Route> {
+    let most = settings.endpoints_max().unwrap_or(usize::MAX);
+    if subset.is_whole() && basis.candidates.len() <= most {
+        return basis.clone();
+    }
+    let mut route = Route::clone(basis);
+    subset::restrict(&mut route, subset);
+    neighbourhood::narrow(&mut route, own, most);
+    Arc::new(route)
 }
 
 impl Endpoints<'_> {

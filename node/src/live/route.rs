@@ -26,8 +26,10 @@ const READINESS_MIN: f32 = 0.1;
 
 /// One service's route in use, or that of a part of it.
 pub(crate) struct LiveRoute {
-    /// As computed.
-    pub(crate) route: Route,
+    /// As computed, as far as it is used.
+    pub(crate) route: Arc<Route>,
+    /// As computed for the whole service.
+    pub(super) basis: Arc<Route>,
     /// One for each candidate of `route`, in the same order.
     pub(crate) endpoints: Vec<Arc<Endpoint>>,
     /// How it is used.
@@ -50,6 +52,7 @@ struct Lasting {
 pub(super) struct Plan<'p> {
     pub(super) service: &'p ServiceName,
     pub(super) usage: &'p Arc<Usage>,
+    pub(super) basis: &'p Arc<Route>,
     pub(super) settings: UpstreamSettings,
     pub(super) now: Instant,
 }
@@ -85,11 +88,11 @@ struct Candidates<'c> {
 impl LiveRoute {
     pub(super) fn new(
         plan: Plan<'_>,
-        route: Route,
+        route: Arc<Route>,
         endpoints: Vec<Arc<Endpoint>>,
         previous: Option<&Self>,
     ) -> Self {
-        let Plan { service, usage, settings, now } = plan;
+        let Plan { service, usage, basis, settings, now } = plan;
         let lasting = match previous {
             Some(previous) => previous.lasting.clone(),
             None => Arc::new(Lasting {
@@ -103,8 +106,8 @@ impl LiveRoute {
             None => Meter::new(Direction::Outbound, Some(service), ""),
         };
         let tiers = tiers(&route, &endpoints, &settings, previous);
-        let (service, usage) = (service.clone(), usage.clone());
-        Self { route, endpoints, settings, service, tiers, meter, usage, lasting }
+        let (service, usage, basis) = (service.clone(), usage.clone(), basis.clone());
+        Self { route, basis, endpoints, settings, service, tiers, meter, usage, lasting }
     }
 
     /// The service that it is a route of.

@@ -7,6 +7,8 @@ use std::time::Duration;
 #[derive(Debug, Default)]
 pub(crate) struct Record {
     errors_in_a_row: AtomicU32,
+    /// When the last of them came, in microseconds on the endpoint's own clock.
+    last_error: AtomicU64,
     answers: AtomicU32,
     errors: AtomicU32,
     micros: AtomicU64,
@@ -36,10 +38,15 @@ impl Record {
         self.micros.fetch_add(took.as_micros() as u64, Ordering::Relaxed);
     }
 
-    /// An error; gives how many there were in a row.
-    pub(crate) fn handle_error(&self) -> u32 {
+    /// An error at `now` of an attempt that had `begun` before; gives how many there were in a row. Those that
+    /// were under way together fail together, and are one of them.
+    pub(crate) fn handle_error(&self, begun: u64, now: u64) -> u32 {
         self.answers.fetch_add(1, Ordering::Relaxed);
         self.errors.fetch_add(1, Ordering::Relaxed);
+        if begun < self.last_error.load(Ordering::Relaxed) {
+            return self.errors_in_a_row.load(Ordering::Relaxed);
+        }
+        self.last_error.store(now, Ordering::Relaxed);
         self.errors_in_a_row.fetch_add(1, Ordering::Relaxed).saturating_add(1)
     }
 

@@ -119,10 +119,12 @@ fn a_record_counts_an_interval() {
     let record = Record::default();
     record.handle_answer(Duration::from_millis(10));
     record.handle_answer(Duration::from_millis(30));
-    assert_eq!((record.handle_error(), record.handle_error()), (1, 2));
+    assert_eq!((record.handle_error(10, 20), record.handle_error(20, 30)), (1, 2));
     let Window { answers, errors, mean_seconds } = record.take_window();
     assert_eq!((answers, errors), (4, 2));
     assert!(mean_seconds.is_some_and(|mean| (mean - 0.02).abs() < 1e-6));
     record.handle_answer(Duration::ZERO);
-    assert_eq!(record.handle_error(), 1, "no longer in a row");
+    assert_eq!(record.handle_error(40, 50), 1, "no longer in a row");
+    let together: Vec<u32> = (0..10).map(|nth| record.handle_error(50, 60 + nth)).collect();
+    assert_eq!(together, [2; 10]);
 }

@@ -144,8 +144,10 @@ impl<'a> Journey<'a> {
                     request = self.request_again(fate_of(&error), error.unsent, &mut timer).await;
                 }
                 Err(elapsed) => {
+                    if self.is_to_blame(elapsed) {
+                        endpoint.handle_timeout(&flight);
+                    }
                     drop(flight);
-                    endpoint.handle_timeout();
                     let node = format!("node {}", endpoint.target().owner.node);
                     last = Some(failure_of_elapsed(elapsed, &node));
                     if elapsed == Elapsed::Attempt {
@@ -166,6 +168,16 @@ impl<'a> Journey<'a> {
             && let Some(left) = timer.left(self.outbound.clock.now())
         {
             deadline::set(request.headers_mut(), left);
+        }
+    }
+
+    /// Whether an endpoint is to blame for the time that has run out, and not who waits for it: a caller may give
+    /// less time than anybody needs, or take its own with a body.
+    fn is_to_blame(&self, elapsed: Elapsed) -> bool {
+        match elapsed {
+            Elapsed::Attempt => true,
+            Elapsed::Total => !self.for_grpc && self.spare.is_some(),
+            Elapsed::Idle => false,
         }
     }
 

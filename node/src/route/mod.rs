@@ -144,6 +144,26 @@ pub fn compute_keeping(
     RouteTable { generation: snapshot.generation, routes, panics }
 }
 
+impl Route {
+    /// Whether `other` says nothing else. Records are compared by whose copy they are: a snapshot shares what
+    /// has not changed with the one before.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        let is_same = |(one, other): (&Candidate, &Candidate)| {
+            Arc::ptr_eq(&one.instance, &other.instance)
+                && (one.rank, one.incarnation, one.learned_at)
+                    == (other.rank, other.incarnation, other.learned_at)
+                && one.target == other.target
+                && one.locality == other.locality
+        };
+        let is_same_excluded =
+            |(one, other): (&Excluded, &Excluded)| one.reason == other.reason && one.target == other.target;
+        self.protocol == other.protocol
+            && (self.candidates.len(), self.excluded.len()) == (other.candidates.len(), other.excluded.len())
+            && self.candidates.iter().zip(&other.candidates).all(is_same)
+            && self.excluded.iter().zip(&other.excluded).all(is_same_excluded)
+    }
+}
+
 impl Target {
     fn of(offered: &ServiceInstance) -> Self {
         Self {

@@ -3,7 +3,7 @@ use std::cell::Cell;
 use starling_gossip::clock::Clock;
 
 use super::*;
-use crate::balance::HashOn;
+use crate::balance::{Estimate, HashOn};
 
 /// Endpoints as a test wants them, which counts how often they are looked at.
 struct Endpoints<'a> {
@@ -181,6 +181,29 @@ fn a_choice_looks_at_a_handful_however_many_there_are() {
             counts(&group, &field);
             let each = (field.looks.get() - started) / 10_000;
             assert!(each <= most, "{policy:?}, {what}: {each} looks for each choice");
+        }
+    }
+}
+
+/// cargo test --release -p starling --lib -- --ignored --nocapture measure_a_choice
+#[test]
+#[ignore = "a measurement, for people"]
+fn measure_a_choice_of_five_and_of_five_thousand() {
+    const CHOICES: u32 = 1_000_000;
+    let chance = Chance::new(3);
+    for policy in policies() {
+        for count in [5, 100, 5_000] {
+            let group = group(&vec![100; count], &policy);
+            let estimates: Vec<Estimate> = (0..count).map(|_| Estimate::default()).collect();
+            estimates.iter().for_each(|estimate| estimate.handle_answer(Duration::from_millis(3), 7));
+            let load = |index: usize| Load { seconds: estimates[index].seconds(9), ..Load::default() };
+            let field = Endpoints { load: &load, ..Endpoints::default() };
+            let start = Clock::System.now();
+            for _ in 0..CHOICES {
+                let asked = Asked { chance: &chance, key: Some(chance.bits()), now: start };
+                std::hint::black_box(group.pick(&field, asked));
+            }
+            println!("{} of {count}: {:?}", policy.as_str(), (Clock::System.now() - start) / CHOICES);
         }
     }
 }

@@ -1,0 +1,41 @@
+//! Counts work under way.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use starling_gossip::clock::Instant;
+
+use super::Endpoint;
+use crate::circuit::Room;
+
+/// Counts one piece of work as long as it lives.
+pub(crate) struct Flight {
+    endpoint: Arc<Endpoint>,
+    begun: Instant,
+    room: Option<Room>,
+}
+
+impl Flight {
+    /// Work that has `begun`.
+    pub(super) fn new(endpoint: Arc<Endpoint>, begun: Instant) -> Self {
+        endpoint.in_flight.fetch_add(1, Ordering::Relaxed);
+        Self { endpoint, begun, room: None }
+    }
+
+    /// When it began.
+    pub(super) fn begun(&self) -> Instant {
+        self.begun
+    }
+
+    /// It holds `room` as well.
+    pub(crate) fn holding(mut self, room: Option<Room>) -> Self {
+        self.room = room;
+        self
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.endpoint.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
