@@ -208,6 +208,10 @@ async fn record(mut stream: TcpStream, seen: Seen) {
         {
             let mut seen = seen.lock().expect("no panic");
             seen[index].push_str(&String::from_utf8_lossy(&buffer[..count]));
+            let pending = &seen[index][answered..];
+            if pending.ends_with("\r\n\r\n") && pending.contains("\r\nexpect: 100-continue\r\n") {
+                answers += "HTTP/1.1 100 Continue\r\n\r\n";
+            }
             while let Ok(Some((target, used))) = read_one(&seen[index][answered..]) {
                 answered += used;
                 answers += &format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{target}", target.len());

@@ -14,7 +14,7 @@ use crate::proxy::body::RequestBody;
 use crate::proxy::kept::{self, Rewind};
 use crate::proxy::spare::Spare;
 use crate::proxy::workload::Workload;
-use crate::proxy::{headers, translate};
+use crate::proxy::{headers, translate, websocket};
 use crate::telemetry::exchange::{Direction, count_retry};
 use crate::upstream::{Answered, ConnectFailure, HttpVersion, SendError, SendFailure};
 
@@ -85,7 +85,7 @@ async fn send_told(
     version: HttpVersion,
     clock: &Clock,
 ) -> Result<Answered, SendError> {
-    let in_need = headers::needs_http2(request.headers());
+    let in_need = version == HttpVersion::Http2 && headers::needs_http2(request.headers());
     let first = workload.spoken.version_for(version, in_need, clock.now());
     let tried = match try_in(workload, request, first, in_need, clock).await {
         Tried::NotSpoken(again) => {
@@ -120,7 +120,11 @@ async fn try_in(
     if in_need && hop == HttpVersion::Http1 {
         return Tried::Failed(not_spoken(HttpVersion::Http2, request));
     }
+    let mut handshake = None;
     if HttpVersion::of(request.version()) != hop {
+        if hop == HttpVersion::Http2 {
+            handshake = websocket::enter_http2(&mut request);
+        }
         if translate::request(&mut request, hop, workload.service.as_str()).is_err() {
             let detail = format!("the request cannot be told in {hop}, which the workload speaks");
             let failure = ConnectFailure::Refused(RefusalReason::UnsupportedKind, detail);
@@ -128,6 +132,11 @@ async fn try_in(
         }
         // Of HTTP/2, hyper hears no 100.
         request.body().send_anyway();
+    }
+    if handshake.is_some() && !workload.upstream.takes_websockets().await {
+        let detail = "the workload speaks HTTP/2, and takes no WebSockets in it (RFC 8441)".to_owned();
+        let failure = ConnectFailure::Refused(RefusalReason::UnsupportedKind, detail);
+        return Tried::Failed(SendError { failure: failure.into(), unsent: Some(request) });
     }
     let is_new = !workload.spoken.has_answered(hop);
     let (request, before) = if is_new && hop == HttpVersion::Http1 {
@@ -137,8 +146,9 @@ async fn try_in(
         (request, None)
     };
     match send_in(workload, request, hop, clock).await {
-        Ok(answered) => {
+        Ok(mut answered) => {
             workload.spoken.handle_answer(hop);
+            handshake.into_iter().for_each(|made| made.answer_in_http1(&mut answered.response));
             Tried::Answered(answered)
         }
         Err(error) if is_not_spoken(workload, hop, is_new, &error).await => {

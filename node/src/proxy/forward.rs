@@ -5,10 +5,10 @@ use http::header::{CONNECTION, HeaderValue, UPGRADE};
 use http::{Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
 
 use crate::proxy::body::{AnswerBody, AnswerGuard, RequestBody};
 use crate::proxy::expectation::{self, Expectation};
+use crate::proxy::tunnel::Switched;
 use crate::proxy::{headers, tunnel};
 use crate::upstream::{Answered, HttpVersion};
 
@@ -25,7 +25,7 @@ pub(crate) struct Passing {
 /// What a request has left open until its answer comes.
 pub(crate) struct Awaiting {
     /// The caller's half of a switch of protocols, if it asked for one.
-    pub(crate) switched: Option<OnUpgrade>,
+    pub(crate) switched: Option<Switched>,
     /// Its body, if its caller holds that back.
     pub(crate) expectation: Option<Expectation>,
 }
@@ -37,7 +37,7 @@ impl Passing {
         let (version, may_expect) =
             (HttpVersion::of(request.version()), request.version() == Version::HTTP_11);
         let upgrade = headers::upgrade(request.headers(), request.version());
-        let switched = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
+        let switched = upgrade.is_some().then(|| Switched::take(&mut request));
         headers::remove_hop_by_hop(request.headers_mut(), upgrade.as_ref());
         if version == HttpVersion::Http1 {
             *request.version_mut() = Version::HTTP_11;
@@ -67,7 +67,7 @@ pub(crate) fn answer(
     if response.version() < Version::HTTP_11 {
         *response.version_mut() = Version::HTTP_11;
     }
-    guard.sender = sender;
+    (guard.sender, guard.stream) = (sender, stream);
     let Awaiting { switched, expectation } = awaiting;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS
         && let Some(switched) = switched
@@ -88,6 +88,5 @@ pub(crate) fn answer(
         _ => {}
     }
     guard.expectation = expectation;
-    guard.stream = stream;
     response.map(|body| AnswerBody::upstream(body, guard))
 }

@@ -29,8 +29,9 @@ use crate::proxy::local_socket::{self, LocalSocket};
 use crate::proxy::outbound::Outbound;
 use crate::proxy::outbound_tcp::Reached;
 use crate::proxy::overdue::{Overdue, Watch, Watches};
+use crate::proxy::tunnel::Switched;
 use crate::proxy::workload::Plain;
-use crate::proxy::{headers, name, refusal, tunnel};
+use crate::proxy::{headers, name, refusal, tunnel, websocket};
 use crate::sockets::Sockets;
 
 /// After an accept failed for want of descriptors, others end meanwhile.
@@ -205,7 +206,11 @@ async fn serve_http(
     let watch = Arc::new(watch);
     let service = {
         let (outbound, watch) = (outbound.clone(), watch.clone());
-        service_fn(move |request: Request<Incoming>| {
+        service_fn(move |mut request: Request<Incoming>| {
+            if request.method() == Method::CONNECT {
+                // A connection of HTTP/2 lives on beside its tunnels.
+                request.extensions_mut().insert(Arc::new(watch.begin_request()));
+            }
             let (serves, outbound, clients) = (serves.clone(), outbound.clone(), clients.clone());
             let held = held.clone();
             let busy = watch.begin_request();
@@ -270,6 +275,7 @@ fn http_builder(outbound: &Outbound) -> auto::Builder<TokioExecutor> {
         .http2()
         .max_concurrent_streams(streams_max)
         .max_header_list_size(HEAD_BYTES_MAX as u32)
+        .enable_connect_protocol()
         .initial_stream_window_size(outbound.windows.stream_bytes)
         .initial_connection_window_size(outbound.windows.connection_bytes);
     builder
@@ -292,13 +298,35 @@ async fn answer_and_end(
     request: Request<Incoming>,
 ) -> Response<AnswerBody> {
     let keeps = request.version() >= Version::HTTP_2 || request.method() == Method::CONNECT;
-    let mut response = answer(serves, outbound, clients, held, request).await;
+    let mut response = match request.method() {
+        // On the heap: no request's future needs room for it.
+        &Method::CONNECT => Box::pin(answer_connect(serves, outbound, clients, held, request)).await,
+        _ => answer(serves, outbound, clients, held, request).await,
+    };
     let keeps = keeps || response.status() == StatusCode::SWITCHING_PROTOCOLS;
     let ends = response.headers().get(headers::FLAGS).is_some_and(|flag| flag == Flag::Malformed.as_str());
     if (ends || clients.connections.is_draining()) && !keeps {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
+}
+
+/// Answers a CONNECT: for a WebSocket, or for a tunnel.
+async fn answer_connect(
+    serves: &Serves,
+    outbound: &Arc<Outbound>,
+    clients: &Clients,
+    held: &Held,
+    mut request: Request<Incoming>,
+) -> Response<AnswerBody> {
+    let Some(handshake) = websocket::leave_http2(&mut request, &outbound.chance) else {
+        return answer(serves, outbound, clients, held, request).await;
+    };
+    let mut response = answer(serves, outbound, clients, held, request).await;
+    match handshake.answer_in_http2(&mut response) {
+        Ok(()) => response,
+        Err(failure) => failure.answer(false),
+    }
 }
 
 async fn answer(
@@ -316,7 +344,6 @@ async fn answer(
     };
     match service {
         Ok(service) if request.method() == Method::CONNECT => {
-            // On the heap: no request's future needs room for a tunnel.
             Box::pin(connect(outbound, clients, held, (&service, timeouts), request)).await
         }
         Ok(service) => outbound.handle(&service, request, held, timeouts).await,
@@ -332,13 +359,14 @@ async fn connect(
     clients: &Clients,
     held: &Held,
     (service, timeouts): (&str, &Timeouts),
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> Response<AnswerBody> {
+    let switched = Switched::take(&mut request);
     if outbound.speaks(service) == Some(Protocol::Http) {
         return match outbound.enter() {
             Ok(pass) => {
                 let (serves, clients) = (Serves::Service(service.into(), *timeouts), clients.clone());
-                tokio::spawn(serve_tunnel(request, serves, outbound.clone(), clients, (pass, held.clone())));
+                tokio::spawn(serve_tunnel(switched, serves, outbound.clone(), clients, (pass, held.clone())));
                 Response::new(tunnel::no_body())
             }
             Err(failure) => failure.answer(false),
@@ -348,7 +376,7 @@ async fn connect(
         Ok(mut reached) => {
             let (held, idle) = (held.clone(), timeouts.idle_of_connections());
             tokio::spawn(async move {
-                let Ok(client) = hyper::upgrade::on(request).await else { return };
+                let Ok((client, _busy)) = switched.made().await else { return };
                 let mut client = TokioIo::new(client);
                 let Reached { stream, exchange, .. } = &mut reached;
                 let carried = tunnel::carry_held(&mut client, stream, exchange, None, idle, &held).await;
@@ -365,7 +393,7 @@ async fn connect(
 
 /// Boxed, because a tunnel is served by the listener's code, which opens tunnels.
 fn serve_tunnel(
-    request: Request<Incoming>,
+    switched: Switched,
     serves: Serves,
     outbound: Arc<Outbound>,
     clients: Clients,
@@ -373,7 +401,7 @@ fn serve_tunnel(
 ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
     Box::pin(async move {
         let _pass = pass;
-        if let Ok(client) = hyper::upgrade::on(request).await {
+        if let Ok((client, _busy)) = switched.made().await {
             tokio::select! {
                 () = serve_http(TokioIo::new(client), serves, outbound, clients, held.clone()) => {}
                 () = held.cut() => debug!("tunnel cut off: memory is critical"),

@@ -43,5 +43,6 @@ pub(crate) mod strict;
 pub(crate) mod timer;
 pub(crate) mod translate;
 pub(crate) mod tunnel;
+pub(crate) mod websocket;
 pub(crate) mod workload;
 pub(crate) mod workload_tls;

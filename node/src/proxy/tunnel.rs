@@ -1,11 +1,13 @@
 //! Bytes in both directions until both ends are done: opaque TCP, and HTTP that switched to
 //! another protocol.
 
-use hyper::Response;
+use hyper::body::Incoming;
 use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto;
 use socket2::SockRef;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -18,7 +20,7 @@ use crate::proxy::body::{AnswerBody, AnswerGuard};
 use crate::proxy::carry::Carriage;
 use crate::proxy::failure::Flag;
 use crate::proxy::gate::Held;
-use crate::proxy::overdue::Watched;
+use crate::proxy::overdue::{Busy, Watched};
 use crate::proxy::timer::{Moved, Timer};
 use crate::proxy::workload::{Plain, WorkloadIo, tcp_under};
 use crate::telemetry::exchange::Exchange;
@@ -134,17 +136,33 @@ where
     Err(std::io::Error::other("cut off: memory is critical"))
 }
 
+/// The caller's half of a switch of protocols.
+pub(crate) struct Switched {
+    down: OnUpgrade,
+    /// Its connection's work, where that lives on beside the tunnel.
+    busy: Option<Arc<Busy>>,
+}
+
+impl Switched {
+    /// That of whoever sent `request`.
+    pub(crate) fn take(request: &mut Request<Incoming>) -> Self {
+        let busy = request.extensions_mut().remove();
+        Self { down: hyper::upgrade::on(request), busy }
+    }
+
+    /// The connection, once the switch is made; it counts as work as long as the other lives.
+    pub(crate) async fn made(self) -> hyper::Result<(Upgraded, Option<Arc<Busy>>)> {
+        Ok((self.down.await?, self.busy))
+    }
+}
+
 /// Joins both halves of an exchange whose server agreed to switch protocols (101). `guard` lasts
 /// as long as the tunnel.
-pub(crate) fn join_upgrade(
-    down: OnUpgrade,
-    answer: &mut Response<hyper::body::Incoming>,
-    guard: Box<AnswerGuard>,
-) {
+pub(crate) fn join_upgrade(down: Switched, answer: &mut Response<Incoming>, guard: Box<AnswerGuard>) {
     let up = hyper::upgrade::on(answer);
     tokio::spawn(async move {
         let mut guard = guard;
-        let (Ok(down), Ok(up)) = tokio::join!(down, up) else {
+        let (Ok((down, _busy)), Ok(up)) = tokio::join!(down.made(), up) else {
             return debug!("a switch of protocols was agreed and not made");
         };
         let (Some(exchange), Some(held)) = (&mut guard.exchange, &guard.connection) else { return };

@@ -61,6 +61,7 @@ pub(super) struct Shared {
     next_hop: NextHop,
     streams: Arc<AtomicU32>,
     used: Arc<AtomicBool>,
+    takes_websockets: bool,
 }
 
 /// Counts a stream of a connection as long as it lives.
@@ -199,6 +200,11 @@ impl Shared {
         }
     }
 
+    /// Whether its other end has said that it takes WebSockets.
+    pub(super) fn takes_websockets(&self) -> bool {
+        self.takes_websockets
+    }
+
     /// Whether its other end takes no more requests on it.
     fn is_left(&self) -> bool {
         self.sender.is_closed()
@@ -235,19 +241,27 @@ async fn open<C: Connect>(connect: &C, windows: Windows) -> Result<Shared, Conne
     if matches!(next_hop, NextHop::Workload { .. }) {
         builder.keep_alive_interval(KEEP_ALIVE);
     }
-    let (sender, connection) = builder
+    let (sender, mut connection) = builder
         .handshake(TokioIo::new(io))
         .await
         .map_err(|error| ConnectFailure::Unreachable(error.to_string()))?;
+    if let Some(greeting) = greeting {
+        // What has been read has been acted on, too, when the connection waits again.
+        let is_http2 = tokio::select! {
+            biased;
+            _ended = &mut connection => false,
+            is_http2 = greeting.is_http2() => is_http2,
+        };
+        if !is_http2 {
+            return Err(ConnectFailure::other_version(HttpVersion::Http2));
+        }
+    }
+    let takes_websockets = connection.is_extended_connect_protocol_enabled();
     tokio::spawn(async move {
         if let Err(error) = connection.await {
             debug!(%error, "HTTP/2 connection ended");
         }
     });
-    if let Some(greeting) = greeting
-        && !greeting.is_http2().await
-    {
-        return Err(ConnectFailure::other_version(HttpVersion::Http2));
-    }
-    Ok(Shared { sender, next_hop, streams: Arc::default(), used: Arc::new(AtomicBool::new(true)) })
+    let (streams, used) = (Arc::default(), Arc::new(AtomicBool::new(true)));
+    Ok(Shared { sender, next_hop, streams, used, takes_websockets })
 }

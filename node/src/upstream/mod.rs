@@ -261,6 +261,12 @@ impl<C: Connect> HttpUpstream<C> {
         }
     }
 
+    /// Whether the other end takes WebSockets in HTTP/2 (RFC 8441, section 3).
+    pub(crate) async fn takes_websockets(&self) -> bool {
+        let place = self.http2.stream(&self.connect).await;
+        place.is_ok_and(|(shared, _stream)| shared.takes_websockets())
+    }
+
     /// Closes connections that nobody has used since the last sweep.
     pub(crate) fn sweep(&self) {
         self.http1.sweep();
