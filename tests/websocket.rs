@@ -3,8 +3,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::pin::Pin;
-use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -128,15 +127,11 @@ async fn open_http2(address: SocketAddr, host: &str) -> (StatusCode, Option<WebS
     let stream = TcpStream::connect(address).await.expect("the node's port accepts");
     let (mut sender, mut connection) =
         handshake::<_, _, Empty<Bytes>>(TokioExecutor::new(), TokioIo::new(stream)).await.expect("HTTP/2");
-    // Until the node's SETTINGS say that it takes sockets.
-    within(
-        "SETTINGS",
-        std::future::poll_fn(|context| {
-            let _ = Pin::new(&mut connection).poll(context);
-            if connection.is_extended_connect_protocol_enabled() { Poll::Ready(()) } else { Poll::Pending }
-        }),
-    )
-    .await;
+    // Until the node's SETTINGS say that it takes sockets; hyper reads them in a task of its own.
+    while !connection.is_extended_connect_protocol_enabled() {
+        let polled = tokio::time::timeout(SETTINGS, &mut connection).await;
+        assert!(polled.is_err(), "the connection ended");
+    }
     tokio::spawn(connection);
     let asked = Request::connect(format!("http://{host}/chat")).header("sec-websocket-version", "13");
     let asked = asked.extension(Protocol::from_static("websocket")).body(Empty::new()).expect("a request");
@@ -153,6 +148,9 @@ async fn open_http2(address: SocketAddr, host: &str) -> (StatusCode, Option<WebS
     });
     (status, Some(WebSocketStream::from_raw_socket(tunnel, Role::Client, None).await))
 }
+
+/// A look at what has been read.
+const SETTINGS: Duration = Duration::from_millis(20);
 
 type Tunnel = TokioIo<hyper::upgrade::Upgraded>;
 
