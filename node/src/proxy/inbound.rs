@@ -53,7 +53,6 @@ pub(crate) struct Inbound {
 }
 
 /// One peer's HTTP stream.
-#[derive(Clone)]
 struct Caller {
     inbound: Arc<Inbound>,
     instance: Arc<str>,
@@ -191,9 +190,11 @@ impl Caller {
         let Ok(stream) = stream.accept().await else { return };
         let (gate, windows) = (self.inbound.gate.clone(), self.inbound.windows);
         let workload_gate = self.workload.gate.clone();
+        let caller = Arc::new(self);
         let service = service_fn(move |request| {
-            let caller = self.clone();
-            async move { failure::reset_or(caller.answer(request).await) }
+            let caller = caller.clone();
+            // On the heap: hyper moves a request's future a dozen times, and this one is large.
+            Box::pin(async move { failure::reset_or(caller.answer(request).await) })
         });
         let io = TokioIo::new(stream);
         let ended = match version {

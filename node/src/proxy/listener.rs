@@ -205,20 +205,22 @@ async fn serve_http(
     let connections = clients.connections.clone();
     let watch = Arc::new(watch);
     let service = {
-        let (outbound, watch) = (outbound.clone(), watch.clone());
+        let watch = watch.clone();
+        // One count of references for each request, not one for each of these.
+        let shared = Arc::new((serves, outbound.clone(), clients, held));
         service_fn(move |mut request: Request<Incoming>| {
             if request.method() == Method::CONNECT {
                 // A connection of HTTP/2 lives on beside its tunnels.
                 request.extensions_mut().insert(Arc::new(watch.begin_request()));
             }
-            let (serves, outbound, clients) = (serves.clone(), outbound.clone(), clients.clone());
-            let held = held.clone();
-            let busy = watch.begin_request();
-            async move {
-                let mut response = answer_and_end(&serves, &outbound, &clients, &held, request).await;
+            let (shared, busy) = (shared.clone(), watch.begin_request());
+            // On the heap: hyper moves a request's future a dozen times, and this one is large.
+            Box::pin(async move {
+                let (serves, outbound, clients, held) = &*shared;
+                let mut response = answer_and_end(serves, outbound, clients, held, request).await;
                 response.body_mut().guard_mut().busy = Some(busy);
                 failure::reset_or(response)
-            }
+            })
         })
     };
     let builder = http_builder(&outbound);
