@@ -66,7 +66,7 @@ impl<S> Greeted<S> {
 
 impl Greeting {
     /// Waits for it, within reason.
-    pub(super) async fn is_http2(self) -> bool {
+    pub(super) async fn turns_out_http2(self) -> bool {
         match tokio::time::timeout(PATIENCE, self.0).await {
             Ok(Ok(is_http2)) => is_http2,
             // The connection broke before it said anything.
@@ -150,7 +150,7 @@ mod tests {
             tokio::task::yield_now().await;
         }
         drop(server);
-        let is_http2 = greeting.is_http2().await;
+        let is_http2 = greeting.turns_out_http2().await;
         reading.await.expect("no panic").expect("read");
         is_http2
     }

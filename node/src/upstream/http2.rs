@@ -250,7 +250,7 @@ async fn open<C: Connect>(connect: &C, windows: Windows) -> Result<Shared, Conne
         let is_http2 = tokio::select! {
             biased;
             _ended = &mut connection => false,
-            is_http2 = greeting.is_http2() => is_http2,
+            is_http2 = greeting.turns_out_http2() => is_http2,
         };
         if !is_http2 {
             return Err(ConnectFailure::other_version(HttpVersion::Http2));
