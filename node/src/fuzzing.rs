@@ -1,9 +1,12 @@
 //! Doors for `tests/fuzz` to the pure parts of the proxy.
 
+use std::time::Duration;
+
 use http::header::HeaderValue;
 use http::{HeaderMap, Request, Version};
 use starling_gossip::identity::SpiffeId;
 
+use crate::deadline;
 use crate::proxy::{headers, name, normal, own_headers};
 
 /// The headers of a request after both sidecars had it: the caller's, then the callee's, who knows `peer`.
@@ -23,6 +26,16 @@ pub fn headers_at_caller(mut headers: HeaderMap) -> HeaderMap {
     headers::remove_hop_by_hop(&mut headers, None);
     headers::remove_hop_by_hop(&mut headers, None);
     headers
+}
+
+/// The time that a `grpc-timeout` says is left, if it says one.
+pub fn grpc_timeout(value: &[u8]) -> Option<Duration> {
+    deadline::parse(value)
+}
+
+/// The `grpc-timeout` that says it.
+pub fn grpc_timeout_of(left: Duration) -> String {
+    deadline::show(left)
 }
 
 /// The service that a request by name means, if it means one.

@@ -141,6 +141,9 @@ fn texts() {
     ] {
         write("path", name, path);
     }
+    for (name, value) in [("small", "20u"), ("largest", "99999999H")] {
+        write("grpc_timeout", name, value);
+    }
     write("configuration", "full.toml", include_str!("../../../node/src/config/tests/full.toml"));
     let small =
         "[mesh]\nseeds = [\"a.example:7400\"]\n[[service]]\nname = \"web\"\naddress = \"127.0.0.1:80\"\n";
