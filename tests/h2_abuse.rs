@@ -4,8 +4,9 @@
 //! Each flood runs for as many bytes as it takes to see growth, or until its connection is ended.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use starling_gossip::clock::Clock;
 use starling_tests::workload::{Http, Tcp};
 use starling_tests::{Mesh, Node, UNPROBED, get, within};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -154,8 +155,8 @@ fn server_floods() -> Vec<(&'static str, Flood)> {
 
 /// Sends a flood until it has had its time or is cut off; says how much was sent.
 async fn flood(stream: &mut TcpStream, pieces: Flood) -> usize {
-    let (mut number, mut sent, began) = (0, 0, Instant::now());
-    while sent < FLOOD_BYTES && began.elapsed() < FLOOD {
+    let (mut number, mut sent, began) = (0, 0, Clock::System.now());
+    while sent < FLOOD_BYTES && (Clock::System.now() - began) < FLOOD {
         let mut bytes = Vec::new();
         // Many at a time, as who means harm would; stream numbers end at 2^31.
         while bytes.len() < 64 * 1024 {
@@ -175,9 +176,9 @@ async fn flood(stream: &mut TcpStream, pieces: Flood) -> usize {
 async fn served_beside<T>(address: SocketAddr, busy: impl Future<Output = T>) -> T {
     let serve = async {
         loop {
-            let began = Instant::now();
+            let began = Clock::System.now();
             assert_eq!(get(address, "other.mesh", "/").await.text(), "other");
-            assert!(began.elapsed() < SERVED, "{:?}", began.elapsed());
+            assert!((Clock::System.now() - began) < SERVED, "{:?}", (Clock::System.now() - began));
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };

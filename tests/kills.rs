@@ -5,10 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::{Method, StatusCode};
 use http_body_util::BodyExt as _;
+use starling_gossip::clock::Clock;
 use starling_tests::workload::Tcp;
 use starling_tests::{HttpConnection, Mesh, Node, UNPROBED, eventually, get, request, within};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -174,10 +175,10 @@ enum Fate {
 }
 
 async fn fate_of(asking: tokio::task::JoinHandle<Fate>) -> Fate {
-    let began = Instant::now();
+    let began = Clock::System.now();
     let fate = within("a request's end", asking).await.expect("no panic");
     let limit = if fate == Fate::Cut { CUT_OFF } else { PROMPT };
-    assert!(began.elapsed() < limit, "{fate:?} after {:?}", began.elapsed());
+    assert!((Clock::System.now() - began) < limit, "{fate:?} after {:?}", (Clock::System.now() - began));
     fate
 }
 
@@ -257,9 +258,9 @@ async fn a_callees_sidecar_is_killed_between_two_requests() {
     }
     world.servers[0].kill().await;
     for turn in 0..20 {
-        let (path, began) = (format!("/after/{turn}"), Instant::now());
+        let (path, began) = (format!("/after/{turn}"), Clock::System.now());
         let reply = connection.send(request(Method::POST, "web.mesh", &path, "body")).await;
-        assert!(began.elapsed() < PROMPT, "{:?}", began.elapsed());
+        assert!((Clock::System.now() - began) < PROMPT, "{:?}", (Clock::System.now() - began));
         let arrived = world.arrivals.of(&path);
         match reply.status() {
             StatusCode::OK => assert_eq!(arrived, 1, "{path}"),
@@ -283,7 +284,7 @@ async fn an_upload_is_cut_off_with_its_callee() {
     client.write_all(head.as_bytes()).await.expect("written");
     tokio::time::sleep(Duration::from_millis(500)).await;
     world.servers[0].kill().await;
-    let (mut heard, began) = (Vec::new(), Instant::now());
+    let (mut heard, began) = (Vec::new(), Clock::System.now());
     let _ = within("the end", async {
         let mut buffer = [0; 4096];
         while let Ok(read @ 1..) = client.read(&mut buffer).await {
@@ -296,5 +297,5 @@ async fn an_upload_is_cut_off_with_its_callee() {
     .await;
     let heard = String::from_utf8_lossy(&heard);
     assert!(heard.is_empty() || heard.starts_with("HTTP/1.1 503 "), "{heard}");
-    assert!(began.elapsed() < PROMPT, "{:?}", began.elapsed());
+    assert!((Clock::System.now() - began) < PROMPT, "{:?}", (Clock::System.now() - began));
 }
