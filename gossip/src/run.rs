@@ -481,12 +481,13 @@ impl GossipLoop {
     fn search_for(&mut self, snapshot: &Snapshot, now: Instant) {
         let others = snapshot.members.iter().filter(|(owner, _)| **owner != *self.publisher.owner());
         let lost = others.filter(|(_, it)| it.presence == Presence::Expired && is_talker(&it.record));
-        let lost = lost.map(|(owner, it)| (it.record.addresses[0], owner.identity.clone())).collect();
-        let is_strange = |seed: &SocketAddr| !snapshot.addresses.contains_key(seed);
-        let seeds = self.book.seeds.borrow().clone();
-        let strange = seeds.into_iter().filter(is_strange);
+        let lost: BTreeSet<_> =
+            lost.map(|(owner, it)| (it.record.addresses[0], owner.identity.clone())).collect();
+        let is_lost = |seed: &SocketAddr| lost.iter().any(|(address, _)| address == seed);
+        let mut strange = self.book.seeds.borrow().clone();
+        strange.retain(|seed| !snapshot.addresses.contains_key(seed) && !is_lost(seed));
         let is_back = |one: &(SocketAddr, SpiffeId)| self.names.contains_key(one);
-        self.searching.set(self.peers.len() + 1, lost, is_back, strange, now, &mut self.rng);
+        self.searching.set(self.peers.len() + 1, lost, is_back, strange.into_iter(), now, &mut self.rng);
     }
 
     /// Watches whom it is to watch, and looks at whom it cares for and others doubt.

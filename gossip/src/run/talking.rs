@@ -18,6 +18,9 @@ use crate::renewing::TALK_PEERS;
 use crate::searching::Knock;
 use crate::talk::{Item, Join, Message, STREAM_BYTES, TALK_BYTES, Talk, batches};
 
+/// Who was asked for leases so long ago and has not answered is asked again: it may have been out of reach.
+const ASKED_AGAIN: Duration = Duration::from_secs(1);
+
 impl GossipLoop {
     pub(super) fn next_timeout(&self) -> Instant {
         let always = [self.publisher.poll_timeout(), self.next_talk, self.next_seed_or_join()];
@@ -289,7 +292,8 @@ impl GossipLoop {
     /// Asks the member at `address` how everybody is.
     pub(super) fn ask_for_leases(&mut self, address: SocketAddr, now: Instant) {
         self.joining.forget_until(now);
-        if self.joining.expected.insert(address, now).is_none() {
+        let asked = self.joining.expected.get(&address);
+        if asked.is_none_or(|at| now >= *at + ASKED_AGAIN) {
             self.join(address, true, now);
         }
     }
