@@ -212,8 +212,9 @@ async fn serve_http(
         // One count of references for each request, not one for each of these.
         let shared = Arc::new((serves, outbound.clone(), clients, held));
         service_fn(move |mut request: Request<Incoming>| {
-            if request.method() == Method::CONNECT {
-                // A connection of HTTP/2 lives on beside its tunnels.
+            if request.method() == Method::CONNECT && request.version() == Version::HTTP_2 {
+                // The connection lives on beside its tunnels. One of HTTP/1.1 becomes its tunnel, which hears
+                // of the client's end at once.
                 request.extensions_mut().insert(Arc::new(watch.begin_request()));
             }
             let (shared, busy) = (shared.clone(), watch.begin_request());
