@@ -141,7 +141,8 @@ impl Outlet {
 
     fn try_send(&self, send: impl FnOnce(&UdpSocket) -> io::Result<()>) -> io::Result<()> {
         // While somebody waits, what is known of the room has to stay true for all.
-        let sent = match self.room().upgrade() {
+        let room = self.room().upgrade();
+        let sent = match room {
             Some(room) => room.try_io(Interest::WRITABLE, |socket| send(socket)),
             None => send(&self.socket),
         };

@@ -348,7 +348,7 @@ impl Endpoint {
 
     fn handle_connect_failure(&self, failure: &ConnectFailure) {
         match failure {
-            ConnectFailure::Unreachable(_) => self.fail(Fault::Unreachable),
+            ConnectFailure::Unreachable(_) | ConnectFailure::HungUp => self.fail(Fault::Unreachable),
             // The endpoint is fine, and says why it does nothing for this caller. A pause would
             // hide that; nor does being asked cost its workload anything.
             ConnectFailure::Refused(RefusalReason::Denied | RefusalReason::Overloaded, _) => {

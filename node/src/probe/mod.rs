@@ -183,6 +183,7 @@ impl From<ConnectFailure> for NotWell {
     fn from(failure: ConnectFailure) -> Self {
         match failure {
             ConnectFailure::Unreachable(why) => Self::Failed(why),
+            ConnectFailure::HungUp => Self::Failed(failure.to_string()),
             other if other.is_other_version() => Self::Failed(other.to_string()),
             ConnectFailure::Refused(_, why) => Self::NotAsked(why),
         }

@@ -44,7 +44,9 @@ pub(crate) fn failure_of_refusal(answered: &Answered, endpoint: &Endpoint) -> Fa
 pub(crate) fn failure_of_connect(failure: &ConnectFailure, endpoint: &Endpoint) -> Failure {
     let node = &endpoint.target().owner.node;
     let (flag, what) = match failure {
-        ConnectFailure::Unreachable(_) => (Flag::ConnectFailure, "cannot be reached"),
+        ConnectFailure::Unreachable(_) | ConnectFailure::HungUp => {
+            (Flag::ConnectFailure, "cannot be reached")
+        }
         ConnectFailure::Refused(RefusalReason::Denied, _) => (Flag::Denied, "does not let this caller in"),
         ConnectFailure::Refused(RefusalReason::Overloaded, _) => {
             (Flag::Overflow, "has as much work as it may")
@@ -80,6 +82,7 @@ pub(crate) fn fate_of_connect(failure: &ConnectFailure) -> Fate {
     match failure {
         // The node is dead or the instance leaves: nobody there has too much to do.
         ConnectFailure::Unreachable(_)
+        | ConnectFailure::HungUp
         | ConnectFailure::Refused(RefusalReason::Draining | RefusalReason::NoSuchInstance, _) => {
             Fate::PassedOver
         }

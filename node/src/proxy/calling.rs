@@ -34,6 +34,8 @@ pub(crate) async fn warm(
             }
             warmed
         }
+        // What that means shows when there is something to say: it may only be about to stop.
+        Err(ConnectFailure::HungUp) => workload.upstream.warm(hop.other()).await,
         warmed => warmed,
     }
 }
@@ -86,7 +88,11 @@ async fn send_told(
     clock: &Clock,
 ) -> Result<Answered, SendError> {
     let in_need = version == HttpVersion::Http2 && headers::needs_http2(request.headers());
-    let first = workload.spoken.version_for(version, in_need, clock.now());
+    let mut first = workload.spoken.version_for(version, in_need, clock.now());
+    if workload.spoken.has_answered(version.other()) && !in_need && !kept::fits(request.body()) {
+        // No probe: it could not be sent once more.
+        first = version.other();
+    }
     let tried = match try_in(workload, request, first, in_need, clock).await {
         Tried::NotSpoken(again) => {
             workload.spoken.handle_refusal(first, clock.now());
@@ -151,7 +157,7 @@ async fn try_in(
             handshake.into_iter().for_each(|made| made.answer_in_http1(&mut answered.response));
             Tried::Answered(answered)
         }
-        Err(error) if is_not_spoken(workload, hop, is_new, &error).await => {
+        Err(error) if is_not_spoken(workload, hop, (is_new, in_need), &error).await => {
             let SendError { failure, unsent } = error;
             let again = unsent.or_else(|| before.and_then(Before::request));
             Tried::NotSpoken(again.ok_or(SendError { failure, unsent: None }))
@@ -160,9 +166,16 @@ async fn try_in(
     }
 }
 
-/// Whether `error` comes of a workload that does not speak `hop`; then it has processed nothing.
-async fn is_not_spoken(workload: &Workload, hop: HttpVersion, is_new: bool, error: &SendError) -> bool {
+/// Whether `error` comes of a workload that does not speak `hop`; then it has processed nothing. One that
+/// hangs up may only be about to stop: who is `in_need` of `hop` looks elsewhere.
+async fn is_not_spoken(
+    workload: &Workload,
+    hop: HttpVersion,
+    (is_new, in_need): (bool, bool),
+    error: &SendError,
+) -> bool {
     match &error.failure {
+        SendFailure::Connect(ConnectFailure::HungUp) => !in_need,
         SendFailure::Connect(failure) => failure.is_other_version(),
         // It is asked, for garbage cannot be read either.
         _ if is_new && may_not_speak(hop, error) => workload.upstream.warm(HttpVersion::Http2).await.is_ok(),
@@ -170,14 +183,12 @@ async fn is_not_spoken(workload: &Workload, hop: HttpVersion, is_new: bool, erro
     }
 }
 
-/// Whether `error` may come of that. Who speaks only HTTP/2 says so before it hears anything, to which a
-/// reader of HTTP/1.1 says that it cannot be read, or came unasked.
+/// Whether `error` may come of that. Who speaks only HTTP/2 says so before it hears anything, which is seen
+/// by its first bytes, or came unasked and ended the connection before anything was sent.
 fn may_not_speak(version: HttpVersion, error: &SendError) -> bool {
     match &error.failure {
         SendFailure::Connect(failure) => failure.is_other_version(),
-        SendFailure::Broken(broken) if version == HttpVersion::Http1 => {
-            broken.is_parse() || error.unsent.is_some()
-        }
+        SendFailure::Broken(_) => version == HttpVersion::Http1 && error.unsent.is_some(),
         _ => false,
     }
 }

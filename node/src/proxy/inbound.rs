@@ -325,7 +325,7 @@ impl Caller {
 async fn refuse(stream: UnansweredStream, failure: &ConnectFailure) {
     let reason = match failure {
         ConnectFailure::Refused(reason, _) => *reason,
-        ConnectFailure::Unreachable(_) => RefusalReason::WorkloadUnreachable,
+        ConnectFailure::Unreachable(_) | ConnectFailure::HungUp => RefusalReason::WorkloadUnreachable,
     };
     stream.refuse(reason, failure.to_string()).await;
 }
@@ -333,7 +333,9 @@ async fn refuse(stream: UnansweredStream, failure: &ConnectFailure) {
 fn flag_of(failure: &ConnectFailure) -> Flag {
     match failure {
         ConnectFailure::Refused(RefusalReason::Overloaded, _) => Flag::Overflow,
-        ConnectFailure::Refused(..) | ConnectFailure::Unreachable(_) => Flag::ConnectFailure,
+        ConnectFailure::Refused(..) | ConnectFailure::Unreachable(_) | ConnectFailure::HungUp => {
+            Flag::ConnectFailure
+        }
     }
 }
 

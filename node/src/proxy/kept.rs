@@ -13,6 +13,9 @@ use crate::proxy::body::{RequestBody, RequestError};
 /// As much as is kept: more than forms and messages have, and one round trip's worth of an upload.
 const KEPT_BYTES_MAX: usize = 64 * 1024;
 
+/// And of so many pieces: each costs some bytes of its own, and may keep more than itself.
+const KEPT_PIECES_MAX: usize = 1024;
+
 /// A body, as one connection has it.
 pub(crate) struct Kept {
     shared: Arc<Mutex<State>>,
@@ -26,15 +29,21 @@ pub(crate) struct Rewind(Arc<Mutex<State>>);
 struct State {
     body: RequestBody,
     kept: Vec<Bytes>,
+    kept_bytes: usize,
     /// Of what is kept, so much has been read since the last rewind.
     position: usize,
     is_lost: bool,
     turn: u32,
 }
 
+/// Whether all of `body` is kept, should it be.
+pub(crate) fn fits(body: &RequestBody) -> bool {
+    body.size_hint().upper().is_some_and(|bytes| bytes <= KEPT_BYTES_MAX as u64)
+}
+
 /// Keeps the beginning of `body`.
 pub(crate) fn keep(body: RequestBody) -> (RequestBody, Rewind) {
-    let state = State { body, kept: Vec::new(), position: 0, is_lost: false, turn: 0 };
+    let state = State { body, kept: Vec::new(), kept_bytes: 0, position: 0, is_lost: false, turn: 0 };
     let shared = Arc::new(Mutex::new(state));
     let rewind = Rewind(shared.clone());
     (RequestBody::Kept(Kept { shared, turn: 0 }), rewind)
@@ -71,10 +80,13 @@ impl State {
         if self.is_lost {
             return;
         }
-        let bytes: usize = self.kept.iter().map(Bytes::len).sum();
-        match frame.data_ref() {
-            Some(data) if bytes + data.len() <= KEPT_BYTES_MAX => {
+        let has_room = |data: &&Bytes| {
+            self.kept.len() < KEPT_PIECES_MAX && self.kept_bytes + data.len() <= KEPT_BYTES_MAX
+        };
+        match frame.data_ref().filter(has_room) {
+            Some(data) => {
                 self.kept.push(data.clone());
+                self.kept_bytes += data.len();
                 self.position += 1;
             }
             // Trailers are the end of an upload that took its time, too.
@@ -146,8 +158,14 @@ mod tests {
     }
 
     fn kept(frames: &[Frame<Bytes>]) -> Arc<Mutex<State>> {
-        let mut state =
-            State { body: RequestBody::Empty, kept: Vec::new(), position: 0, is_lost: false, turn: 0 };
+        let mut state = State {
+            body: RequestBody::Empty,
+            kept: Vec::new(),
+            kept_bytes: 0,
+            position: 0,
+            is_lost: false,
+            turn: 0,
+        };
         frames.iter().for_each(|frame| state.keep(frame));
         Arc::new(Mutex::new(state))
     }
@@ -170,6 +188,8 @@ mod tests {
         let large = Frame::data(Bytes::from(vec![0; KEPT_BYTES_MAX]));
         let one = || Frame::data(Bytes::from_static(b"a"));
         assert!(Rewind(kept(&[one()])).body().is_some());
+        let pieces: Vec<_> = std::iter::repeat_with(one).take(KEPT_PIECES_MAX + 1).collect();
+        assert!(Rewind(kept(&pieces)).body().is_none(), "nor in too many pieces");
         let shared = kept(&[one(), large, one()]);
         assert!(lock(&shared).kept.is_empty());
         assert!(Rewind(shared).body().is_none());

@@ -183,8 +183,9 @@ impl Outbound {
                 exchange.set_meter(route.meter());
             }
             let errand = Errand { tried, key, now, chance: &self.chance };
+            // First: to pick an endpoint that is tried again begins its trial, which is for work that goes there.
+            let room = is_first.then(|| route.enter(kind)).transpose()?;
             if let Some(endpoint) = pick(route, errand) {
-                let room = is_first.then(|| route.enter(kind)).transpose()?;
                 if is_first {
                     route.retries().handle_request(now);
                 }
@@ -193,6 +194,7 @@ impl Outbound {
             if !is_first || !route.may_hold(now) {
                 return Err(no_healthy_upstream(route_name, route));
             }
+            drop(room);
             if pending.is_none() {
                 pending = Some(route.enter(Kind::Pending)?);
             }

@@ -24,6 +24,7 @@ use crate::proxy::overdue::{Busy, Watched};
 use crate::proxy::timer::{Moved, Timer};
 use crate::proxy::workload::{Plain, WorkloadIo, tcp_under};
 use crate::telemetry::exchange::Exchange;
+use crate::upstream::greeting::Greeted;
 
 /// What one connection carries; dropped, it tells how much that was, however it ended.
 struct Carrying<'a> {
@@ -210,8 +211,8 @@ pub(crate) fn reset_upgraded(connection: Upgraded) {
         Ok(parts) => return reset_plain_unless_ended(parts.io.inner().get_ref()),
         Err(other) => other,
     };
-    if let Ok(parts) = connection.downcast::<TokioIo<WorkloadIo>>() {
-        tcp_under(parts.io.inner()).into_iter().for_each(reset_unless_ended);
+    if let Ok(parts) = connection.downcast::<TokioIo<Greeted<WorkloadIo>>>() {
+        tcp_under(parts.io.inner().get_ref()).into_iter().for_each(reset_unless_ended);
     }
 }
 

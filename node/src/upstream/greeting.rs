@@ -12,6 +12,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 
+use super::NextHop;
+
 /// Who says nothing for so long is taken for a busy server of HTTP/2: what becomes of the request is
 /// for its own time limits.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -20,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const FRAME_HEAD_BYTES: usize = 9;
 
 /// A connection whose first bytes are looked at as they come.
-pub(super) struct Greeted<S> {
+pub(crate) struct Greeted<S> {
     io: S,
     looking: Option<Looking>,
 }
@@ -28,22 +30,49 @@ pub(super) struct Greeted<S> {
 struct Looking {
     head: [u8; FRAME_HEAD_BYTES],
     count: usize,
-    tell: oneshot::Sender<bool>,
+    tell: oneshot::Sender<Beginning>,
 }
 
-/// Resolves to whether the other end began like a server of HTTP/2.
-pub(super) struct Greeting(oneshot::Receiver<bool>);
+/// How the other end begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Beginning {
+    /// Like a server of HTTP/2.
+    Settings,
+    /// Otherwise.
+    Other,
+    /// Not at all: it ended the connection before it had said enough.
+    Nothing,
+}
+
+/// Resolves to how the other end begins.
+pub(super) struct Greeting(oneshot::Receiver<Beginning>);
 
 impl<S> Greeted<S> {
     /// Looks at what `io` says first.
-    pub(super) fn new(io: S) -> (Self, Greeting) {
+    fn new(io: S) -> (Self, Greeting) {
         let (tell, told) = oneshot::channel();
         let looking = Looking { head: [0; FRAME_HEAD_BYTES], count: 0, tell };
         (Self { io, looking: Some(looking) }, Greeting(told))
     }
 
+    /// Looks at what a workload says first; a peer's sidecar is known to speak what it is asked in.
+    pub(super) fn of(io: S, next_hop: &NextHop) -> (Self, Option<Greeting>) {
+        match next_hop {
+            NextHop::Peer(_) => (Self::unwatched(io), None),
+            NextHop::Workload { .. } => {
+                let (io, greeting) = Self::new(io);
+                (io, Some(greeting))
+            }
+        }
+    }
+
+    /// What is looked at.
+    pub(crate) fn get_ref(&self) -> &S {
+        &self.io
+    }
+
     /// Looks at nothing: its other end is known.
-    pub(super) fn unwatched(io: S) -> Self {
+    fn unwatched(io: S) -> Self {
         Self { io, looking: None }
     }
 
@@ -53,26 +82,36 @@ impl<S> Greeted<S> {
         let taken = place.len().min(bytes.len());
         place[..taken].copy_from_slice(&bytes[..taken]);
         looking.count += taken;
-        let is_settings = begins_settings(&looking.head[..looking.count]);
-        // Nothing is an end.
-        if (bytes.is_empty() || !is_settings || looking.count == FRAME_HEAD_BYTES)
-            && let Some(looking) = self.looking.take()
-        {
+        let beginning = if !begins_settings(&looking.head[..looking.count]) {
+            Beginning::Other
+        } else if looking.count == FRAME_HEAD_BYTES {
+            Beginning::Settings
+        } else if bytes.is_empty() {
+            Beginning::Nothing
+        } else {
+            return;
+        };
+        if let Some(looking) = self.looking.take() {
             // Who asked may have gone.
-            let _ = looking.tell.send(is_settings && looking.count == FRAME_HEAD_BYTES);
+            let _ = looking.tell.send(beginning);
         }
     }
 }
 
 impl Greeting {
     /// Waits for it, within reason.
-    pub(super) async fn turns_out_http2(self) -> bool {
-        match tokio::time::timeout(PATIENCE, self.0).await {
-            Ok(Ok(is_http2)) => is_http2,
+    pub(super) async fn beginning(&mut self) -> Beginning {
+        match tokio::time::timeout(PATIENCE, &mut self.0).await {
+            Ok(Ok(beginning)) => beginning,
             // The connection broke before it said anything.
-            Ok(Err(_)) => false,
-            Err(_elapsed) => true,
+            Ok(Err(_)) => Beginning::Nothing,
+            Err(_elapsed) => Beginning::Settings,
         }
+    }
+
+    /// What has been seen of it so far.
+    pub(super) fn so_far(&mut self) -> Beginning {
+        self.0.try_recv().unwrap_or(Beginning::Nothing)
     }
 }
 
@@ -141,33 +180,35 @@ mod tests {
 
     use super::*;
 
-    async fn judged(pieces: &[&[u8]]) -> bool {
+    async fn judged(pieces: &[&[u8]]) -> Beginning {
         let (mut server, client) = duplex(64);
-        let (mut greeted, greeting) = Greeted::new(client);
+        let (mut greeted, mut greeting) = Greeted::new(client);
         let reading = tokio::spawn(async move { greeted.read_to_end(&mut Vec::new()).await });
         for piece in pieces {
             server.write_all(piece).await.expect("written");
             tokio::task::yield_now().await;
         }
         drop(server);
-        let is_http2 = greeting.turns_out_http2().await;
+        let beginning = greeting.beginning().await;
         reading.await.expect("no panic").expect("read");
-        is_http2
+        beginning
     }
 
     #[tokio::test]
     async fn a_server_of_http2_begins_with_its_settings() {
-        assert!(judged(&[b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\x64"]).await);
-        assert!(judged(&[b"\0\0", b"\0\x04\0\0", b"\0\0\0"]).await, "in pieces");
+        let whole = judged(&[b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\x64"]).await;
+        assert_eq!(whole, Beginning::Settings);
+        assert_eq!(judged(&[b"\0\0", b"\0\x04\0\0", b"\0\0\0"]).await, Beginning::Settings, "in pieces");
+        for nothing in [b"".as_slice(), b"\0\0\0\x04"] {
+            assert_eq!(judged(&[nothing]).await, Beginning::Nothing, "{nothing:?}");
+        }
         for other in [
             b"HTTP/1.1 400 Bad Request\r\n\r\n".as_slice(),
-            b"",
-            b"\0\0\0\x04",
             b"\0\0\0\x04\x01\0\0\0\0",
             b"\0\0\x08\x07\0\0\0\0\0",
             b"+PONG\r\n",
         ] {
-            assert!(!judged(&[other]).await, "{other:?}");
+            assert_eq!(judged(&[other]).await, Beginning::Other, "{other:?}");
         }
     }
 }

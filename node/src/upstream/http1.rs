@@ -10,6 +10,7 @@ use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper_util::rt::TokioIo;
 use tracing::debug;
 
+use super::greeting::{Beginning, Greeted, Greeting};
 use super::{Answered, Connect, ConnectFailure, HttpVersion, NextHop, SendError, SendFailure};
 use crate::proxy::body::RequestBody;
 
@@ -25,6 +26,8 @@ struct Kept {
     swept: bool,
     /// Whether it has carried an answer to its end: one that was only opened early has not.
     has_answered: bool,
+    /// How a workload began, until it has answered.
+    greeting: Option<Greeting>,
 }
 
 /// Whether a kept connection will do.
@@ -77,6 +80,10 @@ impl Http1Pool {
                     return Ok(Answered { response, sender, stream: None });
                 }
                 Err(mut error) => match error.take_message() {
+                    unsent if kept.speaks_http2() => {
+                        let failure = ConnectFailure::other_version(HttpVersion::Http1).into();
+                        return Err(SendError { failure, unsent });
+                    }
                     // It had been closed while idle; that says nothing about the next hop.
                     Some(unsent) if was_idle => request = unsent,
                     unsent if was_used => {
@@ -130,16 +137,25 @@ impl Http1Pool {
     }
 }
 
+impl Kept {
+    /// Whether it began like a server of HTTP/2, before it heard anything.
+    fn speaks_http2(&mut self) -> bool {
+        self.greeting.as_mut().is_some_and(|greeting| greeting.so_far() == Beginning::Settings)
+    }
+}
+
 impl LentSender {
     /// The answer came to its proper end: the next request may use the connection.
     pub(crate) fn give_back(mut self) {
         self.kept.has_answered = true;
+        self.kept.greeting = None;
         self.pool.put(self.kept);
     }
 }
 
 async fn open<C: Connect>(connect: &C) -> Result<Kept, ConnectFailure> {
     let (io, next_hop) = connect.connect(HttpVersion::Http1).await?;
+    let (io, greeting) = Greeted::of(io, &next_hop);
     let (sender, connection) = Builder::new()
         .max_buf_size(next_hop.head_bytes_max())
         .handshake(TokioIo::new(io))
@@ -150,5 +166,5 @@ async fn open<C: Connect>(connect: &C) -> Result<Kept, ConnectFailure> {
             debug!(%error, "HTTP/1.1 connection ended");
         }
     });
-    Ok(Kept { sender, next_hop, swept: false, has_answered: false })
+    Ok(Kept { sender, next_hop, swept: false, has_answered: false, greeting })
 }

@@ -14,7 +14,7 @@ use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tracing::debug;
 
-use super::greeting::Greeted;
+use super::greeting::{Beginning, Greeted};
 use super::lent::{self, LentBody, Pledge};
 use super::{Answered, Connect, ConnectFailure, HttpVersion, NextHop, SendError, SendFailure};
 use crate::proxy::body::RequestBody;
@@ -225,13 +225,7 @@ impl Drop for Stream {
 
 async fn open<C: Connect>(connect: &C, windows: Windows) -> Result<Shared, ConnectFailure> {
     let (io, next_hop) = connect.connect(HttpVersion::Http2).await?;
-    let (io, greeting) = match next_hop {
-        NextHop::Peer(_) => (Greeted::unwatched(io), None),
-        NextHop::Workload { .. } => {
-            let (io, greeting) = Greeted::new(io);
-            (io, Some(greeting))
-        }
-    };
+    let (io, greeting) = Greeted::of(io, &next_hop);
     let mut builder = Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
@@ -245,15 +239,22 @@ async fn open<C: Connect>(connect: &C, windows: Windows) -> Result<Shared, Conne
         .handshake(TokioIo::new(io))
         .await
         .map_err(|error| ConnectFailure::Unreachable(error.to_string()))?;
-    if let Some(greeting) = greeting {
+    if let Some(mut greeting) = greeting {
         // What has been read has been acted on, too, when the connection waits again.
-        let is_http2 = tokio::select! {
+        let beginning = tokio::select! {
             biased;
-            _ended = &mut connection => false,
-            is_http2 = greeting.turns_out_http2() => is_http2,
+            _ended = &mut connection => None,
+            beginning = greeting.beginning() => Some(beginning),
         };
-        if !is_http2 {
-            return Err(ConnectFailure::other_version(HttpVersion::Http2));
+        let (beginning, ended) = (beginning.unwrap_or_else(|| greeting.so_far()), beginning.is_none());
+        match (beginning, ended) {
+            (Beginning::Settings, false) => {}
+            (Beginning::Settings, true) => {
+                let detail = "the workload speaks HTTP/2, and ended the connection at once";
+                return Err(ConnectFailure::Unreachable(detail.to_owned()));
+            }
+            (Beginning::Other, _) => return Err(ConnectFailure::other_version(HttpVersion::Http2)),
+            (Beginning::Nothing, _) => return Err(ConnectFailure::HungUp),
         }
     }
     let takes_websockets = connection.is_extended_connect_protocol_enabled();

@@ -4,7 +4,7 @@
 //! time, one HTTP/2 connection shared by many, and an honest word on whether a failed request was
 //! sent. How bytes reach the next hop is [`Connect`]'s; which hop it is, the caller's.
 
-mod greeting;
+pub(crate) mod greeting;
 mod http1;
 pub(crate) mod http2;
 mod lent;
@@ -100,6 +100,10 @@ pub(crate) enum ConnectFailure {
     /// Nobody answers there.
     #[error("{0}")]
     Unreachable(String),
+    /// A workload took the connection and ended it before it had said anything: it stops just then, or
+    /// does not speak what it was asked in.
+    #[error("the workload ended the connection before it said anything")]
+    HungUp,
     /// A peer answers and refuses.
     #[error("{1}")]
     Refused(RefusalReason, String),
