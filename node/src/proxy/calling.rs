@@ -167,7 +167,8 @@ async fn try_in(
 }
 
 /// Whether `error` comes of a workload that does not speak `hop`; then it has processed nothing. One that
-/// hangs up may only be about to stop: who is `in_need` of `hop` looks elsewhere.
+/// hangs up may only be about to stop; then it takes no second connection, and who is `in_need` of `hop` looks
+/// elsewhere.
 async fn is_not_spoken(
     workload: &Workload,
     hop: HttpVersion,
@@ -175,7 +176,9 @@ async fn is_not_spoken(
     error: &SendError,
 ) -> bool {
     match &error.failure {
-        SendFailure::Connect(ConnectFailure::HungUp) => !in_need,
+        SendFailure::Connect(ConnectFailure::HungUp) => {
+            !in_need || matches!(workload.upstream.warm(hop).await, Err(ConnectFailure::HungUp))
+        }
         SendFailure::Connect(failure) => failure.is_other_version(),
         // It is asked, for garbage cannot be read either.
         _ if is_new && may_not_speak(hop, error) => workload.upstream.warm(HttpVersion::Http2).await.is_ok(),
