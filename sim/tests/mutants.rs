@@ -70,8 +70,9 @@ const MUTANTS: &[Mutant] = &[
         right: "(hash_times(renewal.link, ahead) == self.link)",
         wrong: "(ahead > 0)",
         scenario: "hostile-forge",
-        // Forged renewals are believed, and the living's true ones are behind them.
-        caught: "gave up before its lease ended",
+        // Forged renewals are believed, and the living's true ones are behind them: all leases run out, and nobody
+        // is known again.
+        caught: "progress: equal catalogues and routes",
     },
 ];
 
