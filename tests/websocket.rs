@@ -124,6 +124,14 @@ async fn a_server_that_hangs_up_ends_the_socket() {
 
 /// A socket in HTTP/2, as one stream of its connection.
 async fn open_http2(address: SocketAddr, host: &str) -> (StatusCode, Option<WebSocketStream<Tunnel>>) {
+    open_http2_for("websocket", address, host).await
+}
+
+async fn open_http2_for(
+    protocol: &'static str,
+    address: SocketAddr,
+    host: &str,
+) -> (StatusCode, Option<WebSocketStream<Tunnel>>) {
     let stream = TcpStream::connect(address).await.expect("the node's port accepts");
     let (mut sender, mut connection) =
         handshake::<_, _, Empty<Bytes>>(TokioExecutor::new(), TokioIo::new(stream)).await.expect("HTTP/2");
@@ -134,7 +142,7 @@ async fn open_http2(address: SocketAddr, host: &str) -> (StatusCode, Option<WebS
     }
     tokio::spawn(connection);
     let asked = Request::connect(format!("http://{host}/chat")).header("sec-websocket-version", "13");
-    let asked = asked.extension(Protocol::from_static("websocket")).body(Empty::new()).expect("a request");
+    let asked = asked.extension(Protocol::from_static(protocol)).body(Empty::new()).expect("a request");
     let mut answer = within("an answer", sender.send_request(asked)).await.expect("a head");
     let status = answer.status();
     if !status.is_success() {
@@ -178,6 +186,8 @@ async fn a_socket_in_http2_reaches_a_workload_of_http1() {
     {
         talk(open_http2(address, host).await.1.expect("open")).await;
     }
+    let (status, _) = open_http2_for("connect-udp", world.caller.http_proxy(), "chat.mesh").await;
+    assert_eq!(status, StatusCode::BAD_REQUEST, "no tunnel for what is no stream of bytes");
     let (status, socket) = open_http2(world.caller.http_proxy(), "ghost.mesh").await;
     assert!(status == StatusCode::NOT_FOUND && socket.is_none(), "{status}");
 }

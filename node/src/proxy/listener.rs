@@ -22,7 +22,7 @@ use crate::config::Timeouts;
 use crate::live::{HOLD, HOLD_STEP};
 use crate::proxy::aside::Aside;
 use crate::proxy::body::AnswerBody;
-use crate::proxy::failure::{self, Flag};
+use crate::proxy::failure::{self, Failure, Flag};
 use crate::proxy::gate::{Gate, Held, Pass};
 use crate::proxy::heads::HEAD_BYTES_MAX;
 use crate::proxy::local_socket::{self, LocalSocket};
@@ -329,6 +329,11 @@ async fn answer_connect(
     mut request: Request<Incoming>,
 ) -> Response<AnswerBody> {
     let Some(handshake) = websocket::leave_http2(&mut request, &outbound.chance) else {
+        if request.extensions().get::<hyper::ext::Protocol>().is_some() {
+            // What it would carry (`connect-udp` and others) is no byte stream.
+            let other = "of the extended CONNECT's protocols there is \"websocket\" only";
+            return Failure::new(Flag::Malformed, other).answer(false);
+        }
         return answer(serves, outbound, clients, held, request).await;
     };
     let mut response = answer(serves, outbound, clients, held, request).await;
