@@ -139,9 +139,9 @@ async fn try_in(
         // Of HTTP/2, hyper hears no 100.
         request.body().send_anyway();
     }
-    if handshake.is_some() && !workload.upstream.takes_websockets().await {
-        let detail = "the workload speaks HTTP/2, and takes no WebSockets in it (RFC 8441)".to_owned();
-        let failure = ConnectFailure::Refused(RefusalReason::UnsupportedKind, detail);
+    if handshake.is_some()
+        && let Err(failure) = takes_websockets(workload).await
+    {
         return Tried::Failed(SendError { failure: failure.into(), unsent: Some(request) });
     }
     let is_new = !workload.spoken.has_answered(hop);
@@ -163,6 +163,24 @@ async fn try_in(
             Tried::NotSpoken(again.ok_or(SendError { failure, unsent: None }))
         }
         Err(error) => Tried::Failed(error),
+    }
+}
+
+/// Whether a workload that has spoken HTTP/2 takes WebSockets in it, or why not.
+async fn takes_websockets(workload: &Workload) -> Result<(), ConnectFailure> {
+    match workload.upstream.takes_websockets().await {
+        Ok(true) => Ok(()),
+        Ok(false) => {
+            let detail = "the workload speaks HTTP/2, and takes no WebSockets in it (RFC 8441)".to_owned();
+            Err(ConnectFailure::Refused(RefusalReason::UnsupportedKind, detail))
+        }
+        Err(failure) => {
+            if failure.is_other_version() {
+                // It is another program than the one that did.
+                workload.spoken.forget();
+            }
+            Err(failure)
+        }
     }
 }
 

@@ -266,9 +266,9 @@ impl<C: Connect> HttpUpstream<C> {
     }
 
     /// Whether the other end takes WebSockets in HTTP/2 (RFC 8441, section 3).
-    pub(crate) async fn takes_websockets(&self) -> bool {
-        let place = self.http2.stream(&self.connect).await;
-        place.is_ok_and(|(shared, _stream)| shared.takes_websockets())
+    pub(crate) async fn takes_websockets(&self) -> Result<bool, ConnectFailure> {
+        let (shared, _stream) = self.http2.stream(&self.connect).await?;
+        Ok(shared.takes_websockets())
     }
 
     /// Closes connections that nobody has used since the last sweep.
