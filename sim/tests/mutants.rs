@@ -33,6 +33,14 @@ const MUTANTS: &[Mutant] = &[
         caught: "still believes in",
     },
     Mutant {
+        what: "leases end at half their length",
+        file: "gossip/src/known.rs",
+        right: "Duration::from_millis(self.node.lease.length_millis.into())",
+        wrong: "Duration::from_millis(self.node.lease.length_millis.into()) / 2",
+        scenario: "converge",
+        caught: "gave up before its lease ended",
+    },
+    Mutant {
         what: "a doubt is as good as the end of a lease",
         file: "gossip/src/known.rs",
         right: "if is_suspect { Presence::Suspect } else { Presence::Alive }",
