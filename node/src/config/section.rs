@@ -206,7 +206,10 @@ impl<'r> Section<'r> {
             None => toml::Table::new(),
             Some(Value::Table(table)) => table,
             Some(other) => {
-                let hint = format!("write [{path}] on a line of its own, its keys below");
+                // TOML does not number what is in a list: a header belongs to the last one above it.
+                let names = path.split('.').map(|part| part.split('[').next().unwrap_or(part));
+                let header = names.collect::<Vec<_>>().join(".");
+                let hint = format!("write [{header}] on a line of its own, its keys below");
                 self.report.add(&path, format!("{path} is a section, not {}", kind(&other)), hint);
                 toml::Table::new()
             }

@@ -365,6 +365,11 @@ pub(super) const WRONG: &[(&str, &str, &str)] = &[
         "upstream[0].outliers.ejected_max",
         "out of range",
     ),
+    (
+        "[[outbound]]\nlisten = \"127.0.0.1:9001\"\nservice = \"a\"\ntags = 5",
+        "outbound[0].tags",
+        "write [outbound.tags] on a line",
+    ),
     ("[limits]\nattempts_max = 0", "limits.attempts_max", "from 1 to 10"),
     ("[limits]\nconnection_max = 1", "limits.connection_max", "did you mean \"connections_max\"?"),
     ("[log]\nlevel = \"inof\"", "log.level", "not a log level"),
