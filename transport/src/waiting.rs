@@ -24,6 +24,9 @@ use tokio::time::{Sleep, sleep_until};
 /// A timer put off by less than this keeps its place: under load that happens with each packet, and has to be cheap.
 const PUT_OFF_LONG: Duration = Duration::from_millis(200);
 
+/// Errors in a row that a socket may report of packets sent; beyond that it is broken, and so is the endpoint.
+const RECEIVE_ERRORS_MAX: u32 = 1_000;
+
 /// What quinn runs on.
 #[derive(Debug)]
 pub(crate) struct Waiting;
@@ -107,12 +110,17 @@ impl AsyncUdpSocket for Socket {
         buffers: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
+        let mut errors = 0;
         loop {
             let mut guard = ready!(self.socket.poll_read_ready(context))?;
             let received = guard.try_io(|socket| self.state.recv(socket.get_ref().into(), buffers, meta));
-            // An error is that of a packet sent, which its own connection notices.
-            if let Ok(Ok(count)) = received {
-                return Poll::Ready(Ok(count));
+            match received {
+                Ok(Ok(count)) => return Poll::Ready(Ok(count)),
+                // An error is that of a packet sent, which its own connection notices; but not so many.
+                Ok(Err(error)) if errors == RECEIVE_ERRORS_MAX => return Poll::Ready(Err(error)),
+                Ok(Err(_)) => errors += 1,
+                // Nothing is there after all; the next look waits for it.
+                Err(_would_block) => {}
             }
         }
     }
