@@ -185,3 +185,56 @@ async fn a_grpc_workload_is_told_what_time_is_left() {
         assert!((most - 2_000_000..most).contains(&micros), "{value} of {told:?}");
     }
 }
+
+/// What an upload is told, from a program that sends for as long as anybody takes something in.
+async fn upload(node: &Node) -> String {
+    let mut stream = TcpStream::connect(node.http_proxy()).await.expect("a connection");
+    let head = b"POST / HTTP/1.1\r\nhost: web.mesh\r\ncontent-length: 500000000\r\n\r\n";
+    stream.write_all(head).await.expect("a head");
+    let (mut answer, mut sent) = stream.split();
+    let chunk = vec![b'x'; 64 * 1024];
+    let sending = async { while sent.write_all(&chunk).await.is_ok() {} };
+    let mut told = vec![0; 1024];
+    tokio::select! {
+        read = within("an answer", answer.read(&mut told)) => told.truncate(read.unwrap_or_default()),
+        () = sending => told.clear(),
+    }
+    String::from_utf8_lossy(&told).into_owned()
+}
+
+/// All requests between two nodes share one connection's windows. Uploads that a deaf workload takes
+/// nothing of fill them; when their time is over, others must have room.
+#[tokio::test]
+async fn what_ran_out_of_time_holds_no_room_for_others() {
+    let mesh = Mesh::new();
+    let deaf_to_uploads = Tcp::start(mesh.ip(), async |mut stream| {
+        let mut bytes = [0; 4096];
+        while let Ok(1..) = stream.read(&mut bytes).await {
+            if bytes.starts_with(b"POST") {
+                std::future::pending::<()>().await;
+            }
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+        }
+    })
+    .await;
+    let small = "[limits]\nmemory_max = \"256MiB\"";
+    let _server = mesh.node("server").serves("web", deaf_to_uploads.address()).sections(small).start().await;
+    let caller = mesh.node("caller").times("timeout = \"3s\"").sections(small).start().await;
+    caller.finds("web", 1).await;
+    let uploads = futures_util::future::join_all((0..60).map(|_| upload(&caller)));
+    let meanwhile = async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let asked = get(caller.http_proxy(), "web.mesh", "/");
+        let answered = tokio::time::timeout(Duration::from_millis(500), asked).await;
+        assert!(answered.is_err(), "the windows are not full, so this shows nothing");
+    };
+    let (told, ()) = tokio::join!(uploads, meanwhile);
+    // A connection that is closed with a request's bytes unread is reset, which may overtake the answer.
+    let is_over = |told: &String| told.is_empty() || told.starts_with("HTTP/1.1 504 ");
+    assert!(told.iter().all(is_over), "{told:?}");
+    let start = Clock::System.now();
+    let reply = get(caller.http_proxy(), "web.mesh", "/").await;
+    let took = Clock::System.now() - start;
+    assert_eq!(reply.status(), StatusCode::OK, "{}", reply.text());
+    assert!(took < Duration::from_secs(1), "{took:?}");
+}

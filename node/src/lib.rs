@@ -36,6 +36,7 @@ mod router;
 mod seeds;
 pub mod sockets;
 mod store;
+mod surplus;
 pub mod telemetry;
 mod unix_socket;
 mod upstream;

@@ -3,12 +3,17 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use starling_gossip::clock::{Clock, Instant};
 use tracing::{info, warn};
 
 use crate::pressure::{Pressure, SAMPLE_PERIOD};
 use crate::proxy::gate::Gate;
+use crate::surplus;
+
+/// How often free memory is given back while memory is short.
+const GIVE_BACK_PERIOD: Duration = Duration::from_millis(250);
 
 /// Work of one kind, which can be refused and cut off.
 struct Watched {
@@ -22,10 +27,15 @@ pub(crate) async fn keep_below(bytes_max: u64, gates: Vec<(&'static str, Gate)>,
     let watched = |(what, gate)| Watched { what, gate, pressure: Pressure::new(bytes_max) };
     let mut all: Vec<Watched> = gates.into_iter().map(watched).collect();
     let mut was_short = false;
+    let mut next_give_back = clock.now();
     metrics::gauge!("starling_memory_max_bytes").set(bytes_max as f64);
     loop {
         let period = all.iter().map(|watched| watched.pressure.sample_period()).min();
         tokio::time::sleep(period.unwrap_or(SAMPLE_PERIOD)).await;
+        if was_short && clock.now() >= next_give_back {
+            surplus::give_back();
+            next_give_back = clock.now() + GIVE_BACK_PERIOD;
+        }
         let Some(bytes) = used() else { continue };
         metrics::gauge!("starling_memory_used_bytes").set(bytes as f64);
         let now = clock.now();

@@ -15,8 +15,12 @@ use starling_gossip::clock::Instant;
 /// Above this share of the most, in percent, new work is refused.
 const SHORT_PERCENT: u64 = 80;
 
-/// Below this one, everything is as usual again.
+/// Below this one for [`EASY_PERIOD`], everything is as usual again.
 const EASY_PERCENT: u64 = 70;
+
+/// Memory that fell may only have been cut off; what stood at the door would fill it at once, and faster
+/// than it is looked at. So the door opens by degrees.
+const EASY_PERIOD: Duration = Duration::from_secs(2);
 
 /// Above this one, half of the work is cut off.
 const CRITICAL_PERCENT: u64 = 90;
@@ -32,7 +36,7 @@ const SAMPLES_AHEAD: u32 = 3;
 /// What was cut off needs a moment to be gone before more is.
 const CUT_PERIOD: Duration = Duration::from_millis(500);
 
-/// How often the ceiling rises while memory does not, by a quarter.
+/// How often the ceiling rises while memory does not, by a quarter; it doubles while there is room again.
 const RISE_PERIOD: Duration = Duration::from_millis(500);
 
 /// How often memory is looked at when it may soon be short.
@@ -72,6 +76,8 @@ struct Short {
     bytes: u64,
     next_rise: Instant,
     next_cut: Instant,
+    /// Since when there has been room again.
+    easy_since: Option<Instant>,
 }
 
 impl Pressure {
@@ -103,28 +109,42 @@ impl Pressure {
         match &mut self.short {
             None if above(SHORT_PERCENT) => {
                 let next_rise = now + RISE_PERIOD;
-                self.short = Some(Short { ceiling: halved, bytes, next_rise, next_cut: now });
+                self.short =
+                    Some(Short { ceiling: halved, bytes, next_rise, next_cut: now, easy_since: None });
             }
             None => {}
-            Some(_) if !above(EASY_PERCENT) => self.short = None,
+            Some(short) if !above(EASY_PERCENT) => {
+                let since = *short.easy_since.get_or_insert(now);
+                if now >= since + EASY_PERIOD {
+                    self.short = None;
+                } else if now >= short.next_rise {
+                    short.next_rise = now + RISE_PERIOD;
+                    short.ceiling = short.ceiling.saturating_mul(2);
+                    // What memory grows by from here is new.
+                    short.bytes = bytes;
+                }
+            }
             Some(short) if above(CRITICAL_PERCENT) && now >= short.next_cut && bytes > short.bytes => {
                 *short = Short {
                     ceiling: short.ceiling.min(halved),
                     bytes,
                     next_rise: now + RISE_PERIOD,
                     next_cut: now + CUT_PERIOD,
+                    easy_since: None,
                 };
                 return Order { ceiling: Some(short.ceiling), cut: true };
             }
             Some(short) if bytes > short.bytes => {
-                short.bytes = bytes;
+                (short.bytes, short.easy_since) = (bytes, None);
                 short.next_rise = now + RISE_PERIOD;
             }
-            Some(short) if now >= short.next_rise => {
-                short.next_rise = now + RISE_PERIOD;
-                short.ceiling = short.ceiling.saturating_add(short.ceiling / 4);
+            Some(short) => {
+                short.easy_since = None;
+                if now >= short.next_rise {
+                    short.next_rise = now + RISE_PERIOD;
+                    short.ceiling = short.ceiling.saturating_add(short.ceiling / 4);
+                }
             }
-            Some(_) => {}
         }
         Order { ceiling: self.short.as_ref().map(|short| short.ceiling), cut: false }
     }
@@ -164,16 +184,37 @@ mod tests {
     fn new_work_is_refused_above_the_mark_until_well_below_it() {
         let mut pressure = Pressure::new(MAX);
         let samples = [(790_000, 100), (800_000, 100), (790_000, 90), (700_000, 60), (699_999, 50)];
-        let orders = feed(&mut pressure, &samples, Instant::now());
-        assert_eq!(ceilings(&orders), [None, Some(50), Some(50), Some(50), None]);
+        let start = Instant::now();
+        let orders = feed(&mut pressure, &samples, start);
+        assert_eq!(ceilings(&orders), [None, Some(50), Some(50), Some(50), Some(50)]);
         assert!(orders.iter().all(|order| !order.cut));
+        // The door opens by degrees, and is open after a while.
+        let easy = start + SAMPLE_PERIOD * 4;
+        let mut later =
+            |millis| pressure.handle_sample(600_000, 50, easy + Duration::from_millis(millis)).ceiling;
+        assert_eq!([500, 1_000, 1_999, 2_000].map(&mut later), [Some(100), Some(200), Some(400), None]);
+    }
+
+    #[test]
+    fn what_was_cut_off_does_not_come_back_all_at_once() {
+        let mut pressure = Pressure::new(MAX);
+        let start = Instant::now();
+        let flaps = [(850_000, 400), (910_000, 400), (500_000, 200), (850_000, 210), (500_000, 120)];
+        let told = ceilings(&feed(&mut pressure, &flaps, start));
+        assert_eq!(told, [Some(200); 5]);
+        let later = start + SAMPLE_PERIOD * 4 + EASY_PERIOD;
+        assert!(
+            pressure.handle_sample(750_000, 100, later - SAMPLE_PERIOD).ceiling.is_some(),
+            "not easy any more"
+        );
+        assert!(pressure.handle_sample(500_000, 100, later).ceiling.is_some(), "easy for a moment only");
     }
 
     #[test]
     fn fast_growth_is_met_before_it_arrives() {
         let grows = [(400_000, 100), (450_000, 200), (550_000, 300), (570_000, 300)];
         let orders = feed(&mut Pressure::new(MAX), &grows, Instant::now());
-        assert_eq!(ceilings(&orders), [None, None, Some(150), None], "850,000 is where 550,000 leads");
+        assert_eq!(ceilings(&orders), [None, None, Some(150), Some(150)], "850,000 is where 550,000 leads");
         let slow = [(400_000, 100), (420_000, 200), (440_000, 300), (460_000, 300)];
         assert_eq!(ceilings(&feed(&mut Pressure::new(MAX), &slow, Instant::now())), [None; 4]);
     }

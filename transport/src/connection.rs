@@ -14,6 +14,7 @@ use tokio::sync::{Notify, watch};
 
 use rustls::pki_types::CertificateDer;
 use starling_gossip::identity::SpiffeId;
+use tracing::debug;
 
 use crate::datagram::{Datagram, MARK_BYTES};
 use crate::header::{HeaderError, StreamHeader};
@@ -268,7 +269,10 @@ impl Connection {
     fn not_begun(&self, why: BeginError) -> OpenError {
         match why {
             BeginError::Lost(why) => self.lost(why),
-            BeginError::Stalled => OpenError::Stalled { peer: self.shared.peer.address },
+            BeginError::Stalled => {
+                debug!(peer = %self.shared.peer.address, stats = ?self.shared.quinn.stats(), "no room for a header");
+                OpenError::Stalled { peer: self.shared.peer.address }
+            }
         }
     }
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use http::Request;
 use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper_util::rt::TokioIo;
+use tokio::task::AbortHandle;
 use tracing::debug;
 
 use super::greeting::{Beginning, Greeted, Greeting};
@@ -22,6 +23,10 @@ pub(super) struct Http1Pool {
 struct Kept {
     sender: SendRequest<RequestBody>,
     next_hop: NextHop,
+    /// Ends the connection.
+    connection: AbortHandle,
+    /// Whether a request has it whose answer has not come to its end.
+    is_lent: bool,
     /// Idle since before the last sweep.
     swept: bool,
     /// Whether it has carried an answer to its end: one that was only opened early has not.
@@ -67,6 +72,7 @@ impl Http1Pool {
                 },
             };
             let was_used = kept.has_answered;
+            kept.is_lent = true;
             let sent = tokio::select! {
                 biased;
                 sent = kept.sender.try_send_request(request) => sent,
@@ -144,10 +150,21 @@ impl Kept {
     }
 }
 
+impl Drop for Kept {
+    /// Nobody waits for the answer any more. hyper looks at neither body while the other end takes no more of
+    /// the request, and would keep both windows full for nobody.
+    fn drop(&mut self) {
+        if self.is_lent {
+            self.connection.abort();
+        }
+    }
+}
+
 impl LentSender {
     /// The answer came to its proper end: the next request may use the connection.
     pub(crate) fn give_back(mut self) {
         self.kept.has_answered = true;
+        self.kept.is_lent = false;
         self.kept.greeting = None;
         self.pool.put(self.kept);
     }
@@ -161,10 +178,11 @@ async fn open<C: Connect>(connect: &C) -> Result<Kept, ConnectFailure> {
         .handshake(TokioIo::new(io))
         .await
         .map_err(|error| ConnectFailure::Unreachable(error.to_string()))?;
-    tokio::spawn(async move {
+    let connection = tokio::spawn(async move {
         if let Err(error) = connection.with_upgrades().await {
             debug!(%error, "HTTP/1.1 connection ended");
         }
     });
-    Ok(Kept { sender, next_hop, swept: false, has_answered: false, greeting })
+    let connection = connection.abort_handle();
+    Ok(Kept { sender, next_hop, connection, is_lent: false, swept: false, has_answered: false, greeting })
 }
