@@ -90,17 +90,24 @@ fn remove_what_ends_here(headers: &mut HeaderMap) {
 /// Starts a trace if the caller has none (W3C Trace Context, section 3.2); one that is there goes
 /// on untouched.
 pub(crate) fn start_trace(headers: &mut HeaderMap, chance: &Chance) {
-    if headers.contains_key(TRACEPARENT) {
-        return;
+    if let Some(given) = headers.get_mut(TRACEPARENT) {
+        return mark_as_new_each_time(given);
     }
     // The lowest bit set keeps both ids from being all zero, which the standard forbids.
     let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
     hexadecimal::write(chance.bits(), &mut text[3..19]);
     hexadecimal::write(chance.bits() | 1, &mut text[19..35]);
     hexadecimal::write(chance.bits() | 1, &mut text[36..52]);
-    if let Ok(value) = HeaderValue::from_bytes(&text) {
+    if let Ok(mut value) = HeaderValue::from_bytes(&text) {
+        mark_as_new_each_time(&mut value);
         headers.insert(TRACEPARENT, value);
     }
+}
+
+/// Keeps a value that no other request has out of the tables of HTTP/2 connections (RFC 7541, section 6.2.3):
+/// each would push out one that comes again, and be looked for in vain.
+pub(crate) fn mark_as_new_each_time(value: &mut HeaderValue) {
+    value.set_sensitive(true);
 }
 
 /// Whether sending the request twice does no more than sending it once (RFC 9110, section 9.2.2).

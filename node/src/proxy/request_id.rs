@@ -7,7 +7,7 @@
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::balance::Chance;
-use crate::proxy::hexadecimal;
+use crate::proxy::{headers, hexadecimal};
 
 /// Where it is; Envoy's name for it, which many programs know.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -18,12 +18,15 @@ const BYTES_MAX: usize = 128;
 const UUID_BYTES: usize = 36;
 
 /// Gives a request a name if it has none that can be kept.
-pub(crate) fn ensure(headers: &mut HeaderMap, chance: &Chance) {
-    let mut given = headers.get_all(REQUEST_ID).iter();
+pub(crate) fn ensure(map: &mut HeaderMap, chance: &Chance) {
+    let mut given = map.get_all(REQUEST_ID).iter();
     let is_kept = given.next().is_some_and(is_sane) && given.next().is_none();
+    if is_kept {
+        map.get_mut(REQUEST_ID).into_iter().for_each(headers::mark_as_new_each_time);
     // Hexadecimal digits and hyphens are a header's value.
-    if !is_kept && let Ok(value) = HeaderValue::from_bytes(&uuid(chance.bits(), chance.bits())) {
-        headers.insert(REQUEST_ID, value);
+    } else if let Ok(mut value) = HeaderValue::from_bytes(&uuid(chance.bits(), chance.bits())) {
+        headers::mark_as_new_each_time(&mut value);
+        map.insert(REQUEST_ID, value);
     }
 }
 
