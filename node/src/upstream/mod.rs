@@ -8,6 +8,7 @@ pub(crate) mod greeting;
 mod http1;
 pub(crate) mod http2;
 mod lent;
+mod pump;
 
 use std::error::Error as _;
 use std::fmt;
