@@ -199,7 +199,7 @@ impl Shared {
                     SendFailure::Unprocessed(_) => pledge.and_then(Pledge::redeem),
                     _ => None,
                 });
-                SendError { failure, unsent }
+                SendError { failure: self.next_hop.explain(failure), unsent }
             }),
             () = self.next_hop.given_up(give_up) => {
                 Err(SendError { failure: SendFailure::Silent, unsent: None })

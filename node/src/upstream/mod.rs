@@ -305,6 +305,15 @@ impl NextHop {
         }
     }
 
+    /// What has become of a request that failed there with `failure`.
+    fn explain(&self, failure: SendFailure) -> SendFailure {
+        match self {
+            // Its connection was ended here, and the request is not to blame.
+            Self::Peer(connection) if connection.is_given_up() => SendFailure::Silent,
+            _ => failure,
+        }
+    }
+
     /// Resolves when work that is outstanding there will not be answered soon, and `give_up` agrees
     /// not to wait for it, or has waited for [`SILENCE_MAX`].
     async fn given_up(&self, give_up: &impl Fn() -> bool) {
