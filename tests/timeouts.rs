@@ -244,8 +244,8 @@ async fn what_ran_out_of_time_holds_no_room_for_others() {
     assert!(took < Duration::from_secs(1), "{took:?}");
 }
 
-/// A workload that speaks HTTP/2 and takes nothing of an upload to `/deaf`, nor of one to `/half`, which it begins to
-/// answer at once. Of others it takes everything.
+/// A workload that speaks HTTP/2 and takes nothing of an upload to `/deaf`, nor of one to `/half`, which it
+/// begins to answer at once. Of others it takes everything.
 async fn deaf_in_http2(mesh: &Mesh) -> Tcp {
     Tcp::start(mesh.ip(), async |stream| {
         let Ok(mut connection) = h2::server::handshake(stream).await else { return };
@@ -274,7 +274,8 @@ async fn answer_in_http2(request: Request<h2::RecvStream>, mut respond: h2::serv
     let _ = respond.send_response(Response::new(()), true);
 }
 
-/// Sends a body to `path` by an HTTP/2 connection of its own. Gives the status, and whether the answer came to its end.
+/// Sends a body to `path` by an HTTP/2 connection of its own. Gives the status, and whether the answer came
+/// to its end.
 async fn post_in_http2(node: &Node, path: &str, body: BoxBody<Bytes, std::io::Error>) -> (StatusCode, bool) {
     let stream = TcpStream::connect(node.outbound("web")).await.expect("a connection");
     let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
@@ -293,7 +294,7 @@ fn endless() -> BoxBody<Bytes, std::io::Error> {
     BoxBody::new(StreamBody::new(chunks))
 }
 
-/// The same where everybody speaks HTTP/2: its window is shared by all, on every hop, whatever has been answered.
+/// The same where everybody speaks HTTP/2: its window is shared by all, on every hop, answered or not.
 #[tokio::test]
 async fn what_ran_out_of_time_in_http2_holds_no_room_for_others() {
     for (path, uploads_are_told) in [("/deaf", StatusCode::GATEWAY_TIMEOUT), ("/half", StatusCode::OK)] {

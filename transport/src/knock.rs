@@ -1,9 +1,9 @@
 //! Asks a silent peer's host whether anybody listens there still.
 //!
 //! A process that was killed says nothing, but its host does: it answers what comes for a port that nobody
-//! has with an ICMP message (RFC 1122, section 4.1.3.1). QUIC's own socket hears none, for it is
-//! connected to nobody; so this is a socket of its own. That anybody on the way could forge such a word is why it counts
-//! only against a peer that answers nothing itself, and only after a while.
+//! has with an ICMP message (RFC 1122, section 4.1.3.1). QUIC's own socket hears none, for it is connected
+//! to nobody; so this is a socket of its own. Such a word can be forged, so it counts only against a peer
+//! that answers nothing itself, and only after a while.
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
