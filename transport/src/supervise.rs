@@ -87,13 +87,13 @@ fn look(
     }
     if verdict.gone {
         let peer = connection.peer();
-        tracing::info!(peer = %peer.id, address = %peer.address, refused, "peer is taken for dead, and what is under way with it ended");
+        tracing::info!(peer = %peer.id, address = %peer.address, refused, "peer is taken for dead");
         connection.mark(GONE, true);
         connection.close(close_code::SILENT, "you have fallen silent");
     }
     match verdict.responsive {
         true => *knock = None,
-        false if knock.is_none() => *knock = Knock::at(connection.peer().address),
+        false if knock.is_none() && connection.is_busy() => *knock = Knock::at(connection.peer().address),
         false => {}
     }
     if verdict.probe {

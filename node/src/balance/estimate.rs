@@ -3,8 +3,8 @@
 //! A *peak* moving average (Finagle's, and linkerd's after it): an answer slower than the estimate counts
 //! in full at once, a faster one by how long ago the last was. So an endpoint that stalls is avoided by the
 //! next request and not by the hundredth. An estimate that nobody renews fades, and with it the reason not
-//! to try the endpoint again; the longer it is not renewed, the faster, for where requests are few nobody else
-//! would find out that an endpoint has recovered.
+//! to try the endpoint again; the longer it is not renewed, the faster, for where requests are few nobody
+//! else would find out that an endpoint has recovered.
 //!
 //! Time to the answer's head is what counts: how long a stream goes on is its caller's business.
 
@@ -15,9 +15,9 @@ use std::time::Duration;
 const DECAY: Duration = Duration::from_secs(10);
 
 /// What nobody renews fades by the square of the time over this as well: by a seventh in a second, to an
-/// eighth in five, to less than a thousandth in ten. By [`DECAY`] alone, as in Finagle and linkerd, one stall of
-/// a second would keep an endpoint that answers in milliseconds out of use for a minute, with nobody to find
-/// out. The price: who is slow for good gets one of a caller's requests about every eight seconds.
+/// eighth in five, to less than a thousandth in ten. By [`DECAY`] alone, as in Finagle and linkerd, one
+/// stall of a second would keep an endpoint that answers in milliseconds out of use for a minute, with
+/// nobody to find out. The price: who is slow for good gets one of a caller's requests about every eight seconds.
 const UNRENEWED: Duration = Duration::from_secs(4);
 
 /// What is faded below this is no measurement any more: nobody answers over a network in less.
