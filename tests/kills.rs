@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use http::{Method, StatusCode};
 use http_body_util::BodyExt as _;
+use rustix::process::{Signal, kill_process};
 use starling_gossip::clock::Clock;
 use starling_tests::workload::Tcp;
 use starling_tests::{HttpConnection, Mesh, Node, UNPROBED, eventually, get, request, within};
@@ -19,9 +20,9 @@ use tokio::sync::Semaphore;
 /// A request that can be answered, or fail, has done so within this.
 const PROMPT: Duration = Duration::from_secs(15);
 
-/// An answer whose node has died under it is cut off when QUIC's idle timeout, of 30 s, has run out: its
-/// caller waits for bytes, and has nothing outstanding that the other end would have to acknowledge.
-const CUT_OFF: Duration = Duration::from_secs(45);
+/// An answer whose node has died under it is cut off about two seconds after: its host says that nobody
+/// listens there. Far less than the silence after which a connection ends in any case.
+const CUT_OFF: Duration = Duration::from_secs(7);
 
 /// Where a workload stands still until the test goes on.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -273,6 +274,54 @@ async fn a_callees_sidecar_is_killed_between_two_requests() {
     let path = "/after/all";
     let reply = connection.send(request(Method::POST, "web.mesh", path, "body")).await;
     assert_eq!((reply.text().as_str(), world.arrivals.of(path)), ("answered", 1), "it goes to the other");
+}
+
+/// One that waits for bytes, and sends nothing.
+#[tokio::test]
+async fn a_tcp_connection_is_reset_with_its_callee() {
+    let mesh = Mesh::new();
+    let workload = Tcp::start(mesh.ip(), async |mut stream| {
+        let (mut reader, mut writer) = stream.split();
+        let _ = tokio::io::copy(&mut reader, &mut writer).await;
+    })
+    .await;
+    let mut server = mesh.node("server").serves_tcp("db", workload.address()).start().await;
+    let caller = mesh.node("caller").calls("db").start().await;
+    caller.finds("db", 1).await;
+    let mut client = TcpStream::connect(caller.outbound("db")).await.expect("the port accepts");
+    let mut heard = [0; 4];
+    client.write_all(b"ping").await.expect("written");
+    within("an echo", client.read_exact(&mut heard)).await.expect("an echo");
+    server.kill().await;
+    let killed = Clock::System.now();
+    let end = within("the end", client.read(&mut heard)).await;
+    assert!(end.is_err(), "no orderly end: {end:?}");
+    assert!((Clock::System.now() - killed) < CUT_OFF, "{:?}", (Clock::System.now() - killed));
+}
+
+/// A process that stands still is not dead: its port is still there, and what waits for it goes on.
+#[tokio::test]
+async fn a_callees_sidecar_that_is_paused_loses_nothing() {
+    let mesh = Mesh::new();
+    let workload = Tcp::start(mesh.ip(), async |mut stream| {
+        let (mut reader, mut writer) = stream.split();
+        let _ = tokio::io::copy(&mut reader, &mut writer).await;
+    })
+    .await;
+    let server = mesh.node("server").serves_tcp("db", workload.address()).start().await;
+    let caller = mesh.node("caller").calls("db").start().await;
+    caller.finds("db", 1).await;
+    let mut client = TcpStream::connect(caller.outbound("db")).await.expect("the port accepts");
+    for _ in 0..2 {
+        let mut heard = [0; 4];
+        client.write_all(b"ping").await.expect("written");
+        within("an echo", client.read_exact(&mut heard)).await.expect("an echo");
+        kill_process(server.pid(), Signal::STOP).expect("a signal");
+        client.write_all(b"ping").await.expect("written");
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        kill_process(server.pid(), Signal::CONT).expect("a signal");
+        within("a late echo", client.read_exact(&mut heard)).await.expect("an echo");
+    }
 }
 
 /// A body on its way up when the callee's sidecar dies.

@@ -1,14 +1,19 @@
 //! Workloads that hang, at each stage of a call, and callers that do not wait for ever.
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use http::{Method, StatusCode};
-use http_body_util::BodyExt as _;
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body::Frame;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use starling_gossip::clock::Clock;
 use starling_tests::workload::{Http, Tcp};
-use starling_tests::{HttpConnection, Mesh, Node, Reply, get, head_of, request, within};
+use starling_tests::{HttpConnection, Mesh, Node, Reply, UNPROBED, get, head_of, request, within};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -202,6 +207,17 @@ async fn upload(node: &Node) -> String {
     String::from_utf8_lossy(&told).into_owned()
 }
 
+/// Waits until a request is not answered, while uploads have time left. A busy machine fills windows slowly.
+async fn windows_fill<F: Future>(ask: impl Fn() -> F) {
+    let start = Clock::System.now();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    while tokio::time::timeout(Duration::from_millis(500), ask()).await.is_ok() {
+        let is_in_time = Clock::System.now() - start < Duration::from_secs(5);
+        assert!(is_in_time, "the windows are not full, so this shows nothing");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
 /// All requests between two nodes share one connection's windows. Uploads that a deaf workload takes
 /// nothing of fill them; when their time is over, others must have room.
 #[tokio::test]
@@ -219,16 +235,10 @@ async fn what_ran_out_of_time_holds_no_room_for_others() {
     .await;
     let small = "[limits]\nmemory_max = \"256MiB\"";
     let _server = mesh.node("server").serves("web", deaf_to_uploads.address()).sections(small).start().await;
-    let caller = mesh.node("caller").times("timeout = \"3s\"").sections(small).start().await;
+    let caller = mesh.node("caller").times("timeout = \"6s\"").sections(small).start().await;
     caller.finds("web", 1).await;
     let uploads = futures_util::future::join_all((0..60).map(|_| upload(&caller)));
-    let meanwhile = async {
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        let asked = get(caller.http_proxy(), "web.mesh", "/");
-        let answered = tokio::time::timeout(Duration::from_millis(500), asked).await;
-        assert!(answered.is_err(), "the windows are not full, so this shows nothing");
-    };
-    let (told, ()) = tokio::join!(uploads, meanwhile);
+    let (told, ()) = tokio::join!(uploads, windows_fill(|| get(caller.http_proxy(), "web.mesh", "/")));
     // A connection that is closed with a request's bytes unread is reset, which may overtake the answer.
     let is_over = |told: &String| told.is_empty() || told.starts_with("HTTP/1.1 504 ");
     assert!(told.iter().all(is_over), "{told:?}");
@@ -237,4 +247,80 @@ async fn what_ran_out_of_time_holds_no_room_for_others() {
     let took = Clock::System.now() - start;
     assert_eq!(reply.status(), StatusCode::OK, "{}", reply.text());
     assert!(took < Duration::from_secs(1), "{took:?}");
+}
+
+/// A workload that speaks HTTP/2 and takes nothing of an upload to `/deaf`, nor of one to `/half`, which it
+/// begins to answer at once. Of others it takes everything.
+async fn deaf_in_http2(mesh: &Mesh) -> Tcp {
+    Tcp::start(mesh.ip(), async |stream| {
+        let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+        while let Some(Ok((request, respond))) = connection.accept().await {
+            tokio::spawn(answer_in_http2(request, respond));
+        }
+    })
+    .await
+}
+
+async fn answer_in_http2(request: Request<h2::RecvStream>, mut respond: h2::server::SendResponse<Bytes>) {
+    let path = request.uri().path().to_owned();
+    let mut body = request.into_body();
+    if path == "/deaf" {
+        let _ = poll_fn(|context| respond.poll_reset(context)).await;
+        return;
+    }
+    if path == "/half" {
+        let Ok(mut answer) = respond.send_response(Response::new(()), false) else { return };
+        let _ = poll_fn(|context| answer.poll_reset(context)).await;
+        return;
+    }
+    while let Some(Ok(data)) = body.data().await {
+        let _ = body.flow_control().release_capacity(data.len());
+    }
+    let _ = respond.send_response(Response::new(()), true);
+}
+
+/// Sends a body to `path` by an HTTP/2 connection of its own. Gives the status, and whether the answer came
+/// to its end.
+async fn post_in_http2(node: &Node, path: &str, body: BoxBody<Bytes, std::io::Error>) -> (StatusCode, bool) {
+    let stream = TcpStream::connect(node.outbound("web")).await.expect("a connection");
+    let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let (mut sender, connection) = handshake.await.expect("HTTP/2");
+    tokio::spawn(connection);
+    let request = Request::builder().method(Method::POST).uri(format!("http://web.mesh{path}"));
+    let request = request.body(body).expect("a request");
+    let answer = within("a head", sender.send_request(request)).await.expect("an answer");
+    let status = answer.status();
+    (status, within("an end", answer.into_body().collect()).await.is_ok())
+}
+
+fn endless() -> BoxBody<Bytes, std::io::Error> {
+    let chunk = Bytes::from(vec![b'x'; 64 * 1024]);
+    let chunks = futures_util::stream::repeat_with(move || Ok(Frame::data(chunk.clone())));
+    BoxBody::new(StreamBody::new(chunks))
+}
+
+/// The same where everybody speaks HTTP/2: its window is shared by all, on every hop, answered or not.
+#[tokio::test]
+async fn what_ran_out_of_time_in_http2_holds_no_room_for_others() {
+    for (path, uploads_are_told) in [("/deaf", StatusCode::GATEWAY_TIMEOUT), ("/half", StatusCode::OK)] {
+        let mesh = Mesh::new();
+        let workload = deaf_in_http2(&mesh).await;
+        let small = "[limits]\nmemory_max = \"256MiB\"";
+        let _server =
+            mesh.node("server").serves_as("web", workload.address(), UNPROBED).sections(small).start().await;
+        let caller = mesh.node("caller").calls("web").times("timeout = \"6s\"").sections(small).start().await;
+        caller.finds("web", 1).await;
+        let body = || Full::new(Bytes::from(vec![b'x'; 200_000])).map_err(|never| match never {}).boxed();
+        assert_eq!(post_in_http2(&caller, "/", body()).await, (StatusCode::OK, true));
+        let uploads =
+            futures_util::future::join_all((0..90).map(|_| post_in_http2(&caller, path, endless())));
+        let (told, ()) = tokio::join!(uploads, windows_fill(|| post_in_http2(&caller, "/", body())));
+        assert!(told.iter().all(|(status, _)| *status == uploads_are_told), "{told:?}");
+        assert!(told.iter().all(|(_, is_whole)| *is_whole == (path == "/deaf")), "{told:?}");
+        let start = Clock::System.now();
+        let reply = tokio::time::timeout(Duration::from_secs(3), post_in_http2(&caller, "/", body())).await;
+        let took = Clock::System.now() - start;
+        assert_eq!(reply, Ok((StatusCode::OK, true)), "{path}");
+        assert!(took < Duration::from_secs(1), "{path}: {took:?}");
+    }
 }

@@ -4,7 +4,7 @@
 //! with, and the telling. A request touches atomics only, unless an endpoint fails.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,8 +22,6 @@ pub(crate) struct Usage {
     watched: Mutex<Watched>,
     /// Errors in a row after which the outliers are asked; 0 is never.
     consecutive_errors: AtomicU32,
-    /// Endpoints that take no work at present.
-    broken: AtomicUsize,
     /// Milliseconds of an interval, and when this one ends, after `created`.
     interval: AtomicU64,
     interval_end: AtomicU64,
@@ -32,6 +30,13 @@ pub(crate) struct Usage {
 struct Watched {
     outliers: Outliers<Target>,
     records: BTreeMap<Target, Arc<Record>>,
+}
+
+impl Watched {
+    /// Endpoints that take no work at present; not those that are gone, though work may hold them.
+    fn broken(&self) -> usize {
+        self.records.values().filter(|record| record.is_broken()).count()
+    }
 }
 
 impl Usage {
@@ -43,7 +48,6 @@ impl Usage {
             created: now,
             watched: Mutex::new(Watched { outliers: Outliers::new(*settings), records: BTreeMap::new() }),
             consecutive_errors: AtomicU32::new(settings.consecutive_errors),
-            broken: AtomicUsize::new(0),
             interval: AtomicU64::new(interval),
             interval_end: AtomicU64::new(interval),
         })
@@ -77,14 +81,6 @@ impl Usage {
         }
     }
 
-    /// An endpoint has begun, or ceased, to take no work at all.
-    pub(crate) fn set_broken(&self, is_broken: bool) {
-        match is_broken {
-            true => self.broken.fetch_add(1, Ordering::Relaxed),
-            false => self.broken.fetch_sub(1, Ordering::Relaxed),
-        };
-    }
-
     /// An endpoint has failed so often in a row. An endpoint that stays in for want of others is looked at
     /// again after as many errors more.
     pub(crate) fn handle_errors(&self, target: &Target, in_a_row: u32, now: Instant) {
@@ -93,7 +89,12 @@ impl Usage {
             return;
         }
         let mut watched = self.lock();
-        if let Some(reason) = watched.outliers.handle_errors(target, in_a_row, self.broken(), now) {
+        // Work may be under way with one that is not used any more.
+        if !watched.records.contains_key(target) {
+            return;
+        }
+        let broken = watched.broken();
+        if let Some(reason) = watched.outliers.handle_errors(target, in_a_row, broken, now) {
             self.put_out(&watched, target, reason, now);
         }
     }
@@ -112,7 +113,8 @@ impl Usage {
         let mut watched = self.lock();
         let windows: Vec<(Target, Window)> =
             watched.records.iter().map(|(target, record)| (target.clone(), record.take_window())).collect();
-        for (target, reason) in watched.outliers.handle_interval(&windows, self.broken(), now) {
+        let broken = watched.broken();
+        for (target, reason) in watched.outliers.handle_interval(&windows, broken, now) {
             self.put_out(&watched, &target, reason, now);
         }
     }
@@ -175,10 +177,6 @@ impl Usage {
     fn show(&self, watched: &Watched) {
         let gauge = metrics::gauge!("starling_ejected_endpoints", "service" => self.service.to_string());
         gauge.set(watched.outliers.out() as f64);
-    }
-
-    fn broken(&self) -> usize {
-        self.broken.load(Ordering::Relaxed)
     }
 
     fn lock(&self) -> MutexGuard<'_, Watched> {

@@ -103,6 +103,7 @@ pub(crate) const PEER_LEFT: u8 = 4;
 pub(crate) const CLOSED: u8 = 8;
 pub(crate) const SUPERSEDED: u8 = 16;
 pub(crate) const WELCOMED: u8 = 32;
+pub(crate) const GONE: u8 = 64;
 const UNUSABLE: u8 = SILENT | LEAVING | PEER_LEFT | CLOSED;
 
 /// The supervisor's attention: sleeping until told, looking regularly, or told since it looked.
@@ -166,6 +167,11 @@ impl Connection {
     /// Whether the connection is gone. One atomic read.
     pub fn is_closed(&self) -> bool {
         self.flags_now() & CLOSED != 0
+    }
+
+    /// Whether it was closed because the peer had been silent for too long. One atomic read.
+    pub fn is_given_up(&self) -> bool {
+        self.flags_now() & GONE != 0
     }
 
     /// Resolves when the peer is silent although something awaits its acknowledgement, or the

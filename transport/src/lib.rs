@@ -21,6 +21,7 @@ pub mod endpoint;
 pub mod gossip_link;
 pub mod header;
 pub mod incoming;
+mod knock;
 pub mod limits;
 mod packet_size;
 mod permits;

@@ -123,7 +123,7 @@ pub const DIALS_MAX: usize = 512;
 pub const INITIAL_RTT: Duration = Duration::from_millis(100);
 
 /// Silence after which a connection is gone (RFC 9000, section 10.1). [`crate::silence`] notices
-/// far earlier; this only frees the memory.
+/// far earlier, and ends what has work on it; this only frees the memory.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A packet at least this often keeps NAT bindings: the common timeout for UDP is 30 s.
@@ -209,6 +209,17 @@ pub const PROBE_EAGERLY: Duration = Duration::from_secs(10);
 
 /// How often an unresponsive connection is asked and looked at.
 pub const PROBE_WHILE_SILENT: Duration = Duration::from_millis(250);
+
+/// So long may a peer be silent while work is under way and it is asked all the time; then the connection
+/// is closed, and all that is on it. A peer that is paused for a moment, a route that converges and a
+/// handover are over by then; of forty probes one comes through, be it that half of all packets are lost.
+/// And nobody is kept waiting for a dead peer as long as [`IDLE_TIMEOUT`], or for minutes as by TCP.
+pub const SILENCE_END: Duration = Duration::from_secs(10);
+
+/// The same, if the peer's host says meanwhile that nobody listens there: its process has ended, and what
+/// takes its place knows nothing of the connection. Not at the first word, for a firewall that is set anew
+/// may say so in passing. Hosts say it to one asker once a second at least.
+pub const REFUSAL_END: Duration = Duration::from_secs(1);
 
 /// The delay a peer may add before it acknowledges (RFC 9000, section 18.2, the default).
 pub const ACK_DELAY: Duration = Duration::from_millis(25);

@@ -5,6 +5,9 @@
 //! the peer responsive again. A peer from which we merely wait for an answer is asked with a probe,
 //! so that the rule can tell; an idle connection is neither watched nor asked.
 //!
+//! A peer that stays silent while work is under way is gone in the end: soon if its host says that nobody
+//! listens there, else when nothing that lives would be silent for so long.
+//!
 //! Counters go in, decisions come out; it sends nothing and reads no clock. Silence is this
 //! node's own evidence and steers only its own calls.
 
@@ -13,8 +16,8 @@ use std::time::Duration;
 use starling_gossip::clock::Instant;
 
 use crate::limits::{
-    ACK_DELAY, PROBE_AFTER, PROBE_AFTER_QUIET, PROBE_EAGERLY, PROBE_WHILE_SILENT, SILENCE_MIN, SILENCE_PTOS,
-    SILENCE_TICK,
+    ACK_DELAY, PROBE_AFTER, PROBE_AFTER_QUIET, PROBE_EAGERLY, PROBE_WHILE_SILENT, REFUSAL_END, SILENCE_END,
+    SILENCE_MIN, SILENCE_PTOS, SILENCE_TICK,
 };
 
 /// What a connection's counters say at one moment. Counts grow from the connection's start.
@@ -33,6 +36,8 @@ pub struct Sample {
     pub busy: bool,
     /// Whether the connection was used since the last sample; quinn may not have sent yet what was written.
     pub touched: bool,
+    /// Whether the peer's host has said since the last sample that nobody listens there.
+    pub refused: bool,
 }
 
 /// What to do about a sample.
@@ -42,6 +47,8 @@ pub struct Verdict {
     pub responsive: bool,
     /// Whether to send something the peer must acknowledge.
     pub probe: bool,
+    /// Whether the peer is gone, and with it what is under way.
+    pub gone: bool,
 }
 
 /// What is known of one peer's silence.
@@ -54,6 +61,8 @@ pub struct Silence {
     streamed: Instant,
     /// Since when something has been under way with nothing heard.
     unanswered_since: Option<Instant>,
+    /// Since when the peer's host says that nobody listens there, with nothing heard.
+    refused_since: Option<Instant>,
     probed: Option<Instant>,
     responsive: bool,
 }
@@ -67,6 +76,7 @@ impl Silence {
             heard: now,
             streamed: now,
             unanswered_since: None,
+            refused_since: None,
             probed: None,
             responsive: true,
         }
@@ -88,29 +98,51 @@ impl Silence {
             // Which came first, the last datagram or our last frame? If the frame was later and
             // gets lost, quinn repeats it after one probe timeout, and we see that.
             self.heard = now;
-            self.unanswered_since = None;
+            (self.unanswered_since, self.refused_since) = (None, None);
             self.responsive = true;
         } else if sent {
             self.unanswered_since.get_or_insert(now);
         }
-        if self.was_held_up(now) && self.responsive {
-            self.unanswered_since = self.unanswered_since.map(|_| now);
+        if self.was_held_up(now) {
+            self.leave_out(self.due.map_or(Duration::ZERO, |due| now.saturating_duration_since(due)), now);
         }
         if self.unanswered_since.is_some_and(|since| now >= since + patience(sample.rtt)) {
             self.responsive = false;
         }
+        let gone = sample.busy && self.is_gone(sample.refused, now);
         let probe = self.wants_probe(&sample, now);
         if probe {
             self.probed = Some(now);
         }
         self.last = sample;
         self.due = self.next_look(&sample, sent || probe, now);
-        Verdict { responsive: self.responsive, probe }
+        Verdict { responsive: self.responsive, probe, gone }
     }
 
     /// A node that did not run cannot say who was silent meanwhile.
     fn was_held_up(&self, now: Instant) -> bool {
         self.due.is_some_and(|due| now > due + 3 * SILENCE_TICK)
+    }
+
+    /// Time in which this node did not run is nobody's silence.
+    fn leave_out(&mut self, time: Duration, now: Instant) {
+        if self.responsive {
+            self.unanswered_since = self.unanswered_since.map(|_| now);
+        } else {
+            self.unanswered_since = self.unanswered_since.map(|since| since + time);
+            self.refused_since = self.refused_since.map(|since| since + time);
+        }
+    }
+
+    fn is_gone(&mut self, refused: bool, now: Instant) -> bool {
+        let for_long = |since: Option<Instant>, end| since.is_some_and(|since| now >= since + end);
+        if self.responsive {
+            return false;
+        }
+        if refused {
+            self.refused_since.get_or_insert(now);
+        }
+        (refused && for_long(self.refused_since, REFUSAL_END)) || for_long(self.unanswered_since, SILENCE_END)
     }
 
     fn wants_probe(&self, sample: &Sample, now: Instant) -> bool {
@@ -158,17 +190,27 @@ mod tests {
         now: Instant,
         probes: usize,
         answers: bool,
+        gone: bool,
     }
 
     fn bench(busy: bool) -> Bench {
         let now = Clock::System.now();
         let sample = Sample { rtt: Duration::from_millis(1), busy, ..Sample::default() };
-        Bench { silence: Silence::new(sample, now), sample, start: now, now, probes: 0, answers: true }
+        Bench {
+            silence: Silence::new(sample, now),
+            sample,
+            start: now,
+            now,
+            probes: 0,
+            answers: true,
+            gone: false,
+        }
     }
 
     impl Bench {
         fn look(&mut self) -> bool {
             let verdict = self.silence.handle_sample(self.sample, self.now);
+            self.gone |= verdict.gone;
             if verdict.probe {
                 self.probes += 1;
                 self.sample.eliciting_frames_sent += 1;
@@ -255,6 +297,69 @@ mod tests {
             assert_eq!(bench.run(1_000, Some(false)).is_none(), answers);
             assert_eq!(bench.silence.poll_timeout().is_none(), answers);
         }
+    }
+
+    /// How long a peer that says nothing any more is waited for, in milliseconds.
+    fn end_of(bench: &mut Bench, for_ms: u64) -> Option<u64> {
+        let start = bench.now;
+        while (bench.now - start).as_millis() < u128::from(for_ms) {
+            bench.run(50, None);
+            if bench.gone {
+                return Some((bench.now - start).as_millis() as u64);
+            }
+        }
+        None
+    }
+
+    #[test]
+    fn a_silent_peer_is_gone_in_the_end_if_there_is_work() {
+        for (busy, refused, expected) in [
+            (true, false, Some(10_000..=11_000)),
+            (true, true, Some(1_300..=2_500)),
+            (false, false, None),
+            (false, true, None),
+        ] {
+            let mut bench = bench(busy);
+            (bench.answers, bench.sample.refused) = (false, refused);
+            bench.sample.eliciting_frames_sent += 1;
+            bench.look();
+            let end = end_of(&mut bench, 20_000);
+            let is_expected = match (&expected, end) {
+                (Some(expected), Some(end)) => expected.contains(&end),
+                (expected, end) => expected.is_none() && end.is_none(),
+            };
+            assert!(is_expected, "{end:?}, not {expected:?}");
+        }
+    }
+
+    #[test]
+    fn a_peer_that_says_anything_is_not_gone() {
+        let mut bench = bench(true);
+        for turn in 0..10 {
+            // Every other pause comes with a word of the host's, which one that answers shows to be wrong.
+            bench.sample.refused = turn % 2 == 0;
+            bench.answers = false;
+            bench.sample.eliciting_frames_sent += 1;
+            bench.look();
+            bench.run(if turn % 2 == 0 { 1_000 } else { 9_000 }, None);
+            bench.answers = true;
+            bench.run(1_000, None);
+            assert!(!bench.gone, "{turn}");
+        }
+    }
+
+    #[test]
+    fn our_own_pause_ends_nothing() {
+        let mut bench = bench(true);
+        bench.answers = false;
+        bench.sample.eliciting_frames_sent += 1;
+        bench.look();
+        bench.run(5_000, None);
+        bench.now += Duration::from_secs(60);
+        bench.look();
+        assert!(!bench.gone);
+        assert!(end_of(&mut bench, 3_000).is_none());
+        assert!(end_of(&mut bench, 3_000).is_some(), "the peer has been silent, too");
     }
 
     #[test]

@@ -10,8 +10,9 @@ use tokio::sync::watch;
 
 use starling_gossip::clock::{Clock, Instant};
 
-use crate::connection::{CLOSED, Connection, LEAVING, PEER_LEFT, SILENT, SUPERSEDED};
+use crate::connection::{CLOSED, Connection, GONE, LEAVING, PEER_LEFT, SILENT, SUPERSEDED};
 use crate::header::{StreamHeader, StreamKind};
+use crate::knock::Knock;
 use crate::limits::SILENCE_TICK;
 use crate::retirement::{Retirement, Situation, Step};
 use crate::silence::{Sample, Silence};
@@ -31,6 +32,8 @@ pub(crate) mod close_code {
     pub(crate) const REVOKED: u32 = 4;
     /// The peer sent more than it may; for a while we have nothing to do with it.
     pub(crate) const SHUNNED: u32 = 5;
+    /// The peer has not answered for so long that it is taken for dead.
+    pub(crate) const SILENT: u32 = 6;
 }
 
 /// What a peer hears with [`close_code::SHUNNED`].
@@ -39,12 +42,13 @@ pub(crate) const SHUNNED_REASON: &str = "you sent more than you may";
 /// Watches `connection` until it is closed. `changes` hears of silence and of its end.
 pub(crate) async fn supervise(connection: Connection, clock: Clock, changes: Arc<watch::Sender<u64>>) {
     telemetry::connection_opened();
-    let mut silence = Silence::new(sample(&connection, false), clock.now());
+    let mut silence = Silence::new(sample(&connection, false, false), clock.now());
     let mut retirement = Retirement::default();
+    let mut knock = None;
     let closed = connection.quinn().closed();
     tokio::pin!(closed);
     loop {
-        let due = look(&connection, &mut silence, &mut retirement, clock.now(), &changes);
+        let due = look(&connection, &mut silence, &mut retirement, &mut knock, clock.now(), &changes);
         tokio::select! {
             why = &mut closed => {
                 tracing::debug!(peer = %connection.peer().id, address = %connection.peer().address, %why, "connection closed");
@@ -64,11 +68,13 @@ fn look(
     connection: &Connection,
     silence: &mut Silence,
     retirement: &mut Retirement,
+    knock: &mut Option<Knock>,
     now: Instant,
     changes: &watch::Sender<u64>,
 ) -> Option<Instant> {
     let touched = connection.take_touch();
-    let verdict = silence.handle_sample(sample(connection, touched), now);
+    let refused = knock.as_ref().is_some_and(Knock::ask);
+    let verdict = silence.handle_sample(sample(connection, touched, refused), now);
     if connection.mark(SILENT, !verdict.responsive) {
         changes.send_modify(|count| *count += 1);
         let peer = connection.peer();
@@ -78,6 +84,17 @@ fn look(
             telemetry::peer_unresponsive();
             tracing::info!(peer = %peer.id, address = %peer.address, "peer does not answer");
         }
+    }
+    if verdict.gone {
+        let peer = connection.peer();
+        tracing::info!(peer = %peer.id, address = %peer.address, refused, "peer is taken for dead");
+        connection.mark(GONE, true);
+        connection.close(close_code::SILENT, "you have fallen silent");
+    }
+    match verdict.responsive {
+        true => *knock = None,
+        false if knock.is_none() && connection.is_busy() => *knock = Knock::at(connection.peer().address),
+        false => {}
     }
     if verdict.probe {
         connection.probe();
@@ -118,7 +135,7 @@ pub(crate) async fn say(connection: Connection, kind: StreamKind) {
     }
 }
 
-fn sample(connection: &Connection, touched: bool) -> Sample {
+fn sample(connection: &Connection, touched: bool, refused: bool) -> Sample {
     let stats = connection.quinn().stats();
     Sample {
         datagrams_received: stats.udp_rx.datagrams,
@@ -127,6 +144,7 @@ fn sample(connection: &Connection, touched: bool) -> Sample {
         rtt: stats.path.rtt,
         busy: connection.is_busy(),
         touched,
+        refused,
     }
 }
 

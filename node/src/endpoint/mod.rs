@@ -7,7 +7,7 @@ mod connect;
 mod flight;
 mod measure;
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -55,8 +55,6 @@ pub(crate) struct Endpoint {
     breaker: Mutex<Breaker>,
     /// Which life of its node this endpoint has dealt with.
     incarnation: AtomicU64,
-    /// Whether the breaker is open: read without its lock on every request.
-    troubled: AtomicBool,
 }
 
 /// What may be done with an endpoint that was picked.
@@ -96,7 +94,6 @@ impl Endpoint {
             last_attempt: AtomicU64::new(0),
             breaker: Mutex::default(),
             incarnation: AtomicU64::new(0),
-            troubled: AtomicBool::new(false),
         })
     }
 
@@ -156,7 +153,7 @@ impl Endpoint {
         if self.connector().is_silent() {
             return Some("its node has fallen silent");
         }
-        self.troubled.load(Ordering::Relaxed).then_some("it refused, or could not be reached")
+        self.is_troubled().then_some("it refused, or could not be reached")
     }
 
     /// Whether it may get new work. Cheap: asked for every candidate of every request.
@@ -164,7 +161,7 @@ impl Endpoint {
         if self.record.is_out() && self.usage.verdict(&self.target, now) == outlier::Verdict::Out {
             return false;
         }
-        if self.troubled.load(Ordering::Relaxed) {
+        if self.is_troubled() {
             return self.lock().verdict(now) != Verdict::Open;
         }
         !self.connector().is_silent()
@@ -172,14 +169,12 @@ impl Endpoint {
 
     /// Whether it takes work, and is out for what it makes of it: better than nobody.
     pub(crate) fn is_only_ejected(&self) -> bool {
-        self.record.is_out() && !self.troubled.load(Ordering::Relaxed) && !self.connector().is_silent()
+        self.record.is_out() && !self.is_troubled() && !self.connector().is_silent()
     }
 
     /// Whether its node answers, and its workload did not when asked last: asking again costs a round trip.
     pub(crate) fn is_only_refusing(&self) -> bool {
-        self.troubled.load(Ordering::Relaxed)
-            && self.lock().fault() == Some(Fault::Refused)
-            && !self.connector().is_silent()
+        self.is_troubled() && self.lock().fault() == Some(Fault::Refused) && !self.connector().is_silent()
     }
 
     /// Its node's record says which life it is in: a new one has nothing to do with the old one's
@@ -202,7 +197,7 @@ impl Endpoint {
         if self.record.is_out() && !self.usage.begin_trial(&self.target, now) {
             return Claim::BeingTried;
         }
-        if !self.troubled.load(Ordering::Relaxed) {
+        if !self.is_troubled() {
             return Claim::Granted;
         }
         let mut breaker = self.lock();
@@ -327,11 +322,9 @@ impl Endpoint {
     }
 
     fn reset_trouble(&self) {
-        if self.troubled.load(Ordering::Relaxed) {
+        if self.is_troubled() {
             self.lock().handle_success();
-            if self.troubled.swap(false, Ordering::Relaxed) {
-                self.usage.set_broken(false);
-            }
+            self.record.set_broken(false);
         }
     }
 
@@ -360,9 +353,7 @@ impl Endpoint {
 
     fn fail(&self, fault: Fault) {
         self.lock().handle_failure(fault, self.clock.now());
-        if !self.troubled.swap(true, Ordering::Relaxed) {
-            self.usage.set_broken(true);
-        }
+        self.record.set_broken(true);
     }
 
     async fn try_to_reach(self: Arc<Self>) {
@@ -378,6 +369,11 @@ impl Endpoint {
         self.joined.store(millis, Ordering::Relaxed);
     }
 
+    /// Whether the breaker is open, without its lock.
+    fn is_troubled(&self) -> bool {
+        self.record.is_broken()
+    }
+
     /// On the clock of its estimate.
     fn stamp(&self, now: Instant) -> u32 {
         now.saturating_duration_since(self.created).as_millis() as u32
@@ -389,13 +385,5 @@ impl Endpoint {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Breaker> {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Endpoint {
-    fn drop(&mut self) {
-        if self.troubled.load(Ordering::Relaxed) {
-            self.usage.set_broken(false);
-        }
     }
 }

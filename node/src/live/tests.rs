@@ -15,6 +15,7 @@ use starling_transport::pool::Pool;
 use super::*;
 use crate::balance::Chance;
 use crate::ca::Authority;
+use crate::circuit::Kind;
 use crate::config::Config;
 use crate::route::compute;
 use crate::route::tests::offered;
@@ -78,6 +79,27 @@ fn of_version(node: &str, version: &str) -> ServiceInstance {
     offered(node, |_, instance: &mut Instance, _: &mut NodeRecord| {
         instance.version = Some(version.parse().expect("a label"));
     })
+}
+
+#[tokio::test]
+async fn who_was_withdrawn_in_trouble_does_not_keep_others_in() {
+    let maker = Maker::new("");
+    let unreachable = offered("c", |_, _, node: &mut NodeRecord| {
+        node.addresses = vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 0))];
+    });
+    let first = maker.next(&LiveTable::default(), vec![plain("a"), plain("b"), unreachable]);
+    let route = first.route("web").expect("a route").clone();
+    let [a, _, withdrawn] = &route.endpoints[..] else { panic!("three") };
+    assert!(withdrawn.open_tcp(|| route.enter(Kind::Pending).ok()).await.is_err());
+    assert!(withdrawn.trouble().is_some());
+    // A tunnel would hold it as this does.
+    let _second = maker.next(&first, vec![plain("a"), plain("b")]);
+    for _ in 0..5 {
+        let flight = a.begin();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        a.handle_timeout(&flight);
+    }
+    assert!(a.ejection().is_some(), "one of two may be out");
 }
 
 /// Who gets so many pieces of work at `now`.

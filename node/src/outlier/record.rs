@@ -14,6 +14,8 @@ pub(crate) struct Record {
     micros: AtomicU64,
     /// Whether the endpoint is out: read on every request.
     is_out: AtomicBool,
+    /// Whether it takes no work at all: read on every request, too.
+    is_broken: AtomicBool,
 }
 
 /// What one endpoint did in an interval.
@@ -62,6 +64,16 @@ impl Record {
     /// Whether the endpoint is out.
     pub(crate) fn is_out(&self) -> bool {
         self.is_out.load(Ordering::Relaxed)
+    }
+
+    /// Whether the endpoint takes no work at present, whatever it answered before.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.is_broken.load(Ordering::Relaxed)
+    }
+
+    /// It has begun, or ceased, to take no work.
+    pub(crate) fn set_broken(&self, is_broken: bool) {
+        self.is_broken.store(is_broken, Ordering::Relaxed);
     }
 
     /// It is out from now on, or back with nothing against it.

@@ -109,7 +109,7 @@ enum Source {
 pub(crate) struct AnswerGuard {
     /// The connection it comes by; given back only after a proper end.
     pub(crate) sender: Option<LentSender>,
-    /// Counts the answer among its connection's streams.
+    /// Counts the answer among its connection's streams, and resets its own unless it ended properly.
     pub(crate) stream: Option<Stream>,
     /// Counts the request among its endpoint's.
     pub(crate) flight: Option<Flight>,
@@ -215,6 +215,9 @@ impl AnswerGuard {
         self.expectation = None;
         if let Some(sender) = self.sender.take() {
             sender.give_back();
+        }
+        if let Some(stream) = &mut self.stream {
+            stream.handle_end();
         }
     }
 }

@@ -93,9 +93,13 @@ impl Http1Pool {
                     // It had been closed while idle; that says nothing about the next hop.
                     Some(unsent) if was_idle => request = unsent,
                     unsent if was_used => {
-                        return Err(SendError { failure: SendFailure::Stale(error.into_error()), unsent });
+                        let failure = kept.next_hop.explain(SendFailure::Stale(error.into_error()));
+                        return Err(SendError { failure, unsent });
                     }
-                    unsent => return Err(SendError { failure: error.into_error().into(), unsent }),
+                    unsent => {
+                        let failure = kept.next_hop.explain(error.into_error().into());
+                        return Err(SendError { failure, unsent });
+                    }
                 },
             }
         }

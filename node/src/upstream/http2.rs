@@ -11,11 +11,12 @@ use std::time::Duration;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{Builder, SendRequest};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tracing::debug;
 
 use super::greeting::{Beginning, Greeted};
 use super::lent::{self, LentBody, Pledge};
+use super::pump::{Pump, Pumps};
 use super::{Answered, Connect, ConnectFailure, HttpVersion, NextHop, SendError, SendFailure};
 use crate::proxy::body::RequestBody;
 
@@ -64,8 +65,12 @@ pub(super) struct Shared {
     takes_websockets: bool,
 }
 
-/// Counts a stream of a connection as long as it lives.
-pub(crate) struct Stream(Arc<AtomicU32>);
+/// Counts a stream of a connection as long as it lives. Dropped before the answer has ended, it resets the
+/// stream, however far the request has come.
+pub(crate) struct Stream {
+    count: Arc<AtomicU32>,
+    pump: Option<Pump>,
+}
 
 impl Windows {
     /// For a node that may use `memory_bytes`: one connection that nobody reads takes an eighth of
@@ -98,11 +103,13 @@ impl Http2Pool {
     ) -> Result<Answered, SendError> {
         // A connection that its other end is leaving takes nothing, and says nothing of the next hop.
         for _ in 0..CONNECTIONS_MAX {
-            let (mut shared, stream) = match self.stream(connect).await {
+            let (mut shared, mut stream) = match self.stream(connect).await {
                 Ok(opened) => opened,
                 Err(failure) => return Err(SendError { failure: failure.into(), unsent: Some(request) }),
             };
-            let error = match shared.send(request, &give_up).await {
+            let (lent, pledge) = lent::lend(request);
+            stream.pump = lent.body().pump();
+            let error = match shared.send(lent, pledge, &give_up).await {
                 Ok(response) => return Ok(Answered { response, sender: None, stream: Some(stream) }),
                 Err(error) => error,
             };
@@ -179,10 +186,10 @@ impl Http2Pool {
 impl Shared {
     async fn send(
         &mut self,
-        request: Request<RequestBody>,
+        request: Request<LentBody>,
+        pledge: Option<Pledge>,
         give_up: &(impl Fn() -> bool + Send + Sync),
     ) -> Result<Response<Incoming>, SendError> {
-        let (request, pledge) = lent::lend(request);
         tokio::select! {
             biased;
             sent = self.sender.try_send_request(request) => sent.map_err(|mut error| {
@@ -192,7 +199,7 @@ impl Shared {
                     SendFailure::Unprocessed(_) => pledge.and_then(Pledge::redeem),
                     _ => None,
                 });
-                SendError { failure, unsent }
+                SendError { failure: self.next_hop.explain(failure), unsent }
             }),
             () = self.next_hop.given_up(give_up) => {
                 Err(SendError { failure: SendFailure::Silent, unsent: None })
@@ -213,20 +220,30 @@ impl Shared {
     fn begin(&self) -> Stream {
         self.used.store(true, Ordering::Relaxed);
         self.streams.fetch_add(1, Ordering::Relaxed);
-        Stream(self.streams.clone())
+        Stream { count: self.streams.clone(), pump: None }
+    }
+}
+
+impl Stream {
+    /// The answer has come to its end. What is left of the request may be wanted all the same.
+    pub(crate) fn handle_end(&mut self) {
+        self.pump = None;
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        if let Some(pump) = &self.pump {
+            pump.abort();
+        }
     }
 }
 
 async fn open<C: Connect>(connect: &C, windows: Windows) -> Result<Shared, ConnectFailure> {
     let (io, next_hop) = connect.connect(HttpVersion::Http2).await?;
     let (io, greeting) = Greeted::of(io, &next_hop);
-    let mut builder = Builder::new(TokioExecutor::new());
+    let mut builder = Builder::new(Pumps);
     builder
         .timer(TokioTimer::new())
         .max_header_list_size(next_hop.head_bytes_max() as u32)

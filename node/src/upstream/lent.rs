@@ -5,13 +5,14 @@
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::Request;
 use http::request::Parts;
 use http_body::{Body, Frame, SizeHint};
 
+use super::pump::Pump;
 use crate::proxy::body::{RequestBody, RequestError};
 use crate::proxy::forward;
 
@@ -20,7 +21,12 @@ pub(super) enum LentBody {
     /// Nothing to read.
     Empty,
     /// To be read once, or taken back.
-    Lent(Arc<Slot>),
+    Lent {
+        /// Where it is.
+        slot: Arc<Slot>,
+        /// The task that sends it.
+        pump: Pump,
+    },
 }
 
 /// What is needed to have a request back.
@@ -36,6 +42,8 @@ struct State {
     body: Option<RequestBody>,
     /// Somebody has asked for its first bytes.
     read: bool,
+    /// What was read before it was known which task sends it.
+    begun: Option<Frame<Bytes>>,
 }
 
 /// Lends `request`. There is no pledge for one whose caller keeps what it needs to send it twice, for a
@@ -47,9 +55,9 @@ pub(super) fn lend(request: Request<RequestBody>) -> (Request<LentBody>, Option<
     let (head, body) = request.into_parts();
     let slot = match body {
         RequestBody::Empty => None,
-        body => Some(Arc::new(Slot(Mutex::new(State { body: Some(body), read: false })))),
+        body => Some(Arc::new(Slot::new(body))),
     };
-    let lent = slot.clone().map_or(LentBody::Empty, LentBody::Lent);
+    let lent = slot.clone().map_or(LentBody::Empty, LentBody::lent);
     let pledge = Pledge { head: head.clone(), body: slot };
     (Request::from_parts(head, lent), Some(pledge))
 }
@@ -59,7 +67,7 @@ pub(super) fn returned(request: Request<LentBody>) -> Request<RequestBody> {
     request.map(|body| match body {
         LentBody::Empty => RequestBody::Empty,
         // Who returns it has not read it.
-        LentBody::Lent(slot) => slot.lock().body.take().unwrap_or(RequestBody::Empty),
+        LentBody::Lent { slot, .. } => slot.lock().body.take().unwrap_or(RequestBody::Empty),
     })
 }
 
@@ -80,7 +88,25 @@ impl Pledge {
     }
 }
 
+impl LentBody {
+    fn lent(slot: Arc<Slot>) -> Self {
+        Self::Lent { slot, pump: Pump::default() }
+    }
+
+    /// The task that will send it, if there is something to send.
+    pub(super) fn pump(&self) -> Option<Pump> {
+        match self {
+            Self::Empty => None,
+            Self::Lent { pump, .. } => Some(pump.clone()),
+        }
+    }
+}
+
 impl Slot {
+    fn new(body: RequestBody) -> Self {
+        Self(Mutex::new(State { body: Some(body), read: false, begun: None }))
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing panics while it is held.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -95,26 +121,42 @@ impl Body for LentBody {
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, RequestError>>> {
-        let Self::Lent(slot) = &*self else { return Poll::Ready(None) };
+        let Self::Lent { slot, pump } = &*self else { return Poll::Ready(None) };
         let mut state = slot.lock();
         state.read = true;
-        match &mut state.body {
-            Some(body) => Pin::new(body).poll_frame(context),
-            None => Poll::Ready(None),
+        let is_in_pump = pump.is_here();
+        if let Some(frame) = state.begun.take() {
+            return Poll::Ready(Some(Ok(frame)));
         }
+        let Some(body) = &mut state.body else { return Poll::Ready(None) };
+        let frame = match ready!(Pin::new(&mut *body).poll_frame(context)) {
+            Some(Ok(frame)) => frame,
+            ended => return Poll::Ready(ended),
+        };
+        // hyper asks once before it makes a task, so that what is there as a whole goes with the head.
+        if is_in_pump || body.is_end_stream() {
+            return Poll::Ready(Some(Ok(frame)));
+        }
+        state.begun = Some(frame);
+        context.waker().wake_by_ref();
+        Poll::Pending
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
-            Self::Lent(slot) => slot.lock().body.as_ref().is_none_or(Body::is_end_stream),
+            Self::Lent { slot, .. } => {
+                let state = slot.lock();
+                state.begun.is_none() && state.body.as_ref().is_none_or(Body::is_end_stream)
+            }
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Empty => SizeHint::with_exact(0),
-            Self::Lent(slot) => slot.lock().body.as_ref().map(Body::size_hint).unwrap_or_default(),
+            // It is asked for before anything is read.
+            Self::Lent { slot, .. } => slot.lock().body.as_ref().map(Body::size_hint).unwrap_or_default(),
         }
     }
 }
@@ -142,10 +184,9 @@ mod tests {
 
     #[test]
     fn a_body_that_was_asked_for_does_not_come_back() {
-        let state = State { body: Some(RequestBody::Empty), read: false };
-        let slot = Arc::new(Slot(Mutex::new(state)));
+        let slot = Arc::new(Slot::new(RequestBody::Empty));
         let pledge = || Pledge { head: request(Method::POST).into_parts().0, body: Some(slot.clone()) };
-        let mut lent = LentBody::Lent(slot.clone());
+        let mut lent = LentBody::lent(slot.clone());
         let mut context = Context::from_waker(std::task::Waker::noop());
         assert!(matches!(Pin::new(&mut lent).poll_frame(&mut context), Poll::Ready(None)));
         assert!(pledge().redeem().is_none());

@@ -8,6 +8,7 @@ pub(crate) mod greeting;
 mod http1;
 pub(crate) mod http2;
 mod lent;
+mod pump;
 
 use std::error::Error as _;
 use std::fmt;
@@ -301,6 +302,15 @@ impl NextHop {
         match self {
             Self::Peer(connection) => connection.is_usable(),
             Self::Workload { .. } => true,
+        }
+    }
+
+    /// What has become of a request that failed there with `failure`.
+    fn explain(&self, failure: SendFailure) -> SendFailure {
+        match self {
+            // Its connection was ended here, and the request is not to blame.
+            Self::Peer(connection) if connection.is_given_up() => SendFailure::Silent,
+            _ => failure,
         }
     }
 

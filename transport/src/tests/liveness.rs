@@ -52,6 +52,34 @@ async fn who_waits_for_an_answer_learns_of_the_silence() {
 }
 
 #[tokio::test]
+async fn a_peer_that_stays_silent_is_gone_and_one_that_is_back_in_time_is_not() {
+    let ca = Ca::new();
+    let (web, payments) = (ca.node("web"), ca.node("payments"));
+    let relay = Relay::before(payments.address()).await;
+    let connection = web.dial_at(relay.address, payments.id()).await.expect("connected");
+    let mut caller = connection.open(&tcp()).await.expect("a stream");
+    let mut callee = payments.incoming().await.stream.accept().await.expect("there");
+    within("the answer", caller.accepted()).await.expect("accepted");
+
+    relay.cut(true);
+    caller.write_all(b"there?").await.expect("queued");
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    assert!(!connection.is_usable() && !connection.is_closed());
+    relay.cut(false);
+    let mut bytes = [0; 6];
+    within("what was written", callee.read_exact(&mut bytes)).await.expect("nothing was lost");
+    eventually("the peer answers again", || connection.is_usable()).await;
+
+    relay.cut(true);
+    let cut_at = Instant::now();
+    let end = tokio::time::timeout(Duration::from_secs(25), caller.read(&mut bytes)).await.expect("an end");
+    assert!(end.is_err(), "no orderly end: {end:?}");
+    let took = cut_at.elapsed();
+    assert!((Duration::from_secs(9)..Duration::from_secs(20)).contains(&took), "{took:?}");
+    assert!(connection.is_given_up());
+}
+
+#[tokio::test]
 async fn an_idle_connection_is_not_watched() {
     let ca = Ca::new();
     let (web, payments) = (ca.node("web"), ca.node("payments"));
