@@ -31,6 +31,8 @@ enum Then {
     Resets,
     /// Nothing more comes.
     Hangs,
+    /// This comes, which is wrong, and nothing more.
+    Says(&'static str),
 }
 
 /// What is said and what follows, for each path.
@@ -73,17 +75,26 @@ const WITHIN: Faults = &[
         "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n0\r\n",
         Then::Ends,
     ),
-    ("/no-chunk", "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\nsize\r\n", Then::Hangs),
+    (
+        "/no-chunk",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n",
+        Then::Says("size\r\n"),
+    ),
+    (
+        "/chunk-too-long",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf",
+        Then::Says("half\r\n0\r\n\r\n"),
+    ),
     ("/endless/resets", "HTTP/1.1 200 OK\r\n\r\nhalf", Then::Resets),
     ("/endless/hangs", "HTTP/1.1 200 OK\r\n\r\nhalf", Then::Hangs),
 ];
 
 /// Whole answers, by whoever writes a byte at a time.
 const SLOW: Faults = &[
-    ("/slow/length", "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nhalf", Then::Hangs),
+    ("/slow/length", "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 4\r\n\r\nhalf", Then::Hangs),
     (
         "/slow/chunks",
-        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nh\r\n3\r\nalf\r\n0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n1\r\nh\r\n3\r\nalf\r\n0\r\n\r\n",
         Then::Hangs,
     ),
     ("/slow/endless", "HTTP/1.1 200 OK\r\n\r\nhalf", Then::Ends),
@@ -160,10 +171,7 @@ impl World {
             let [http1, http2] = self.clients().await;
             *client = if client.version() == Version::HTTP_2 { http2 } else { http1 };
         }
-        let response = match client.begin(path).await {
-            Ok(response) => response,
-            Err(error) => return Seen::Nothing(error),
-        };
+        let response = client.begin(path).await.unwrap_or_else(|error| panic!("{path}: {error:?}"));
         let (head, mut body) = response.into_parts();
         let mut bytes = BytesMut::new();
         while let Some(frame) = within("the rest of a body", body.frame()).await {
@@ -215,8 +223,6 @@ impl Client {
 /// What a caller sees of an answer.
 #[derive(Debug)]
 enum Seen {
-    /// No head.
-    Nothing(hyper::Error),
     /// A head, so much of a body, and no end.
     CutOff(StatusCode, Bytes),
     /// All of one: its status, the mesh's flag if there is one, and its body.
@@ -271,6 +277,10 @@ async fn serve(mut stream: TcpStream, heard: Arc<Semaphore>) {
         Then::Ends => {}
         Then::Resets => {
             let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+        }
+        Then::Says(more) => {
+            let _ = stream.write_all(more.as_bytes()).await;
+            drop(stream.read(&mut [0; 64]).await);
         }
         Then::Hangs => drop(stream.read(&mut [0; 64]).await),
     }

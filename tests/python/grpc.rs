@@ -20,6 +20,11 @@ struct World {
 impl World {
     /// A caller's node, and this many servers with a node each.
     async fn of(count: usize) -> Self {
+        Self::with(count, "").await
+    }
+
+    /// With these sections for the caller's node.
+    async fn with(count: usize, sections: &str) -> Self {
         let mesh = Mesh::new();
         let mut servers = Vec::new();
         for number in 1..=count {
@@ -27,7 +32,7 @@ impl World {
             let program = serve(&mesh, &name, address).await;
             servers.push((mesh.node(&name).serves("interop", address).start().await, program));
         }
-        let caller = mesh.node("caller").calls("interop").start().await;
+        let caller = mesh.node("caller").calls("interop").sections(sections).start().await;
         caller.finds("interop", count).await;
         Self { caller, _servers: servers, _mesh: mesh }
     }
@@ -101,6 +106,8 @@ async fn a_cancelled_call_ends_at_its_server_too() {
 #[tokio::test]
 async fn each_call_of_one_channel_is_balanced_by_itself() {
     World::of(2).await.play(&["both_are_called"]).await;
+    let in_turn = "[[upstream]]\nservice = \"interop\"\npolicy = \"round_robin\"";
+    World::with(2, in_turn).await.play(&["both_get_half", "both_are_called"]).await;
 }
 
 /// gRPC has a variable of its own for a proxy, and tunnels through it.
@@ -129,13 +136,13 @@ async fn a_mesh_that_has_nobody_says_so_in_grpcs_own_words() {
     for (service, flag) in [("probed", "UH"), ("unprobed", "UF")] {
         let name = format!("{service}.mesh");
         for (target, authority) in [(caller.outbound(service), ""), (caller.http_proxy(), &name)] {
-            let said = call(target, authority, &["is_unavailable"]).await;
-            assert!(said.contains(flag), "{said}");
+            let said = call(target, authority, &["fails_in_the_mesh"]).await;
+            assert!(said.starts_with(&format!("UNAVAILABLE {flag} ")), "{said}");
         }
     }
     for (target, authority) in [(caller.outbound("ghost"), ""), (caller.http_proxy(), "ghost.mesh")] {
-        let said = call(target, authority, &["is_unimplemented"]).await;
-        assert!(said.contains("NR") && said.contains("ghost"), "{said}");
+        let said = call(target, authority, &["fails_in_the_mesh"]).await;
+        assert!(said.starts_with("UNIMPLEMENTED NR ") && said.contains("ghost"), "{said}");
     }
 }
 

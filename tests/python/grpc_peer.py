@@ -365,7 +365,8 @@ class Client:
 
     def deadline_is_told(self):
         left = float(self.unary("Remaining", timeout=60))
-        assert 30 < left <= 60, left
+        # gRPC rounds up, to a tenth of a second here.
+        assert 30 < left <= 60.2, left
         # Who sets none is not given one.
         none = self.channel.unary_unary(f"/{SERVICE}/Remaining")(b"").decode()
         assert none == "None" or float(none) > 1_000_000, none
@@ -395,22 +396,25 @@ class Client:
 
     # What the mesh does.
 
-    def both_are_called(self):
-        """Calls of one channel are spread, each by itself, streams included."""
+    def both_get_half(self):
+        """Of calls one after the other, where servers take turns."""
         names = [self.unary("Who") for _ in range(60)]
         counts = {name: names.count(name) for name in names}
-        assert len(counts) == 2 and min(counts.values()) >= 10, counts
+        assert len(counts) == 2 and min(counts.values()) >= 25, counts
 
-    def is_unavailable(self):
-        failed = fails(lambda: self.unary("Empty"))
-        same(failed.code(), grpc.StatusCode.UNAVAILABLE)
-        assert failed.details().startswith("starling: "), failed.details()
-        print(failed.details())
+    def both_are_called(self):
+        """Of calls at once, however servers are chosen."""
+        method = self.channel.unary_unary(f"/{SERVICE}/Who")
+        calls = [method.future(b"", timeout=PATIENCE) for _ in range(200)]
+        names = [call.result() for call in calls]
+        counts = {name: names.count(name) for name in names}
+        assert len(counts) == 2 and min(counts.values()) >= 20, counts
 
-    def is_unimplemented(self):
+    def fails_in_the_mesh(self):
+        """Says how: the status, the mesh's flag and its words."""
         failed = fails(lambda: self.unary("Empty"))
-        same(failed.code(), grpc.StatusCode.UNIMPLEMENTED)
-        print(failed.details())
+        (flag,) = values(failed.trailing_metadata(), "x-starling-flags")
+        print(failed.code().name, flag, failed.details())
 
     def outlives_its_server(self):
         """One channel, while the test ends the server and starts it again: as it is told on standard input."""
