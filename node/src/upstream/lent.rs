@@ -1,10 +1,10 @@
-//! A request that can be had back while nobody has read of its body.
+//! A request that can be had back while little of its body has been read.
 //!
 //! A next hop that says that it did not process a request (RFC 9113, section 8.7) may be asked again, or
-//! another; but by then the request has been given away. So its head is copied, and its body lent.
+//! another; but by then the request has been given away, and a connection reads a body as soon as it has
+//! it. So its head is copied, and the beginning of its body kept until there is an answer.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -14,76 +14,52 @@ use http_body::{Body, Frame, SizeHint};
 
 use crate::proxy::body::{RequestBody, RequestError};
 use crate::proxy::forward;
+use crate::proxy::kept::{self, Rewind};
+
+/// Messages are shorter, most of them. It is a quarter of what a request's head may have, for nobody's window
+/// counts it.
+const KEPT_BYTES_MAX: usize = 16 * 1024;
 
 /// A request's body as a connection has it.
-pub(super) enum LentBody {
-    /// Nothing to read.
-    Empty,
-    /// To be read once, or taken back.
-    Lent(Arc<Slot>),
-}
+pub(super) struct LentBody(RequestBody);
 
 /// What is needed to have a request back.
 pub(super) struct Pledge {
     head: Parts,
-    body: Option<Arc<Slot>>,
-}
-
-/// Where a lent body is, until it is taken back.
-pub(super) struct Slot(Mutex<State>);
-
-struct State {
-    body: Option<RequestBody>,
-    /// Somebody has asked for its first bytes.
-    read: bool,
+    body: Option<Rewind>,
 }
 
 /// Lends `request`. There is no pledge for one whose caller keeps what it needs to send it twice, for a
 /// copy of the head costs something.
 pub(super) fn lend(request: Request<RequestBody>) -> (Request<LentBody>, Option<Pledge>) {
     if forward::may_be_sent_twice(&request) {
-        return (request.map(|_| LentBody::Empty), None);
+        return (request.map(LentBody), None);
     }
     let (head, body) = request.into_parts();
-    let slot = match body {
-        RequestBody::Empty => None,
-        body => Some(Arc::new(Slot(Mutex::new(State { body: Some(body), read: false })))),
+    let (body, rewind) = match body {
+        RequestBody::Empty => (RequestBody::Empty, None),
+        body => {
+            let (body, rewind) = kept::keep_up_to(KEPT_BYTES_MAX, body);
+            (body, Some(rewind))
+        }
     };
-    let lent = slot.clone().map_or(LentBody::Empty, LentBody::Lent);
-    let pledge = Pledge { head: head.clone(), body: slot };
-    (Request::from_parts(head, lent), Some(pledge))
+    let pledge = Pledge { head: head.clone(), body: rewind };
+    (Request::from_parts(head, LentBody(body)), Some(pledge))
 }
 
 /// A request that was lent and comes back with nothing of it sent.
 pub(super) fn returned(request: Request<LentBody>) -> Request<RequestBody> {
-    request.map(|body| match body {
-        LentBody::Empty => RequestBody::Empty,
-        // Who returns it has not read it.
-        LentBody::Lent(slot) => slot.lock().body.take().unwrap_or(RequestBody::Empty),
-    })
+    request.map(|LentBody(body)| body)
 }
 
 impl Pledge {
-    /// The request, unless its body has been read of. Whoever still has it finds it empty.
+    /// The request, unless too much of its body has been read. Whoever still has that finds it empty.
     pub(super) fn redeem(self) -> Option<Request<RequestBody>> {
-        let body = match &self.body {
+        let body = match self.body {
             None => RequestBody::Empty,
-            Some(slot) => {
-                let mut state = slot.lock();
-                if state.read {
-                    return None;
-                }
-                state.body.take()?
-            }
+            Some(rewind) => rewind.body()?,
         };
         Some(Request::from_parts(self.head, body))
-    }
-}
-
-impl Slot {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing panics while it is held.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -95,27 +71,15 @@ impl Body for LentBody {
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, RequestError>>> {
-        let Self::Lent(slot) = &*self else { return Poll::Ready(None) };
-        let mut state = slot.lock();
-        state.read = true;
-        match &mut state.body {
-            Some(body) => Pin::new(body).poll_frame(context),
-            None => Poll::Ready(None),
-        }
+        Pin::new(&mut self.get_mut().0).poll_frame(context)
     }
 
     fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Empty => true,
-            Self::Lent(slot) => slot.lock().body.as_ref().is_none_or(Body::is_end_stream),
-        }
+        self.0.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Empty => SizeHint::with_exact(0),
-            Self::Lent(slot) => slot.lock().body.as_ref().map(Body::size_hint).unwrap_or_default(),
-        }
+        self.0.size_hint()
     }
 }
 
@@ -138,16 +102,5 @@ mod tests {
         let (lent, pledge) = lend(request(Method::GET));
         assert!(pledge.is_none(), "its caller can make another");
         assert_eq!(returned(lent).method(), Method::GET);
-    }
-
-    #[test]
-    fn a_body_that_was_asked_for_does_not_come_back() {
-        let state = State { body: Some(RequestBody::Empty), read: false };
-        let slot = Arc::new(Slot(Mutex::new(state)));
-        let pledge = || Pledge { head: request(Method::POST).into_parts().0, body: Some(slot.clone()) };
-        let mut lent = LentBody::Lent(slot.clone());
-        let mut context = Context::from_waker(std::task::Waker::noop());
-        assert!(matches!(Pin::new(&mut lent).poll_frame(&mut context), Poll::Ready(None)));
-        assert!(pledge().redeem().is_none());
     }
 }
