@@ -2,7 +2,9 @@
 
 use std::net::SocketAddr;
 use std::process::Stdio;
+use std::time::Duration;
 
+use starling_gossip::clock::Clock;
 use starling_tests::{Mesh, Node, Program, UNPROBED, eventually, find_program, within};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout};
@@ -13,7 +15,7 @@ const SCRIPT: &str = "grpc_peer.py";
 
 struct World {
     caller: Node,
-    _servers: Vec<(Node, Program)>,
+    servers: Vec<(Node, Program)>,
     _mesh: Mesh,
 }
 
@@ -25,16 +27,21 @@ impl World {
 
     /// With these sections for the caller's node.
     async fn with(count: usize, sections: &str) -> Self {
+        Self::before(count, &[], sections).await
+    }
+
+    /// With these options of the servers.
+    async fn before(count: usize, options: &[&str], sections: &str) -> Self {
         let mesh = Mesh::new();
         let mut servers = Vec::new();
         for number in 1..=count {
             let (name, address) = (format!("server-{number}"), mesh.free_address());
-            let program = serve(&mesh, &name, address).await;
+            let program = serve(&mesh, &name, address, options).await;
             servers.push((mesh.node(&name).serves("interop", address).start().await, program));
         }
         let caller = mesh.node("caller").calls("interop").sections(sections).start().await;
         caller.finds("interop", count).await;
-        Self { caller, _servers: servers, _mesh: mesh }
+        Self { caller, servers, _mesh: mesh }
     }
 
     /// Plays these cases in one channel by a fixed port, and in one by name.
@@ -48,11 +55,12 @@ impl World {
 }
 
 /// Starts a server, whose files are in a directory of its name.
-async fn serve(mesh: &Mesh, name: &str, address: SocketAddr) -> Program {
+async fn serve(mesh: &Mesh, name: &str, address: SocketAddr, options: &[&str]) -> Program {
     let directory = mesh.directory().join(format!("{name}-program"));
     std::fs::create_dir_all(&directory).expect("a directory");
     let (script, address_text) = (script(SCRIPT), address.to_string());
-    Program::start(PYTHON, &directory, address, [&script, "serve", &address_text, name]).await
+    let arguments = [&script, "serve", &address_text, name].into_iter().chain(options.iter().copied());
+    Program::start(PYTHON, &directory, address, arguments).await
 }
 
 /// Plays these cases, and gives what they printed.
@@ -146,6 +154,15 @@ async fn a_mesh_that_has_nobody_says_so_in_grpcs_own_words() {
     }
 }
 
+/// What gRPC calls the most that a client may have open on one connection.
+#[tokio::test]
+async fn calls_beyond_the_streams_that_a_server_takes_wait() {
+    for most in [1, 10] {
+        let option = format!("grpc.max_concurrent_streams={most}");
+        World::before(1, &[&option], "").await.play(&["one_after_the_other"]).await;
+    }
+}
+
 /// A client that is told, a line each, what it is to find.
 struct Conversation {
     process: Child,
@@ -154,9 +171,9 @@ struct Conversation {
 }
 
 impl Conversation {
-    fn start(target: SocketAddr) -> Self {
+    fn start(case: &str, target: SocketAddr) -> Self {
         let mut command = tokio::process::Command::new(find_program(PYTHON));
-        command.arg(script(SCRIPT)).arg("call").arg(target.to_string()).args(["", "outlives_its_server"]);
+        command.arg(script(SCRIPT)).arg("call").arg(target.to_string()).args(["", case]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
         let mut process = command.spawn().expect("a client");
         let ours = process.stdin.take().expect("a pipe");
@@ -181,11 +198,11 @@ impl Conversation {
 async fn a_channel_outlives_its_servers_program_and_its_servers_node() {
     let mesh = Mesh::new();
     let address = mesh.free_address();
-    let program = serve(&mesh, "server", address).await;
+    let program = serve(&mesh, "server", address, &[]).await;
     let mut server = mesh.node("server").serves("interop", address).start().await;
     let caller = mesh.node("caller").calls("interop").start().await;
     caller.finds("interop", 1).await;
-    let mut client = Conversation::start(caller.outbound("interop"));
+    let mut client = Conversation::start("outlives_its_server", caller.outbound("interop"));
     client.finds("works").await;
     drop(program);
     eventually("a closed port", async || {
@@ -193,11 +210,66 @@ async fn a_channel_outlives_its_servers_program_and_its_servers_node() {
     })
     .await;
     client.finds("unavailable").await;
-    let _program = serve(&mesh, "server", address).await;
+    let _program = serve(&mesh, "server", address, &[]).await;
     client.finds("works").await;
     server.kill().await;
     client.finds("unavailable").await;
     server.restart().await;
     client.finds("works").await;
+    client.end().await;
+}
+
+#[tokio::test]
+async fn no_call_fails_while_a_server_leaves_its_connections_again_and_again() {
+    let options = ["grpc.max_connection_age_ms=400", "grpc.max_connection_age_grace_ms=60000"];
+    let world = World::before(1, &options, "").await;
+    let mut client = Conversation::start("steady", world.caller.outbound("interop"));
+    let start = Clock::System.now();
+    while Clock::System.now() - start < Duration::from_secs(6) {
+        client.finds("a while of calls").await;
+    }
+    client.end().await;
+}
+
+/// A GOAWAY and a call may cross, so there are many of both.
+#[tokio::test]
+async fn no_call_fails_while_a_node_comes_and_goes() {
+    let mut world = World::of(2).await;
+    let mut client = Conversation::start("steady", world.caller.outbound("interop"));
+    for _ in 0..3 {
+        client.finds("a while of calls").await;
+        let (goes, _) = &mut world.servers[0];
+        goes.terminate();
+        client.finds("a while of calls").await;
+        assert!(goes.ended().await.success());
+        client.finds("a while of calls").await;
+        goes.restart().await;
+        world.caller.finds("interop", 2).await;
+    }
+    client.end().await;
+}
+
+#[tokio::test]
+async fn no_call_fails_while_an_instance_moves() {
+    let mesh = Mesh::new();
+    let addresses = [mesh.free_address(), mesh.free_address()];
+    let _programs =
+        [serve(&mesh, "one", addresses[0], &[]).await, serve(&mesh, "two", addresses[1], &[]).await];
+    let server = mesh.node("server").serves("interop", addresses[0]).start().await;
+    let caller = mesh.node("caller").calls("interop").start().await;
+    caller.finds("interop", 1).await;
+    let mut client = Conversation::start("steady", caller.outbound("interop"));
+    let toml = std::fs::read_to_string(server.config()).expect("a configuration");
+    for turn in 1..=8 {
+        client.finds("a while of calls").await;
+        let (from, to) = (addresses[0].to_string(), addresses[turn % 2].to_string());
+        server.configure(&toml.replace(&from, &to));
+        server.hang_up();
+        eventually("the move", async || {
+            (server.log().matches("instance moved").count() == turn).then_some(())
+        })
+        .await;
+    }
+    client.finds("a while of calls").await;
     client.end().await;
 }

@@ -1,6 +1,6 @@
 """A gRPC server and a gRPC client by the makers of gRPC, who know nothing of the mesh.
 
-    grpc_peer.py serve ADDRESS NAME
+    grpc_peer.py serve ADDRESS NAME OPTION=NUMBER...
     grpc_peer.py call TARGET AUTHORITY CASE...
 
 The cases follow gRPC's own interoperability tests. Messages are plain bytes, so that nothing is generated.
@@ -172,8 +172,12 @@ class Server:
         )
 
 
-def serve(address, name):
-    options = [("grpc.max_concurrent_streams", 100), ("grpc.so_reuseport", 0)]
+def serve(address, name, *more):
+    # Another that already listens there is a mistake.
+    options = [("grpc.so_reuseport", 0)]
+    for option in more:
+        key, _, number = option.partition("=")
+        options.append((key, int(number)))
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=64), options=options)
     server.add_generic_rpc_handlers((Server(name).handlers(),))
     if not server.add_insecure_port(address):
@@ -268,6 +272,13 @@ class Client:
         # More than the server takes side by side.
         method = self.channel.unary_unary(f"/{SERVICE}/Unary")
         calls = [method.future(ask(size, size), timeout=PATIENCE) for size in range(300)]
+        for size, call in enumerate(calls):
+            same(call.result(), pattern(size))
+
+    def one_after_the_other(self):
+        """Calls at once, to a server that takes few streams at a time: they wait, and none is refused."""
+        method = self.channel.unary_unary(f"/{SERVICE}/Unary")
+        calls = [method.future(ask(size, size), timeout=PATIENCE) for size in range(60)]
         for size, call in enumerate(calls):
             same(call.result(), pattern(size))
 
@@ -432,6 +443,37 @@ class Client:
             else:
                 same(fails(lambda: self.unary("Empty")).code(), grpc.StatusCode.UNAVAILABLE)
             print("so it is", flush=True)
+
+
+    def steady(self):
+        """Many calls at once, none of which may fail; for each line on standard input, a while of them."""
+        count, failures, stop = [0] * 8, [], threading.Event()
+
+        def work(number):
+            while not stop.is_set():
+                try:
+                    if number % 2:
+                        same(self.unary("Unary", ask(2653, 1828)), pattern(2653))
+                    else:
+                        call = self.both("PingPong", (ask(size, 31) for size in (9, 2653, 589)))
+                        same([len(answer) for answer in call], [9, 2653, 589])
+                except (grpc.RpcError, AssertionError) as failure:
+                    failures.append(failure)
+                    return
+                count[number] += 1
+
+        workers = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(len(count))]
+        for worker in workers:
+            worker.start()
+        for _ in sys.stdin:
+            before = list(count)
+            while not failures and min(now - then for now, then in zip(count, before)) < 20:
+                time.sleep(0.01)
+            print(repr(str(failures[0])) if failures else "so it is", flush=True)
+        stop.set()
+        for worker in workers:
+            worker.join()
+        same(failures, [])
 
 
 def same(one, other):
