@@ -1,5 +1,6 @@
-//! Workloads that break HTTP/1.1: garbage, ends and resets at each point of an answer, silence, and one byte
-//! at a time. Callers in either version hear of it from the mesh, or are cut off; nothing looks whole that is not.
+//! Workloads that break HTTP/1.1: garbage, ends and resets at each point of an answer, silence, and one
+//! byte at a time. Callers in either version hear of it from the mesh, or are cut off; nothing looks whole
+//! that is not.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -94,7 +95,8 @@ const SLOW: Faults = &[
     ("/slow/length", "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 4\r\n\r\nhalf", Then::Hangs),
     (
         "/slow/chunks",
-        "HTTP/1.1 200 OK\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n1\r\nh\r\n3\r\nalf\r\n0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n\
+         1\r\nh\r\n3\r\nalf\r\n0\r\n\r\n",
         Then::Hangs,
     ),
     ("/slow/endless", "HTTP/1.1 200 OK\r\n\r\nhalf", Then::Ends),

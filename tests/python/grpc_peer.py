@@ -428,7 +428,7 @@ class Client:
         print(failed.code().name, flag, failed.details())
 
     def outlives_its_server(self):
-        """One channel, while the test ends the server and starts it again: as it is told on standard input."""
+        """One channel, while the test ends the server and starts it again. Standard input says what is so."""
         for line in sys.stdin:
             if line.strip() == "works":
                 until = time.monotonic() + PATIENCE

@@ -113,14 +113,14 @@ impl Gate {
         self.shared.draining.store(true, Ordering::Relaxed);
     }
 
-    /// Connections that callers share are ended from now on, each once its work has. Not as soon as it
-    /// drains: a request that crosses such a word is lost, so it is for those who have not gone by themselves.
+    /// Connections of many requests are ended from now on, each once its work has. Not as soon as it
+    /// drains: a request may cross that word, so it is for callers who have not gone by themselves.
     pub(crate) fn dismiss(&self) {
         self.shared.dismissed.store(true, Ordering::Relaxed);
         self.shared.dismissal.notify_waiters();
     }
 
-    /// Resolves when connections that callers share are ended.
+    /// Resolves when connections of many requests are ended.
     pub(crate) async fn dismissed(&self) {
         loop {
             let notified = self.shared.dismissal.notified();
