@@ -162,8 +162,11 @@ async fn a_reset_before_the_answer_reaches_the_caller_with_its_code() {
     }
 }
 
-/// Takes one request of a connection, and leaves without having processed it.
+/// Takes one request of a connection to its end, and leaves without having processed it.
 async fn leave(mut stream: TcpStream) {
+    const DATA: u8 = 0;
+    const HEADERS: u8 = 1;
+    const END_STREAM: u8 = 1;
     let mut preface = [0; PREFACE_BYTES];
     stream.read_exact(&mut preface).await.expect("a preface");
     // SETTINGS, empty.
@@ -174,8 +177,7 @@ async fn leave(mut stream: TcpStream) {
         let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
         let mut payload = vec![0; length];
         stream.read_exact(&mut payload).await.expect("its payload");
-        const HEADERS: u8 = 1;
-        if head[3] == HEADERS {
+        if [DATA, HEADERS].contains(&head[3]) && head[4] & END_STREAM != 0 {
             break;
         }
     }
@@ -184,8 +186,23 @@ async fn leave(mut stream: TcpStream) {
     let _ = stream.read_to_end(&mut Vec::new()).await;
 }
 
-#[tokio::test]
-async fn a_request_that_a_leaving_connection_did_not_process_takes_another() {
+/// Answers each request with how many bytes of body it had.
+async fn count(stream: TcpStream) {
+    let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+    while let Some(Ok((request, mut respond))) = connection.accept().await {
+        tokio::spawn(async move {
+            let (mut body, mut bytes) = (request.into_body(), 0);
+            while let Some(data) = body.data().await {
+                bytes += data.expect("data").len();
+            }
+            let mut answer = respond.send_response(Response::new(()), false).expect("a head");
+            answer.send_data(bytes.to_string().into(), true).expect("a body");
+        });
+    }
+}
+
+/// A workload that leaves its first connection, and what it does with a request of so many bytes, and another.
+async fn leaving(body_bytes: usize) -> [Reply; 2] {
     let mesh = Mesh::new();
     let connections = Arc::new(AtomicUsize::new(0));
     let tcp = Tcp::start(mesh.ip(), move |stream| {
@@ -193,15 +210,31 @@ async fn a_request_that_a_leaving_connection_did_not_process_takes_another() {
         async move {
             match turn {
                 0 => leave(stream).await,
-                _ => serve(stream, &AtomicUsize::new(0), |_, respond| ok(respond)).await,
+                _ => count(stream).await,
             }
         }
     })
     .await;
     let world = World::before(mesh, tcp.address()).await;
     let mut client = world.client().await;
-    for _ in 0..3 {
-        let reply = send(&mut client, post("/", "")).await;
-        assert_eq!((reply.status(), reply.text()), (StatusCode::OK, "served".to_owned()));
+    let asked = || post("/", "").map(|_| Full::new(vec![b'x'; body_bytes].into()));
+    [send(&mut client, asked()).await, send(&mut client, asked()).await]
+}
+
+/// Its body may have been read before the other end's word came.
+#[tokio::test]
+async fn a_request_that_a_leaving_connection_did_not_process_takes_another() {
+    for body_bytes in [0, 1, 16 * 1024] {
+        for reply in leaving(body_bytes).await {
+            assert_eq!((reply.status(), reply.text()), (StatusCode::OK, body_bytes.to_string()));
+        }
     }
+}
+
+#[tokio::test]
+async fn of_an_upload_that_a_leaving_connection_did_not_process_too_much_is_gone() {
+    let [lost, next] = leaving(48 * 1024).await;
+    assert_eq!(lost.status(), StatusCode::SERVICE_UNAVAILABLE, "{}", lost.text());
+    assert_eq!((lost.header("x-starling-flags"), lost.header("retry-after")), ("UO", "1"));
+    assert_eq!((next.status(), next.text()), (StatusCode::OK, (48 * 1024).to_string()));
 }

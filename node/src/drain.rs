@@ -92,6 +92,7 @@ impl Drain {
     pub(crate) async fn finish_inbound(&self, end: Instant) {
         let finished = self.within(end, async {
             tokio::time::sleep(ANNOUNCE).await;
+            self.inbound.dismiss();
             quiet(&self.inbound).await;
         });
         if !finished.await && self.inbound.under_way() > 0 {

@@ -59,7 +59,9 @@ impl Program {
         address: std::net::SocketAddr,
         arguments: impl IntoIterator<Item = A>,
     ) -> Self {
-        let log = directory.join(format!("{name}.log"));
+        // A program that is named by its path has a log here all the same.
+        let file_name = Path::new(name).file_name().expect("a program's name");
+        let log = directory.join(file_name).with_extension("log");
         let file = std::fs::File::create(&log).expect("a log");
         let mut command = Command::new(find_program(name));
         command.args(arguments).current_dir(directory).stdin(Stdio::null());

@@ -192,6 +192,7 @@ impl Keeper {
         gate.drain();
         let finished = tokio::time::timeout(self.shared.drain_timeout().max(ANNOUNCE), async {
             tokio::time::sleep(ANNOUNCE).await;
+            gate.dismiss();
             gate.idle().await;
         });
         tokio::select! {
@@ -199,7 +200,11 @@ impl Keeper {
                 let (service, id, under_way) = (&self.service.name, &self.id, gate.under_way());
                 warn!(%service, %id, under_way, "instance is withdrawn with work under way");
             },
-            () = changed(&mut self.orders) => return false,
+            () = changed(&mut self.orders) => {
+                // What is served from now on may be another workload.
+                gate.dismiss();
+                return false;
+            }
         }
         true
     }

@@ -195,6 +195,7 @@ impl Shared {
                 let old = std::mem::replace(&mut entry.workload, new);
                 // Streams that callers keep open go over to the new one, request by request.
                 old.gate.drain();
+                old.gate.dismiss();
                 entry.serve();
             }
             (Step::Update(service), Some(entry)) => {

@@ -71,7 +71,8 @@ impl RequestBody {
         match self {
             Self::Streamed { moved, .. } => *moved = Some(place()),
             Self::Expected(body) => body.body_mut().note_in(place),
-            Self::Kept(_) | Self::Empty => {}
+            Self::Kept(body) => body.look(|body| body.note_in(place)),
+            Self::Empty => {}
         }
     }
 
@@ -80,14 +81,17 @@ impl RequestBody {
         match self {
             Self::Streamed { bytes, .. } => Some(bytes.clone()),
             Self::Expected(body) => body.body().bytes(),
-            Self::Kept(_) | Self::Empty => None,
+            Self::Kept(body) => body.look(|body| body.bytes()),
+            Self::Empty => None,
         }
     }
 
     /// Sends it as it comes, if it was held back.
     pub(crate) fn send_anyway(&self) {
-        if let Self::Expected(body) = self {
-            body.send_anyway();
+        match self {
+            Self::Expected(body) => body.send_anyway(),
+            Self::Kept(body) => body.look(|body| body.send_anyway()),
+            Self::Streamed { .. } | Self::Empty => {}
         }
     }
 }

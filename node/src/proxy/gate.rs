@@ -23,9 +23,10 @@ struct Shared {
     /// How often half of the work was cut off.
     cuts: watch::Sender<u32>,
     draining: AtomicBool,
+    dismissed: AtomicBool,
     closed: AtomicBool,
     idle: Notify,
-    drain_began: Notify,
+    dismissal: Notify,
     close_began: Notify,
 }
 
@@ -53,9 +54,10 @@ impl Gate {
             entered: AtomicUsize::new(0),
             cuts: watch::Sender::new(0),
             draining: AtomicBool::new(false),
+            dismissed: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             idle: Notify::new(),
-            drain_began: Notify::new(),
+            dismissal: Notify::new(),
             close_began: Notify::new(),
         };
         Self { shared: Arc::new(shared) }
@@ -109,14 +111,20 @@ impl Gate {
     /// Callers are asked to go elsewhere from now on, and still served.
     pub(crate) fn drain(&self) {
         self.shared.draining.store(true, Ordering::Relaxed);
-        self.shared.drain_began.notify_waiters();
     }
 
-    /// Resolves when callers should go elsewhere.
-    pub(crate) async fn draining(&self) {
+    /// Connections of many requests are ended from now on, each once its work has. Not as soon as it
+    /// drains: a request may cross that word, so it is for callers who have not gone by themselves.
+    pub(crate) fn dismiss(&self) {
+        self.shared.dismissed.store(true, Ordering::Relaxed);
+        self.shared.dismissal.notify_waiters();
+    }
+
+    /// Resolves when connections of many requests are ended.
+    pub(crate) async fn dismissed(&self) {
         loop {
-            let notified = self.shared.drain_began.notified();
-            if self.is_draining() {
+            let notified = self.shared.dismissal.notified();
+            if self.shared.dismissed.load(Ordering::Relaxed) {
                 return;
             }
             notified.await;

@@ -214,8 +214,8 @@ impl Caller {
                 let mut connection = pin!(builder.serve_connection(io, service));
                 let retired = Aside::new(async {
                     tokio::select! {
-                        () = gate.draining() => {}
-                        () = workload_gate.draining() => {}
+                        () = gate.dismissed() => {}
+                        () = workload_gate.dismissed() => {}
                     }
                 });
                 tokio::select! {

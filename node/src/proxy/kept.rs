@@ -1,5 +1,5 @@
-//! A request's body whose beginning is kept, so that it can be sent once more: only for a workload
-//! that has not shown yet which version of HTTP it speaks.
+//! A request's body whose beginning is kept, so that it can be sent once more: to a workload
+//! that had not shown yet which version of HTTP it speaks, or where a next hop did not process it.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,8 +13,8 @@ use crate::proxy::body::{RequestBody, RequestError};
 /// As much as is kept: more than forms and messages have, and one round trip's worth of an upload.
 const KEPT_BYTES_MAX: usize = 64 * 1024;
 
-/// And of so many pieces: each costs some bytes of its own, and may keep more than itself.
-const KEPT_PIECES_MAX: usize = 1024;
+/// And one piece for so many of them: each costs some bytes of its own, and may keep more than itself.
+const BYTES_PER_PIECE: usize = 64;
 
 /// A body, as one connection has it.
 pub(crate) struct Kept {
@@ -30,6 +30,7 @@ struct State {
     body: RequestBody,
     kept: Vec<Bytes>,
     kept_bytes: usize,
+    bytes_max: usize,
     /// Of what is kept, so much has been read since the last rewind.
     position: usize,
     is_lost: bool,
@@ -43,10 +44,17 @@ pub(crate) fn fits(body: &RequestBody) -> bool {
 
 /// Keeps the beginning of `body`.
 pub(crate) fn keep(body: RequestBody) -> (RequestBody, Rewind) {
-    let state = State { body, kept: Vec::new(), kept_bytes: 0, position: 0, is_lost: false, turn: 0 };
-    let shared = Arc::new(Mutex::new(state));
-    let rewind = Rewind(shared.clone());
-    (RequestBody::Kept(Kept { shared, turn: 0 }), rewind)
+    keep_up_to(KEPT_BYTES_MAX, body)
+}
+
+/// Keeps the beginning of `body` until it is longer than `bytes_max`. What is kept already stays as it is.
+pub(crate) fn keep_up_to(bytes_max: usize, body: RequestBody) -> (RequestBody, Rewind) {
+    let kept = match body {
+        RequestBody::Kept(kept) => kept,
+        body => Kept { shared: Arc::new(Mutex::new(State::new(body, bytes_max))), turn: 0 },
+    };
+    let rewind = Rewind(kept.shared.clone());
+    (RequestBody::Kept(kept), rewind)
 }
 
 impl Rewind {
@@ -65,13 +73,17 @@ impl Rewind {
 }
 
 impl Kept {
-    /// What `ask` finds out about what is left.
-    fn look<T>(&self, ask: impl FnOnce(&State) -> T) -> T {
-        ask(&lock(&self.shared))
+    /// What `ask` does with the body behind it.
+    pub(crate) fn look<T>(&self, ask: impl FnOnce(&mut RequestBody) -> T) -> T {
+        ask(&mut lock(&self.shared).body)
     }
 }
 
 impl State {
+    fn new(body: RequestBody, bytes_max: usize) -> Self {
+        Self { body, kept: Vec::new(), kept_bytes: 0, bytes_max, position: 0, is_lost: false, turn: 0 }
+    }
+
     fn left(&self) -> &[Bytes] {
         &self.kept[self.position..]
     }
@@ -81,7 +93,8 @@ impl State {
             return;
         }
         let has_room = |data: &&Bytes| {
-            self.kept.len() < KEPT_PIECES_MAX && self.kept_bytes + data.len() <= KEPT_BYTES_MAX
+            self.kept.len() < self.bytes_max / BYTES_PER_PIECE
+                && self.kept_bytes + data.len() <= self.bytes_max
         };
         match frame.data_ref().filter(has_room) {
             Some(data) => {
@@ -123,20 +136,20 @@ impl Body for Kept {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.look(|state| state.left().is_empty() && state.body.is_end_stream())
+        let state = lock(&self.shared);
+        state.left().is_empty() && state.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.look(|state| {
-            let kept: usize = state.left().iter().map(Bytes::len).sum();
-            let (kept, rest) = (kept as u64, state.body.size_hint());
-            let mut hint = SizeHint::new();
-            hint.set_lower(rest.lower().saturating_add(kept));
-            if let Some(upper) = rest.upper() {
-                hint.set_upper(upper.saturating_add(kept));
-            }
-            hint
-        })
+        let state = lock(&self.shared);
+        let kept: usize = state.left().iter().map(Bytes::len).sum();
+        let (kept, rest) = (kept as u64, state.body.size_hint());
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest.lower().saturating_add(kept));
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper.saturating_add(kept));
+        }
+        hint
     }
 }
 
@@ -158,14 +171,7 @@ mod tests {
     }
 
     fn kept(frames: &[Frame<Bytes>]) -> Arc<Mutex<State>> {
-        let mut state = State {
-            body: RequestBody::Empty,
-            kept: Vec::new(),
-            kept_bytes: 0,
-            position: 0,
-            is_lost: false,
-            turn: 0,
-        };
+        let mut state = State::new(RequestBody::Empty, KEPT_BYTES_MAX);
         frames.iter().for_each(|frame| state.keep(frame));
         Arc::new(Mutex::new(state))
     }
@@ -184,11 +190,24 @@ mod tests {
     }
 
     #[test]
+    fn what_is_kept_is_not_kept_twice() {
+        let shared = kept(&[Frame::data(Bytes::from_static(b"ab"))]);
+        let first = RequestBody::Kept(Kept { shared: shared.clone(), turn: 0 });
+        let (mut lent, rewind) = keep_up_to(1, first);
+        let RequestBody::Kept(same) = &lent else { panic!("it was kept") };
+        assert!(Arc::ptr_eq(&same.shared, &shared));
+        let mut again = rewind.body().expect("little was read");
+        assert_eq!((poll(&mut lent), poll(&mut again)), (None, Some("ab".into())));
+        let mut once_more = Rewind(shared).body().expect("by the one who kept it first, too");
+        assert_eq!(poll(&mut once_more), Some("ab".into()));
+    }
+
+    #[test]
     fn too_much_is_not_kept() {
         let large = Frame::data(Bytes::from(vec![0; KEPT_BYTES_MAX]));
         let one = || Frame::data(Bytes::from_static(b"a"));
         assert!(Rewind(kept(&[one()])).body().is_some());
-        let pieces: Vec<_> = std::iter::repeat_with(one).take(KEPT_PIECES_MAX + 1).collect();
+        let pieces: Vec<_> = std::iter::repeat_with(one).take(KEPT_BYTES_MAX / BYTES_PER_PIECE + 1).collect();
         assert!(Rewind(kept(&pieces)).body().is_none(), "nor in too many pieces");
         let shared = kept(&[one(), large, one()]);
         assert!(lock(&shared).kept.is_empty());

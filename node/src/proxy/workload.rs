@@ -179,6 +179,7 @@ impl Workload {
     /// The instance is gone: callers are sent away, and what is left of tunnels ends.
     pub(crate) fn withdraw(&self) {
         self.gate.drain();
+        self.gate.dismiss();
         self.gate.close();
         self.access.end();
     }

@@ -1,10 +1,10 @@
-//! A request that can be had back while nobody has read of its body.
+//! A request that can be had back while little of its body has been read.
 //!
 //! A next hop that says that it did not process a request (RFC 9113, section 8.7) may be asked again, or
-//! another; but by then the request has been given away. So its head is copied, and its body lent.
+//! another; but by then the request has been given away, and a connection reads a body as soon as it has
+//! it. So its head is copied, and the beginning of its body kept until there is an answer.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -15,101 +15,70 @@ use http_body::{Body, Frame, SizeHint};
 use super::pump::Pump;
 use crate::proxy::body::{RequestBody, RequestError};
 use crate::proxy::forward;
+use crate::proxy::kept::{self, Rewind};
+
+/// Messages are shorter, most of them. It is a quarter of what a request's head may have, for nobody's window
+/// counts it.
+const KEPT_BYTES_MAX: usize = 16 * 1024;
 
 /// A request's body as a connection has it.
-pub(super) enum LentBody {
-    /// Nothing to read.
-    Empty,
-    /// To be read once, or taken back.
-    Lent {
-        /// Where it is.
-        slot: Arc<Slot>,
-        /// The task that sends it.
-        pump: Pump,
-    },
+pub(super) struct LentBody {
+    body: RequestBody,
+    /// The task that sends it.
+    pump: Pump,
+    /// What was read before it was known which task sends it. It is kept as well, should it be wanted again.
+    begun: Option<Frame<Bytes>>,
 }
 
 /// What is needed to have a request back.
 pub(super) struct Pledge {
     head: Parts,
-    body: Option<Arc<Slot>>,
-}
-
-/// Where a lent body is, until it is taken back.
-pub(super) struct Slot(Mutex<State>);
-
-struct State {
-    body: Option<RequestBody>,
-    /// Somebody has asked for its first bytes.
-    read: bool,
-    /// What was read before it was known which task sends it.
-    begun: Option<Frame<Bytes>>,
+    body: Option<Rewind>,
 }
 
 /// Lends `request`. There is no pledge for one whose caller keeps what it needs to send it twice, for a
 /// copy of the head costs something.
 pub(super) fn lend(request: Request<RequestBody>) -> (Request<LentBody>, Option<Pledge>) {
     if forward::may_be_sent_twice(&request) {
-        return (request.map(|_| LentBody::Empty), None);
+        return (request.map(LentBody::new), None);
     }
     let (head, body) = request.into_parts();
-    let slot = match body {
-        RequestBody::Empty => None,
-        body => Some(Arc::new(Slot::new(body))),
+    let (body, rewind) = match body {
+        RequestBody::Empty => (RequestBody::Empty, None),
+        body => {
+            let (body, rewind) = kept::keep_up_to(KEPT_BYTES_MAX, body);
+            (body, Some(rewind))
+        }
     };
-    let lent = slot.clone().map_or(LentBody::Empty, LentBody::lent);
-    let pledge = Pledge { head: head.clone(), body: slot };
-    (Request::from_parts(head, lent), Some(pledge))
+    let pledge = Pledge { head: head.clone(), body: rewind };
+    (Request::from_parts(head, LentBody::new(body)), Some(pledge))
 }
 
 /// A request that was lent and comes back with nothing of it sent.
 pub(super) fn returned(request: Request<LentBody>) -> Request<RequestBody> {
-    request.map(|body| match body {
-        LentBody::Empty => RequestBody::Empty,
-        // Who returns it has not read it.
-        LentBody::Lent { slot, .. } => slot.lock().body.take().unwrap_or(RequestBody::Empty),
-    })
+    // Who returns it has not read it.
+    request.map(|lent| lent.body)
 }
 
 impl Pledge {
-    /// The request, unless its body has been read of. Whoever still has it finds it empty.
+    /// The request, unless too much of its body has been read. Whoever still has that finds it empty.
     pub(super) fn redeem(self) -> Option<Request<RequestBody>> {
-        let body = match &self.body {
+        let body = match self.body {
             None => RequestBody::Empty,
-            Some(slot) => {
-                let mut state = slot.lock();
-                if state.read {
-                    return None;
-                }
-                state.body.take()?
-            }
+            Some(rewind) => rewind.body()?,
         };
         Some(Request::from_parts(self.head, body))
     }
 }
 
 impl LentBody {
-    fn lent(slot: Arc<Slot>) -> Self {
-        Self::Lent { slot, pump: Pump::default() }
+    fn new(body: RequestBody) -> Self {
+        Self { body, pump: Pump::default(), begun: None }
     }
 
     /// The task that will send it, if there is something to send.
     pub(super) fn pump(&self) -> Option<Pump> {
-        match self {
-            Self::Empty => None,
-            Self::Lent { pump, .. } => Some(pump.clone()),
-        }
-    }
-}
-
-impl Slot {
-    fn new(body: RequestBody) -> Self {
-        Self(Mutex::new(State { body: Some(body), read: false, begun: None }))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing panics while it is held.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        (!matches!(self.body, RequestBody::Empty)).then(|| self.pump.clone())
     }
 }
 
@@ -121,43 +90,31 @@ impl Body for LentBody {
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, RequestError>>> {
-        let Self::Lent { slot, pump } = &*self else { return Poll::Ready(None) };
-        let mut state = slot.lock();
-        state.read = true;
-        let is_in_pump = pump.is_here();
-        if let Some(frame) = state.begun.take() {
+        let this = self.get_mut();
+        let is_in_pump = this.pump.is_here();
+        if let Some(frame) = this.begun.take() {
             return Poll::Ready(Some(Ok(frame)));
         }
-        let Some(body) = &mut state.body else { return Poll::Ready(None) };
-        let frame = match ready!(Pin::new(&mut *body).poll_frame(context)) {
+        let frame = match ready!(Pin::new(&mut this.body).poll_frame(context)) {
             Some(Ok(frame)) => frame,
             ended => return Poll::Ready(ended),
         };
         // hyper asks once before it makes a task, so that what is there as a whole goes with the head.
-        if is_in_pump || body.is_end_stream() {
+        if is_in_pump || this.body.is_end_stream() {
             return Poll::Ready(Some(Ok(frame)));
         }
-        state.begun = Some(frame);
+        this.begun = Some(frame);
         context.waker().wake_by_ref();
         Poll::Pending
     }
 
     fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Empty => true,
-            Self::Lent { slot, .. } => {
-                let state = slot.lock();
-                state.begun.is_none() && state.body.as_ref().is_none_or(Body::is_end_stream)
-            }
-        }
+        self.begun.is_none() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Empty => SizeHint::with_exact(0),
-            // It is asked for before anything is read.
-            Self::Lent { slot, .. } => slot.lock().body.as_ref().map(Body::size_hint).unwrap_or_default(),
-        }
+        // It is asked for before anything is read.
+        self.body.size_hint()
     }
 }
 
@@ -180,15 +137,5 @@ mod tests {
         let (lent, pledge) = lend(request(Method::GET));
         assert!(pledge.is_none(), "its caller can make another");
         assert_eq!(returned(lent).method(), Method::GET);
-    }
-
-    #[test]
-    fn a_body_that_was_asked_for_does_not_come_back() {
-        let slot = Arc::new(Slot::new(RequestBody::Empty));
-        let pledge = || Pledge { head: request(Method::POST).into_parts().0, body: Some(slot.clone()) };
-        let mut lent = LentBody::lent(slot.clone());
-        let mut context = Context::from_waker(std::task::Waker::noop());
-        assert!(matches!(Pin::new(&mut lent).poll_frame(&mut context), Poll::Ready(None)));
-        assert!(pledge().redeem().is_none());
     }
 }
