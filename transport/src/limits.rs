@@ -210,10 +210,11 @@ pub const PROBE_EAGERLY: Duration = Duration::from_secs(10);
 /// How often an unresponsive connection is asked and looked at.
 pub const PROBE_WHILE_SILENT: Duration = Duration::from_millis(250);
 
-/// So long may a peer be silent while work is under way and it is asked all the time; then the connection
-/// is closed, and all that is on it. A peer that is paused for a moment, a route that converges and a
-/// handover are over by then; of forty probes one comes through, be it that half of all packets are lost.
-/// And nobody is kept waiting for a dead peer as long as [`IDLE_TIMEOUT`], or for minutes as by TCP.
+/// So long may a peer be silent while work is under way and something awaits its acknowledgement; then the
+/// connection is closed, and all that is on it. An outage half as long ends nothing: when nothing more fits
+/// the congestion window, our probes included, QUIC repeats at intervals that double (RFC 9002, section 6.2),
+/// so that it may take as long again until a packet is tried. And nobody is kept waiting for a dead
+/// peer as long as [`IDLE_TIMEOUT`], or for minutes as by TCP.
 pub const SILENCE_END: Duration = Duration::from_secs(10);
 
 /// The same, if the peer's host says meanwhile that nobody listens there: its process has ended, and what
