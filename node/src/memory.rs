@@ -12,8 +12,11 @@ use crate::pressure::{Pressure, SAMPLE_PERIOD};
 use crate::proxy::gate::Gate;
 use crate::surplus;
 
-/// How often free memory is given back while memory is short.
+/// How often free memory is given back while memory is short, at most.
 const GIVE_BACK_PERIOD: Duration = Duration::from_millis(250);
+
+/// And in so many times as long as it took: nobody gets memory meanwhile.
+const GIVE_BACK_PAUSE: u32 = 20;
 
 /// Work of one kind, which can be refused and cut off.
 struct Watched {
@@ -33,8 +36,10 @@ pub(crate) async fn keep_below(bytes_max: u64, gates: Vec<(&'static str, Gate)>,
         let period = all.iter().map(|watched| watched.pressure.sample_period()).min();
         tokio::time::sleep(period.unwrap_or(SAMPLE_PERIOD)).await;
         if was_short && clock.now() >= next_give_back {
+            let began = clock.now();
             surplus::give_back();
-            next_give_back = clock.now() + GIVE_BACK_PERIOD;
+            let now = clock.now();
+            next_give_back = now + GIVE_BACK_PERIOD.max((now - began) * GIVE_BACK_PAUSE);
         }
         let Some(bytes) = used() else { continue };
         metrics::gauge!("starling_memory_used_bytes").set(bytes as f64);
