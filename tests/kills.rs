@@ -280,11 +280,7 @@ async fn a_callees_sidecar_is_killed_between_two_requests() {
 #[tokio::test]
 async fn a_tcp_connection_is_reset_with_its_callee() {
     let mesh = Mesh::new();
-    let workload = Tcp::start(mesh.ip(), async |mut stream| {
-        let (mut reader, mut writer) = stream.split();
-        let _ = tokio::io::copy(&mut reader, &mut writer).await;
-    })
-    .await;
+    let workload = Tcp::echo(mesh.ip()).await;
     let mut server = mesh.node("server").serves_tcp("db", workload.address()).start().await;
     let caller = mesh.node("caller").calls("db").start().await;
     caller.finds("db", 1).await;
@@ -303,11 +299,7 @@ async fn a_tcp_connection_is_reset_with_its_callee() {
 #[tokio::test]
 async fn a_callees_sidecar_that_is_paused_loses_nothing() {
     let mesh = Mesh::new();
-    let workload = Tcp::start(mesh.ip(), async |mut stream| {
-        let (mut reader, mut writer) = stream.split();
-        let _ = tokio::io::copy(&mut reader, &mut writer).await;
-    })
-    .await;
+    let workload = Tcp::echo(mesh.ip()).await;
     let server = mesh.node("server").serves_tcp("db", workload.address()).start().await;
     let caller = mesh.node("caller").calls("db").start().await;
     caller.finds("db", 1).await;

@@ -6,12 +6,11 @@
 //! speak a version has not processed anything in it, so the request can be told anew.
 
 use http::Request;
-use http::request::Parts;
 use starling_gossip::clock::Clock;
 use starling_transport::header::RefusalReason;
 
 use crate::proxy::body::RequestBody;
-use crate::proxy::kept::{self, Rewind};
+use crate::proxy::kept::{self, Before};
 use crate::proxy::spare::Spare;
 use crate::proxy::workload::Workload;
 use crate::proxy::{headers, translate, websocket};
@@ -72,12 +71,6 @@ enum Tried {
     Failed(SendError),
     /// It is not spoken. The request can be told anew, unless too much of its body has gone.
     NotSpoken(Result<Request<RequestBody>, SendError>),
-}
-
-/// A request as it was before it was sent.
-struct Before {
-    head: Parts,
-    body: Option<Rewind>,
 }
 
 /// The same where it is not known that the workload speaks `version`.
@@ -146,7 +139,7 @@ async fn try_in(
     }
     let is_new = !workload.spoken.has_answered(hop);
     let (request, before) = if is_new && hop == HttpVersion::Http1 {
-        let (request, before) = Before::keep(request);
+        let (request, before) = kept::keep(request);
         (request, Some(before))
     } else {
         (request, None)
@@ -216,29 +209,6 @@ fn may_not_speak(version: HttpVersion, error: &SendError) -> bool {
 
 fn not_spoken(version: HttpVersion, request: Request<RequestBody>) -> SendError {
     SendError { failure: ConnectFailure::other_version(version).into(), unsent: Some(request) }
-}
-
-impl Before {
-    fn keep(request: Request<RequestBody>) -> (Request<RequestBody>, Self) {
-        let (head, body) = request.into_parts();
-        let (body, rewind) = match body {
-            RequestBody::Empty => (RequestBody::Empty, None),
-            body => {
-                let (body, rewind) = kept::keep(body);
-                (body, Some(rewind))
-            }
-        };
-        let before = Self { head: head.clone(), body: rewind };
-        (Request::from_parts(head, body), before)
-    }
-
-    fn request(self) -> Option<Request<RequestBody>> {
-        let body = match self.body {
-            None => RequestBody::Empty,
-            Some(rewind) => rewind.body()?,
-        };
-        Some(Request::from_parts(self.head, body))
-    }
 }
 
 /// Whether the workload has not acted on the request. One that does not speak what the caller needs is

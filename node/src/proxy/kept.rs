@@ -1,4 +1,4 @@
-//! A request's body whose beginning is kept, so that it can be sent once more: to a workload
+//! A request whose head is kept, and the beginning of its body, so that it can be sent once more: to a workload
 //! that had not shown yet which version of HTTP it speaks, or where a next hop did not process it.
 
 use std::pin::Pin;
@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use http::Request;
+use http::request::Parts;
 use http_body::{Body, Frame, SizeHint};
 
 use crate::proxy::body::{RequestBody, RequestError};
@@ -23,8 +25,14 @@ pub(crate) struct Kept {
     turn: u32,
 }
 
-/// What is needed to begin it again.
-pub(crate) struct Rewind(Arc<Mutex<State>>);
+/// A request as it was before it was sent.
+pub(crate) struct Before {
+    head: Parts,
+    body: Option<Rewind>,
+}
+
+/// What is needed to begin a body again. What is kept for it goes with the last one.
+struct Rewind(Arc<Mutex<State>>);
 
 struct State {
     body: RequestBody,
@@ -35,6 +43,8 @@ struct State {
     position: usize,
     is_lost: bool,
     turn: u32,
+    /// Who can begin it again.
+    rewinds: usize,
 }
 
 /// Whether all of `body` is kept, should it be.
@@ -42,24 +52,48 @@ pub(crate) fn fits(body: &RequestBody) -> bool {
     body.size_hint().upper().is_some_and(|bytes| bytes <= KEPT_BYTES_MAX as u64)
 }
 
-/// Keeps the beginning of `body`.
-pub(crate) fn keep(body: RequestBody) -> (RequestBody, Rewind) {
-    keep_up_to(KEPT_BYTES_MAX, body)
+/// Keeps `request`.
+pub(crate) fn keep(request: Request<RequestBody>) -> (Request<RequestBody>, Before) {
+    keep_up_to(KEPT_BYTES_MAX, request)
 }
 
-/// Keeps the beginning of `body` until it is longer than `bytes_max`. What is kept already stays as it is.
-pub(crate) fn keep_up_to(bytes_max: usize, body: RequestBody) -> (RequestBody, Rewind) {
-    let kept = match body {
-        RequestBody::Kept(kept) => kept,
-        body => Kept { shared: Arc::new(Mutex::new(State::new(body, bytes_max))), turn: 0 },
+/// Keeps `request`, unless its body is longer than `bytes_max`. What is kept of it already stays as it is.
+pub(crate) fn keep_up_to(bytes_max: usize, request: Request<RequestBody>) -> (Request<RequestBody>, Before) {
+    let (head, body) = request.into_parts();
+    let (body, rewind) = match body {
+        RequestBody::Empty => (RequestBody::Empty, None),
+        body => {
+            let kept = match body {
+                RequestBody::Kept(kept) => kept,
+                body => Kept { shared: Arc::new(Mutex::new(State::new(body, bytes_max))), turn: 0 },
+            };
+            let rewind = Rewind::new(kept.shared.clone());
+            (RequestBody::Kept(kept), Some(rewind))
+        }
     };
-    let rewind = Rewind(kept.shared.clone());
-    (RequestBody::Kept(kept), rewind)
+    let before = Before { head: head.clone(), body: rewind };
+    (Request::from_parts(head, body), before)
+}
+
+impl Before {
+    /// The request, unless too much of its body has been read. Whoever still has that finds it empty.
+    pub(crate) fn request(self) -> Option<Request<RequestBody>> {
+        let body = match self.body {
+            None => RequestBody::Empty,
+            Some(rewind) => rewind.body()?,
+        };
+        Some(Request::from_parts(self.head, body))
+    }
 }
 
 impl Rewind {
+    fn new(shared: Arc<Mutex<State>>) -> Self {
+        lock(&shared).rewinds += 1;
+        Self(shared)
+    }
+
     /// The body from its beginning, unless too much of it has gone.
-    pub(crate) fn body(self) -> Option<RequestBody> {
+    fn body(self) -> Option<RequestBody> {
         let mut state = lock(&self.0);
         if state.is_lost {
             return None;
@@ -68,7 +102,18 @@ impl Rewind {
         state.position = 0;
         let turn = state.turn;
         drop(state);
-        Some(RequestBody::Kept(Kept { shared: self.0, turn }))
+        Some(RequestBody::Kept(Kept { shared: self.0.clone(), turn }))
+    }
+}
+
+impl Drop for Rewind {
+    fn drop(&mut self) {
+        let mut state = lock(&self.0);
+        state.rewinds -= 1;
+        // A stream that goes on for hours would keep its beginning as long.
+        if state.rewinds == 0 && state.position > 0 {
+            state.lose();
+        }
     }
 }
 
@@ -81,7 +126,16 @@ impl Kept {
 
 impl State {
     fn new(body: RequestBody, bytes_max: usize) -> Self {
-        Self { body, kept: Vec::new(), kept_bytes: 0, bytes_max, position: 0, is_lost: false, turn: 0 }
+        Self {
+            body,
+            kept: Vec::new(),
+            kept_bytes: 0,
+            bytes_max,
+            position: 0,
+            is_lost: false,
+            turn: 0,
+            rewinds: 0,
+        }
     }
 
     fn left(&self) -> &[Bytes] {
@@ -93,7 +147,8 @@ impl State {
             return;
         }
         let has_room = |data: &&Bytes| {
-            self.kept.len() < self.bytes_max / BYTES_PER_PIECE
+            self.rewinds > 0
+                && self.kept.len() < self.bytes_max / BYTES_PER_PIECE
                 && self.kept_bytes + data.len() <= self.bytes_max
         };
         match frame.data_ref().filter(has_room) {
@@ -103,12 +158,15 @@ impl State {
                 self.position += 1;
             }
             // Trailers are the end of an upload that took its time, too.
-            _ => {
-                self.is_lost = true;
-                self.kept.clear();
-                self.position = 0;
-            }
+            _ => self.lose(),
         }
+    }
+
+    /// It cannot begin again: what has been read is gone.
+    fn lose(&mut self) {
+        self.is_lost = true;
+        self.kept.drain(..self.position);
+        self.position = 0;
     }
 }
 
@@ -170,19 +228,23 @@ mod tests {
         }
     }
 
-    fn kept(frames: &[Frame<Bytes>]) -> Arc<Mutex<State>> {
-        let mut state = State::new(RequestBody::Empty, KEPT_BYTES_MAX);
-        frames.iter().for_each(|frame| state.keep(frame));
-        Arc::new(Mutex::new(state))
+    fn kept(frames: &[Frame<Bytes>]) -> (Arc<Mutex<State>>, Rewind) {
+        let shared = Arc::new(Mutex::new(State::new(RequestBody::Empty, KEPT_BYTES_MAX)));
+        let rewind = Rewind::new(shared.clone());
+        frames.iter().for_each(|frame| lock(&shared).keep(frame));
+        (shared, rewind)
+    }
+
+    fn data(text: &'static str) -> Frame<Bytes> {
+        Frame::data(Bytes::from_static(text.as_bytes()))
     }
 
     #[test]
     fn what_was_sent_is_sent_again_and_only_by_one() {
-        let data = |text: &'static str| Frame::data(Bytes::from_static(text.as_bytes()));
-        let shared = kept(&[data("ab"), data("c")]);
+        let (shared, rewind) = kept(&[data("ab"), data("c")]);
         let mut first = RequestBody::Kept(Kept { shared: shared.clone(), turn: 0 });
         assert!(first.is_end_stream(), "all of it has been read");
-        let mut again = Rewind(shared).body().expect("little was read");
+        let mut again = rewind.body().expect("little was read");
         assert_eq!((again.size_hint().exact(), again.is_end_stream()), (Some(3), false));
         assert_eq!(poll(&mut first), None, "the failed connection gets no more");
         assert_eq!([poll(&mut again), poll(&mut again)], [Some("ab".into()), Some("c".into())]);
@@ -191,26 +253,43 @@ mod tests {
 
     #[test]
     fn what_is_kept_is_not_kept_twice() {
-        let shared = kept(&[Frame::data(Bytes::from_static(b"ab"))]);
+        let (shared, rewind) = kept(&[data("ab")]);
         let first = RequestBody::Kept(Kept { shared: shared.clone(), turn: 0 });
-        let (mut lent, rewind) = keep_up_to(1, first);
+        let (lent, before) = keep_up_to(1, Request::new(first));
+        let mut lent = lent.into_body();
         let RequestBody::Kept(same) = &lent else { panic!("it was kept") };
         assert!(Arc::ptr_eq(&same.shared, &shared));
-        let mut again = rewind.body().expect("little was read");
+        let mut again = before.request().expect("little was read").into_body();
         assert_eq!((poll(&mut lent), poll(&mut again)), (None, Some("ab".into())));
-        let mut once_more = Rewind(shared).body().expect("by the one who kept it first, too");
+        let mut once_more = rewind.body().expect("by the one who kept it first, too");
         assert_eq!(poll(&mut once_more), Some("ab".into()));
+    }
+
+    #[test]
+    fn nothing_is_kept_for_nobody() {
+        let (shared, rewind) = kept(&[data("ab"), data("c")]);
+        let (mut again, bytes) = (rewind.body().expect("little was read"), || lock(&shared).kept.len());
+        assert_eq!((bytes(), poll(&mut again)), (2, Some("ab".into())), "it is still to be read");
+        let second = Rewind::new(shared.clone());
+        drop(second);
+        assert_eq!((bytes(), poll(&mut again)), (1, Some("c".into())), "and the rest of it");
+        lock(&shared).keep(&data("d"));
+        assert!(Rewind::new(shared.clone()).body().is_none(), "its beginning is gone");
+        let (shared, rewind) = kept(&[]);
+        drop(rewind);
+        lock(&shared).keep(&data("a"));
+        assert_eq!(lock(&shared).kept.len(), 0, "nobody waits for it");
     }
 
     #[test]
     fn too_much_is_not_kept() {
         let large = Frame::data(Bytes::from(vec![0; KEPT_BYTES_MAX]));
-        let one = || Frame::data(Bytes::from_static(b"a"));
-        assert!(Rewind(kept(&[one()])).body().is_some());
+        let one = || data("a");
+        assert!(kept(&[one()]).1.body().is_some());
         let pieces: Vec<_> = std::iter::repeat_with(one).take(KEPT_BYTES_MAX / BYTES_PER_PIECE + 1).collect();
-        assert!(Rewind(kept(&pieces)).body().is_none(), "nor in too many pieces");
-        let shared = kept(&[one(), large, one()]);
+        assert!(kept(&pieces).1.body().is_none(), "nor in too many pieces");
+        let (shared, rewind) = kept(&[one(), large, one()]);
         assert!(lock(&shared).kept.is_empty());
-        assert!(Rewind(shared).body().is_none());
+        assert!(rewind.body().is_none());
     }
 }

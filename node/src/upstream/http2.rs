@@ -15,10 +15,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tracing::debug;
 
 use super::greeting::{Beginning, Greeted};
-use super::lent::{self, LentBody, Pledge};
+use super::lent::{self, LentBody};
 use super::pump::{Pump, Pumps};
 use super::{Answered, Connect, ConnectFailure, HttpVersion, NextHop, SendError, SendFailure};
 use crate::proxy::body::RequestBody;
+use crate::proxy::kept::Before;
 
 /// Received but unread bytes of one stream. On a path of 100 ms a stream gets 5 MB/s at this.
 const STREAM_WINDOW_BYTES: u32 = 512 * 1024;
@@ -107,9 +108,9 @@ impl Http2Pool {
                 Ok(opened) => opened,
                 Err(failure) => return Err(SendError { failure: failure.into(), unsent: Some(request) }),
             };
-            let (lent, pledge) = lent::lend(request);
+            let (lent, before) = lent::lend(request);
             stream.pump = lent.body().pump();
-            let error = match shared.send(lent, pledge, &give_up).await {
+            let error = match shared.send(lent, before, &give_up).await {
                 Ok(response) => return Ok(Answered { response, sender: None, stream: Some(stream) }),
                 Err(error) => error,
             };
@@ -187,7 +188,7 @@ impl Shared {
     async fn send(
         &mut self,
         request: Request<LentBody>,
-        pledge: Option<Pledge>,
+        before: Option<Before>,
         give_up: &(impl Fn() -> bool + Send + Sync),
     ) -> Result<Response<Incoming>, SendError> {
         tokio::select! {
@@ -196,7 +197,7 @@ impl Shared {
                 let returned = error.take_message().map(lent::returned);
                 let failure = SendFailure::of_http2(error.into_error());
                 let unsent = returned.or_else(|| match &failure {
-                    SendFailure::Unprocessed(_) => pledge.and_then(Pledge::redeem),
+                    SendFailure::Unprocessed(_) => before.and_then(Before::request),
                     _ => None,
                 });
                 SendError { failure: self.next_hop.explain(failure), unsent }

@@ -9,13 +9,12 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::Request;
-use http::request::Parts;
 use http_body::{Body, Frame, SizeHint};
 
 use super::pump::Pump;
 use crate::proxy::body::{RequestBody, RequestError};
 use crate::proxy::forward;
-use crate::proxy::kept::{self, Rewind};
+use crate::proxy::kept::{self, Before};
 
 /// Messages are shorter, most of them. It is a quarter of what a request's head may have, for nobody's window
 /// counts it.
@@ -24,34 +23,20 @@ const KEPT_BYTES_MAX: usize = 16 * 1024;
 /// A request's body as a connection has it.
 pub(super) struct LentBody {
     body: RequestBody,
-    /// The task that sends it.
-    pump: Pump,
+    /// The task that sends it, if there is something to send.
+    pump: Option<Pump>,
     /// What was read before it was known which task sends it. It is kept as well, should it be wanted again.
     begun: Option<Frame<Bytes>>,
 }
 
-/// What is needed to have a request back.
-pub(super) struct Pledge {
-    head: Parts,
-    body: Option<Rewind>,
-}
-
-/// Lends `request`. There is no pledge for one whose caller keeps what it needs to send it twice, for a
+/// Lends `request`. There is no other for one whose caller keeps what it needs to send it twice, for a
 /// copy of the head costs something.
-pub(super) fn lend(request: Request<RequestBody>) -> (Request<LentBody>, Option<Pledge>) {
+pub(super) fn lend(request: Request<RequestBody>) -> (Request<LentBody>, Option<Before>) {
     if forward::may_be_sent_twice(&request) {
         return (request.map(LentBody::new), None);
     }
-    let (head, body) = request.into_parts();
-    let (body, rewind) = match body {
-        RequestBody::Empty => (RequestBody::Empty, None),
-        body => {
-            let (body, rewind) = kept::keep_up_to(KEPT_BYTES_MAX, body);
-            (body, Some(rewind))
-        }
-    };
-    let pledge = Pledge { head: head.clone(), body: rewind };
-    (Request::from_parts(head, LentBody::new(body)), Some(pledge))
+    let (request, before) = kept::keep_up_to(KEPT_BYTES_MAX, request);
+    (request.map(LentBody::new), Some(before))
 }
 
 /// A request that was lent and comes back with nothing of it sent.
@@ -60,25 +45,15 @@ pub(super) fn returned(request: Request<LentBody>) -> Request<RequestBody> {
     request.map(|lent| lent.body)
 }
 
-impl Pledge {
-    /// The request, unless too much of its body has been read. Whoever still has that finds it empty.
-    pub(super) fn redeem(self) -> Option<Request<RequestBody>> {
-        let body = match self.body {
-            None => RequestBody::Empty,
-            Some(rewind) => rewind.body()?,
-        };
-        Some(Request::from_parts(self.head, body))
-    }
-}
-
 impl LentBody {
     fn new(body: RequestBody) -> Self {
-        Self { body, pump: Pump::default(), begun: None }
+        let pump = (!body.is_end_stream()).then(Pump::default);
+        Self { body, pump, begun: None }
     }
 
     /// The task that will send it, if there is something to send.
     pub(super) fn pump(&self) -> Option<Pump> {
-        (!matches!(self.body, RequestBody::Empty)).then(|| self.pump.clone())
+        self.pump.clone()
     }
 }
 
@@ -91,7 +66,7 @@ impl Body for LentBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, RequestError>>> {
         let this = self.get_mut();
-        let is_in_pump = this.pump.is_here();
+        let is_in_pump = this.pump.as_ref().is_none_or(Pump::is_here);
         if let Some(frame) = this.begun.take() {
             return Poll::Ready(Some(Ok(frame)));
         }
@@ -130,12 +105,12 @@ mod tests {
 
     #[test]
     fn a_request_without_a_body_comes_back_whole() {
-        let (lent, pledge) = lend(request(Method::POST));
+        let (lent, before) = lend(request(Method::POST));
         assert!(lent.body().is_end_stream());
-        let back = pledge.and_then(Pledge::redeem).expect("nobody has read it");
+        let back = before.and_then(Before::request).expect("nobody has read it");
         assert_eq!((back.method(), back.uri().path()), (&Method::POST, "/path"));
-        let (lent, pledge) = lend(request(Method::GET));
-        assert!(pledge.is_none(), "its caller can make another");
+        let (lent, before) = lend(request(Method::GET));
+        assert!(before.is_none(), "its caller can make another");
         assert_eq!(returned(lent).method(), Method::GET);
     }
 }

@@ -31,6 +31,15 @@ impl Tcp {
         Self { address, accepting }
     }
 
+    /// Starts one that says what it hears.
+    pub async fn echo(ip: Ipv4Addr) -> Self {
+        Self::start(ip, async |mut stream| {
+            let (mut reader, mut writer) = stream.split();
+            let _ = tokio::io::copy(&mut reader, &mut writer).await;
+        })
+        .await
+    }
+
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
