@@ -29,7 +29,7 @@ const VALID_AFTER: Duration = Duration::days(365);
 const PROOFS_REMEMBERED: usize = 64 * 1024;
 
 /// The mesh of every simulation.
-const TRUST_DOMAIN: &str = "sim";
+pub const TRUST_DOMAIN: &str = "sim";
 
 /// An Ed25519 private key in PKCS#8 up to its 32 bytes (RFC 8410, section 7).
 const PKCS8_PREFIX: [u8; 16] =

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use crate::node::NodeConfig;
 
-/// The trust domain of every mesh here.
+/// The trust domain of every mesh here that asks for no other.
 pub(crate) const DOMAIN: &str = "acme";
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -36,8 +36,13 @@ pub struct Directory(TempDir);
 impl Mesh {
     /// An empty mesh.
     pub fn new() -> Self {
+        Self::of_domain(DOMAIN)
+    }
+
+    /// An empty mesh of another trust domain; its nodes' identities are to be given.
+    pub fn of_domain(domain: &str) -> Self {
         Self {
-            authority: authority(DOMAIN),
+            authority: authority(domain),
             directory: Directory::new(),
             ip: own_address(),
             next_port: Cell::new(FIRST_PORT),

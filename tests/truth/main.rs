@@ -8,7 +8,7 @@
 //! What is left between the two: a real node's timers and messages wait for a processor (a millisecond or
 //! two, more while others work), and its store of news is looked at when its one thread gets round to it.
 //! So reality is a little later. On a busy machine it is much later, as every node of a mesh would be
-//! whose machines are all busy at once, and the check fails: a run takes two and a half minutes of a
+//! whose machines are all busy at once, and the check fails: a run takes two minutes of a
 //! machine with little else to do. `STARLING_TRUTH_JSON` names a file that gets all measures.
 
 use std::fmt;
@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use starling_gossip::clock::Clock;
+use starling_sim::keys::TRUST_DOMAIN;
 use starling_sim::report::Percentiles;
 use starling_sim::statistics::ks_distance;
 
@@ -36,11 +37,12 @@ const NODES: usize = 23;
 /// Nodes that all others are told of.
 const SEEDS: usize = 3;
 
-/// So many that the luck of one hardly shows: 440 measures.
-const CHANGES: usize = 20;
+/// So many that the luck of one hardly shows: 176 measures.
+const CHANGES: usize = 8;
 
-/// So many that half of the mesh lives to see them all.
-const CRASHES: usize = 12;
+/// So many that a third of the mesh lives to see them all. All who notice a crash share its luck (when its watchers
+/// asked last), so it is their number that counts.
+const CRASHES: usize = 15;
 
 /// A node's own default.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -60,10 +62,13 @@ const LATE: Duration = Duration::from_secs(3);
 const APART_MIN: u64 = 50;
 const APART_MAX: u64 = 180;
 
-/// Real runs at most. A dozen crashes hit a dozen moments between renewals and rounds, and all who notice one
-/// share its luck; so a run that comes out further apart is not run again until it comes out well, but added to:
-/// all measures of all runs count.
-const REAL_RUNS_MAX: usize = 4;
+/// Real runs at most. By chance alone, 15 crashes of one and the same mesh often come out further apart than
+/// [`DISTANCE_MAX`], and 90 hardly ever do. A run that comes out further apart is not run again until it comes out
+/// well, but added to: all measures of all runs count.
+const REAL_RUNS_MAX: usize = 6;
+
+/// How many places further on in the mesh each real run's crashes begin: other watchers die with them.
+const FURTHER: usize = 4;
 
 /// Simulated runs of each real one's course, taken together: their own luck is to be small beside the real run's.
 const SIMULATED_RUNS: u64 = 8;
@@ -77,7 +82,7 @@ async fn the_simulator_tells_what_real_processes_do() {
     let (mut courses, mut real, mut simulated) = (Vec::new(), Vec::new(), Vec::new());
     let measures = loop {
         let looking = tokio::spawn(look_at_machine(machine.clone()));
-        let (course, delays) = real::run().await;
+        let (course, delays) = real::run(real.len() * FURTHER).await;
         looking.abort();
         simulated.extend(simulate(&course));
         real.push(delays);
@@ -133,6 +138,22 @@ fn apart(one: usize, other: usize) -> Duration {
     let (lesser, greater) = (one.min(other) as u64, one.max(other) as u64);
     let pair = greater * greater.saturating_sub(1) / 2 + lesser;
     Duration::from_millis(APART_MIN + pair * STEP % (APART_MAX - APART_MIN + 1))
+}
+
+/// What a node serves, its name and its identity are the same on both sides: they decide who watches whom, and a
+/// crash is noticed late where a watcher has crashed too.
+fn service(index: usize) -> String {
+    format!("svc-{index}")
+}
+
+/// See [`service`].
+fn name(index: usize) -> String {
+    format!("node-{index}")
+}
+
+/// See [`service`].
+fn identity(index: usize) -> String {
+    format!("spiffe://{TRUST_DOMAIN}/svc/{}", service(index))
 }
 
 fn simulate(course: &Course) -> Vec<Delays> {

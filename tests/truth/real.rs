@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use serde_json::json;
 use starling_gossip::clock::Clock;
+use starling_sim::keys::TRUST_DOMAIN;
 use starling_tests::log::{Line, Moment, Notice, lines};
 use starling_tests::{Mesh, Node};
 
 use crate::course::{Change, Course, Crash, Delays, Noticed};
 use crate::relay::{self, Place};
-use crate::{CHANGES, CRASHES, INTERVAL, LATE, LEASE, NODES, RENEW, SEEDS};
+use crate::{CHANGES, CRASHES, INTERVAL, LATE, LEASE, NODES, RENEW, SEEDS, identity, name, service};
 
 /// From when all know all until the first change. Each pair talks every three seconds, so by then
 /// nearly all have connected.
@@ -24,19 +25,20 @@ const SETTLES: Duration = Duration::from_secs(8);
 /// Between two changes: each is over before the next, and comes at another moment of the rounds.
 const CHANGE_PERIOD: Duration = Duration::from_millis(2_917);
 
-/// Between two crashes, at another moment of the rounds and renewals each.
-const CRASH_PERIOD: Duration = Duration::from_millis(2_731);
+/// Between two crashes, at another moment of the rounds and renewals each. The next comes before all have noticed
+/// the last, as it does when a rack loses power.
+const CRASH_PERIOD: Duration = Duration::from_millis(1_637);
 
-/// Runs it, and says what was done and how soon others noticed.
-pub async fn run() -> (Course, Delays) {
-    let mesh = Mesh::new();
+/// Runs it, and says what was done and how soon others noticed. The first to crash is `further` on than the seeds.
+pub async fn run(further: usize) -> (Course, Delays) {
+    let mesh = Mesh::of_domain(TRUST_DOMAIN);
     let mut nodes = start(&mesh).await;
     for (index, node) in nodes.iter().enumerate() {
         announce(node, index, 1).await;
     }
     for node in &nodes {
         for index in 0..NODES {
-            node.finds(&name(index), 1).await;
+            node.finds(&service(index), 1).await;
         }
     }
     tokio::time::sleep(SETTLES).await;
@@ -48,7 +50,7 @@ pub async fn run() -> (Course, Delays) {
     let mut killed = Vec::new();
     // Each is another: three and the number of nodes have no divisor in common.
     for crash in 0..CRASHES {
-        let node = (SEEDS + crash * 3) % NODES;
+        let node = (SEEDS + further + crash * 3) % NODES;
         killed.push((node, Moment::of_unix_millis(Clock::System.wall().unix_millis)));
         nodes[node].kill().await;
         tokio::time::sleep(CRASH_PERIOD).await;
@@ -68,7 +70,7 @@ async fn start(mesh: &Mesh) -> Vec<Node> {
     let mut nodes = Vec::new();
     for (index, place) in places.iter().enumerate() {
         relay::start(places.clone(), index).await;
-        let node = mesh.node(&name(index)).seeds(&seeds).gossip(&gossip);
+        let node = mesh.node(&name(index)).identity(&identity(index)).seeds(&seeds).gossip(&gossip);
         let node = node.environment("STARLING_NODE__ADVERTISE", &place.found.to_string());
         let node = node.environment("STARLING_LOG__LEVEL", "warn,starling_gossip=debug");
         nodes.push(node.environment("STARLING_LOG__FORMAT", "json").start_at(place.listens).await);
@@ -79,7 +81,7 @@ async fn start(mesh: &Mesh) -> Vec<Node> {
 async fn announce(node: &Node, index: usize, weight: u16) {
     // Nobody calls it, and nobody asks whether it is there.
     let instance = json!({
-        "service": name(index), "address": "127.0.0.1:9", "weight": weight, "probe": { "off": true },
+        "service": service(index), "address": "127.0.0.1:9", "weight": weight, "probe": { "off": true },
     });
     let (admin, socket, body) = (node.admin(), node.socket(), instance.to_string());
     let answer = admin.send_by_socket(&socket, "PUT", "/v1/instances/main", &body).await;
@@ -124,8 +126,4 @@ fn read(logs: &[Vec<Line>], killed: &[(usize, Moment)]) -> (Course, Delays) {
 /// their starts.
 fn nth_change(index: usize) -> (usize, u16) {
     ((index * 7 + 3) % NODES, index as u16 + 2)
-}
-
-fn name(index: usize) -> String {
-    format!("node-{index}")
 }

@@ -11,7 +11,7 @@ use starling_sim::scenario::{Scenario, parse};
 use starling_sim::world::{Failure, World};
 
 use crate::course::{Course, Delays};
-use crate::{INTERVAL, LATE, LEASE, RENEW, SEEDS, apart};
+use crate::{INTERVAL, LATE, LEASE, RENEW, SEEDS, apart, identity, name};
 
 /// Runs it with the chance of `seed`; no two runs are the same, for libraries draw from the system.
 pub fn run(course: &Course, seed: u64) -> Delays {
@@ -41,7 +41,12 @@ async fn follow(course: &Course, seed: u64) -> Result<Delays, Failure> {
         last = begin + at;
         world.run_until(last).await?;
         match step {
-            Step::Join => drop(world.join(world.hosts()).await?),
+            Step::Join => {
+                let index = world.join(world.hosts()).await?;
+                let owner = &world.truth.host(index).owner;
+                let expected = (name(index), identity(index));
+                assert_eq!((owner.node.to_string(), owner.identity.to_string()), expected, "the same names");
+            }
             Step::Change(node) => world.say(node, Some("change"), Some(Health::Healthy)).await,
             Step::Crash(node) => world.crash(node),
         }
