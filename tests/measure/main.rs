@@ -52,9 +52,9 @@ struct Options {
     /// Fewer and shorter measures: a minute and a half instead of four.
     #[arg(long)]
     quick: bool,
-    /// Measures another build than the one that was built with this.
+    /// The `starling` to measure; what the container image holds if it is not said.
     #[arg(long, value_name = "FILE")]
-    program: Option<PathBuf>,
+    program: PathBuf,
     /// For people, or for programs.
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
@@ -77,9 +77,9 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let program = options.program.unwrap_or_else(beside_us);
+    let program = options.program;
     if !program.is_file() {
-        eprintln!("{} is not there; tests/figures builds it", program.display());
+        eprintln!("--program: {} is no file", program.display());
         return ExitCode::from(2);
     }
     // One thread: children end with the thread that started them.
@@ -90,11 +90,6 @@ fn main() -> ExitCode {
         Output::Json => println!("{:#}", report.json()),
     }
     ExitCode::from(u8::from(!report.is_met()))
-}
-
-/// The program that was built together with this one.
-fn beside_us() -> PathBuf {
-    std::env::current_exe().expect("this program's own path").with_file_name("starling")
 }
 
 async fn measure(plan: Plan, program: PathBuf) -> Report {

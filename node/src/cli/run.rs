@@ -19,6 +19,11 @@ use crate::reload::ConfigFile;
 use crate::sockets::Sockets;
 use crate::telemetry::{self, Metrics};
 
+/// Connections that are looked at before what they brought is sent on. A turn of the runtime writes to a peer when it
+/// has served everybody it woke, and until then the peer, the workload and the client have nothing to do: with 64
+/// requests in one turn a quarter of the machine's time was idle under full load, with 16 a sixth.
+const EVENTS_PER_TURN: usize = 16;
+
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// The configuration file.
@@ -71,5 +76,5 @@ fn runtime(workers: u16) -> std::io::Result<Runtime> {
             builder
         }
     };
-    builder.enable_all().build()
+    builder.max_io_events_per_tick(EVENTS_PER_TURN).enable_all().build()
 }
