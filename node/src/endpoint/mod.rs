@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use http::Request;
 use starling_gossip::clock::{Clock, Instant};
 use starling_gossip::identity::ServiceName;
 use starling_transport::header::RefusalReason;
@@ -22,7 +21,7 @@ use crate::balance::{Estimate, Load, Reported};
 use crate::breaker::{Breaker, Fault, Verdict};
 use crate::circuit::Room;
 use crate::outlier::{self, Reason, Record};
-use crate::proxy::body::RequestBody;
+use crate::proxy::forward::Underway;
 use crate::route::Target;
 use crate::telemetry::exchange::{Direction, Meter};
 use crate::upstream::{
@@ -235,7 +234,7 @@ impl Endpoint {
     /// for no longer. While there is no connection yet, the request waits in the room that `pending` gives.
     pub(crate) async fn send(
         &self,
-        request: Request<RequestBody>,
+        request: Underway,
         version: HttpVersion,
         give_up: impl Fn() -> bool + Send + Sync,
         pending: impl FnOnce() -> Option<Room> + Send,

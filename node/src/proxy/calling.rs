@@ -5,11 +5,10 @@
 //! request is told in the workload's version, which its first connections show: one that does not
 //! speak a version has not processed anything in it, so the request can be told anew.
 
-use http::Request;
 use starling_gossip::clock::Clock;
 use starling_transport::header::RefusalReason;
 
-use crate::proxy::body::RequestBody;
+use crate::proxy::forward::Underway;
 use crate::proxy::kept::{self, Before};
 use crate::proxy::spare::Spare;
 use crate::proxy::workload::Workload;
@@ -42,7 +41,7 @@ pub(crate) async fn warm(
 /// Sends to the workload a request that came in `version`; the answer is told in the same.
 pub(crate) async fn send(
     workload: &Workload,
-    request: Request<RequestBody>,
+    request: Underway,
     version: HttpVersion,
     clock: &Clock,
 ) -> Result<Answered, SendError> {
@@ -65,18 +64,17 @@ pub(crate) async fn send(
     Box::pin(send_told(workload, request, version, clock)).await
 }
 
-/// What became of a request that was sent in a version which may not be spoken.
-enum Tried {
-    Answered(Answered),
+/// Why a request that was sent in a version which may not be spoken got no answer.
+enum Unanswered {
     Failed(SendError),
     /// It is not spoken. The request can be told anew, unless too much of its body has gone.
-    NotSpoken(Result<Request<RequestBody>, SendError>),
+    NotSpoken(Result<Underway, SendError>),
 }
 
 /// The same where it is not known that the workload speaks `version`.
 async fn send_told(
     workload: &Workload,
-    request: Request<RequestBody>,
+    request: Underway,
     version: HttpVersion,
     clock: &Clock,
 ) -> Result<Answered, SendError> {
@@ -87,10 +85,10 @@ async fn send_told(
         first = version.other();
     }
     let tried = match try_in(workload, request, first, in_need, clock).await {
-        Tried::NotSpoken(again) => {
+        Err(Unanswered::NotSpoken(again)) => {
             workload.spoken.handle_refusal(first, clock.now());
             let second = try_in(workload, again?, first.other(), in_need, clock).await;
-            if !matches!(second, Tried::Answered(_)) && !in_need {
+            if second.is_err() && !in_need {
                 // It fails in either: that says nothing of what it speaks.
                 workload.spoken.forget();
             }
@@ -99,25 +97,25 @@ async fn send_told(
         tried => tried,
     };
     match tried {
-        Tried::Answered(mut answered) => {
+        Ok(mut answered) => {
             translate::answer(&mut answered.response, version);
             Ok(answered)
         }
-        Tried::Failed(error) | Tried::NotSpoken(Err(error)) => Err(error),
-        Tried::NotSpoken(Ok(unsent)) => Err(not_spoken(first.other(), unsent)),
+        Err(Unanswered::Failed(error) | Unanswered::NotSpoken(Err(error))) => Err(error),
+        Err(Unanswered::NotSpoken(Ok(unsent))) => Err(not_spoken(first.other(), unsent)),
     }
 }
 
 /// Sends `request` in `hop`, and finds out whether the workload speaks that.
 async fn try_in(
     workload: &Workload,
-    mut request: Request<RequestBody>,
+    mut request: Underway,
     hop: HttpVersion,
     in_need: bool,
     clock: &Clock,
-) -> Tried {
+) -> Result<Answered, Unanswered> {
     if in_need && hop == HttpVersion::Http1 {
-        return Tried::Failed(not_spoken(HttpVersion::Http2, request));
+        return Err(Unanswered::Failed(not_spoken(HttpVersion::Http2, request)));
     }
     let mut handshake = None;
     if HttpVersion::of(request.version()) != hop {
@@ -127,7 +125,7 @@ async fn try_in(
         if translate::request(&mut request, hop, workload.service.as_str()).is_err() {
             let detail = format!("the request cannot be told in {hop}, which the workload speaks");
             let failure = ConnectFailure::Refused(RefusalReason::UnsupportedKind, detail);
-            return Tried::Failed(SendError { failure: failure.into(), unsent: Some(request) });
+            return Err(Unanswered::Failed(SendError { failure: failure.into(), unsent: Some(request) }));
         }
         // Of HTTP/2, hyper hears no 100.
         request.body().send_anyway();
@@ -135,7 +133,7 @@ async fn try_in(
     if handshake.is_some()
         && let Err(failure) = takes_websockets(workload).await
     {
-        return Tried::Failed(SendError { failure: failure.into(), unsent: Some(request) });
+        return Err(Unanswered::Failed(SendError { failure: failure.into(), unsent: Some(request) }));
     }
     let is_new = !workload.spoken.has_answered(hop);
     let (request, before) = if is_new && hop == HttpVersion::Http1 {
@@ -148,14 +146,14 @@ async fn try_in(
         Ok(mut answered) => {
             workload.spoken.handle_answer(hop);
             handshake.into_iter().for_each(|made| made.answer_in_http1(&mut answered.response));
-            Tried::Answered(answered)
+            Ok(answered)
         }
         Err(error) if is_not_spoken(workload, hop, (is_new, in_need), &error).await => {
             let SendError { failure, unsent } = error;
             let again = unsent.or_else(|| before.and_then(Before::request));
-            Tried::NotSpoken(again.ok_or(SendError { failure, unsent: None }))
+            Err(Unanswered::NotSpoken(again.ok_or(SendError { failure, unsent: None })))
         }
-        Err(error) => Tried::Failed(error),
+        Err(error) => Err(Unanswered::Failed(error)),
     }
 }
 
@@ -207,7 +205,7 @@ fn may_not_speak(version: HttpVersion, error: &SendError) -> bool {
     }
 }
 
-fn not_spoken(version: HttpVersion, request: Request<RequestBody>) -> SendError {
+fn not_spoken(version: HttpVersion, request: Underway) -> SendError {
     SendError { failure: ConnectFailure::other_version(version).into(), unsent: Some(request) }
 }
 
@@ -225,7 +223,7 @@ pub(crate) fn is_unsent(error: &SendError) -> bool {
 /// be sent twice, or if it says that it did not process it.
 async fn send_in(
     workload: &Workload,
-    request: Request<RequestBody>,
+    request: Underway,
     version: HttpVersion,
     clock: &Clock,
 ) -> Result<Answered, SendError> {

@@ -12,10 +12,14 @@ use crate::proxy::tunnel::Switched;
 use crate::proxy::{headers, tunnel};
 use crate::upstream::{Answered, HttpVersion};
 
+/// A request on its way. On the heap: each future that it passes through would have room for it, twice, and be
+/// larger by as much wherever it is moved.
+pub(crate) type Underway = Box<Request<RequestBody>>;
+
 /// A request as it came, ready to be addressed and sent on.
 pub(crate) struct Passing {
     /// Without what ended at this hop, in the version that this hop speaks.
-    pub(crate) request: Request<RequestBody>,
+    pub(crate) request: Underway,
     /// How the next hop is spoken to.
     pub(crate) version: HttpVersion,
     /// What the answer decides about.
@@ -42,7 +46,7 @@ impl Passing {
         if version == HttpVersion::Http1 {
             *request.version_mut() = Version::HTTP_11;
         }
-        let mut request = request.map(RequestBody::new);
+        let mut request = Box::new(request.map(RequestBody::new));
         let held_back = may_expect && !request.body().is_end_stream();
         let expectation = if held_back { expectation::hold_back(&mut request) } else { None };
         Self { request, version, awaiting: Awaiting { switched, expectation } }

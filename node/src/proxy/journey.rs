@@ -14,7 +14,7 @@ use crate::patience::{Allowance, Elapsed};
 use crate::proxy::attempt::{failure_of, failure_of_elapsed, failure_of_refusal, fate_of};
 use crate::proxy::body::{AnswerBody, AnswerGuard, BodyTime, RequestBody};
 use crate::proxy::failure::{Failure, Flag};
-use crate::proxy::forward::{self, Awaiting};
+use crate::proxy::forward::{self, Awaiting, Underway};
 use crate::proxy::gate::{Held, Pass};
 use crate::proxy::headers;
 use crate::proxy::outbound::{Chosen, Outbound, Retry, Work};
@@ -88,7 +88,7 @@ impl<'a> Journey<'a> {
     /// To the answer, by the mesh if nobody else gives one.
     pub(crate) async fn run(
         mut self,
-        request: Request<RequestBody>,
+        request: Underway,
         awaiting: Awaiting,
         pass: Pass,
     ) -> Response<AnswerBody> {
@@ -185,9 +185,9 @@ impl<'a> Journey<'a> {
     async fn request_again(
         &mut self,
         fate: Fate,
-        unsent: Option<Request<RequestBody>>,
+        unsent: Option<Underway>,
         timer: &mut Timer,
-    ) -> Option<Request<RequestBody>> {
+    ) -> Option<Underway> {
         let has_request = unsent.is_some() || self.spare.is_some();
         if has_request && self.may_go_elsewhere(fate, timer).await {
             unsent.or_else(|| self.again())
@@ -218,7 +218,7 @@ impl<'a> Journey<'a> {
         self.outbound.has_other(self.service, &self.tried)
     }
 
-    fn again(&self) -> Option<Request<RequestBody>> {
+    fn again(&self) -> Option<Underway> {
         self.spare.as_ref().map(Spare::request)
     }
 

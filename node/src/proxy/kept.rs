@@ -11,6 +11,7 @@ use http::request::Parts;
 use http_body::{Body, Frame, SizeHint};
 
 use crate::proxy::body::{RequestBody, RequestError};
+use crate::proxy::forward::Underway;
 
 /// As much as is kept: more than forms and messages have, and one round trip's worth of an upload.
 const KEPT_BYTES_MAX: usize = 64 * 1024;
@@ -53,8 +54,9 @@ pub(crate) fn fits(body: &RequestBody) -> bool {
 }
 
 /// Keeps `request`.
-pub(crate) fn keep(request: Request<RequestBody>) -> (Request<RequestBody>, Before) {
-    keep_up_to(KEPT_BYTES_MAX, request)
+pub(crate) fn keep(request: Underway) -> (Underway, Before) {
+    let (request, before) = keep_up_to(KEPT_BYTES_MAX, *request);
+    (Box::new(request), before)
 }
 
 /// Keeps `request`, unless its body is longer than `bytes_max`. What is kept of it already stays as it is.
@@ -77,12 +79,12 @@ pub(crate) fn keep_up_to(bytes_max: usize, request: Request<RequestBody>) -> (Re
 
 impl Before {
     /// The request, unless too much of its body has been read. Whoever still has that finds it empty.
-    pub(crate) fn request(self) -> Option<Request<RequestBody>> {
+    pub(crate) fn request(self) -> Option<Underway> {
         let body = match self.body {
             None => RequestBody::Empty,
             Some(rewind) => rewind.body()?,
         };
-        Some(Request::from_parts(self.head, body))
+        Some(Box::new(Request::from_parts(self.head, body)))
     }
 }
 

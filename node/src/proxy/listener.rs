@@ -217,7 +217,7 @@ async fn serve_http(
                 // of the client's end at once.
                 request.extensions_mut().insert(Arc::new(watch.begin_request()));
             }
-            let (shared, busy) = (shared.clone(), watch.begin_request());
+            let (shared, busy, request) = (shared.clone(), watch.begin_request(), Box::new(request));
             // On the heap: hyper moves a request's future a dozen times, and this one is large.
             Box::pin(async move {
                 let (serves, outbound, clients, held) = &*shared;
@@ -304,7 +304,7 @@ async fn answer_and_end(
     outbound: &Arc<Outbound>,
     clients: &Clients,
     held: &Held,
-    request: Request<Incoming>,
+    request: Box<Request<Incoming>>,
 ) -> Response<AnswerBody> {
     let keeps = request.version() >= Version::HTTP_2 || request.method() == Method::CONNECT;
     let mut response = match request.method() {
@@ -326,7 +326,7 @@ async fn answer_connect(
     outbound: &Arc<Outbound>,
     clients: &Clients,
     held: &Held,
-    mut request: Request<Incoming>,
+    mut request: Box<Request<Incoming>>,
 ) -> Response<AnswerBody> {
     let Some(handshake) = websocket::leave_http2(&mut request, &outbound.chance) else {
         if request.extensions().get::<hyper::ext::Protocol>().is_some() {
@@ -348,7 +348,7 @@ async fn answer(
     outbound: &Arc<Outbound>,
     clients: &Clients,
     held: &Held,
-    request: Request<Incoming>,
+    request: Box<Request<Incoming>>,
 ) -> Response<AnswerBody> {
     let (service, timeouts) = match serves {
         Serves::Service(service, timeouts) => {
@@ -373,7 +373,7 @@ async fn connect(
     clients: &Clients,
     held: &Held,
     (service, timeouts): (&str, &Timeouts),
-    mut request: Request<Incoming>,
+    mut request: Box<Request<Incoming>>,
 ) -> Response<AnswerBody> {
     let switched = Switched::take(&mut request);
     if outbound.speaks(service) == Some(Protocol::Http) {

@@ -118,14 +118,14 @@ impl Outbound {
     pub(crate) async fn handle(
         &self,
         service: &str,
-        request: Request<Incoming>,
+        request: Box<Request<Incoming>>,
         connection: &Held,
         timeouts: &Timeouts,
     ) -> Response<AnswerBody> {
         let mut exchange = self.unknown.start(&self.clock);
         exchange.set_request(request.method(), request.uri().path());
         let for_grpc = headers::is_grpc(request.headers());
-        let Passing { mut request, version, awaiting } = Passing::new(request);
+        let Passing { mut request, version, awaiting } = Passing::new(*request);
         exchange.set_body_bytes(request.body().bytes());
         let taken = intake::of_program(&mut request, &self.chance, &mut exchange);
         let deadline = for_grpc.then(|| deadline::of(request.headers())).flatten();

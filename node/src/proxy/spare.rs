@@ -5,7 +5,7 @@
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version};
 
 use crate::proxy::body::RequestBody;
-use crate::proxy::forward;
+use crate::proxy::forward::{self, Underway};
 
 /// What it takes to send a request without a body once more.
 pub(crate) struct Spare {
@@ -30,8 +30,8 @@ impl Spare {
     }
 
     /// The request, once more.
-    pub(crate) fn request(&self) -> Request<RequestBody> {
-        let mut request = Request::new(RequestBody::Empty);
+    pub(crate) fn request(&self) -> Underway {
+        let mut request = Box::new(Request::new(RequestBody::Empty));
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.uri.clone();
         *request.version_mut() = self.version;

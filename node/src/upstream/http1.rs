@@ -5,7 +5,6 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use http::Request;
 use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::task::AbortHandle;
@@ -14,6 +13,7 @@ use tracing::debug;
 use super::greeting::{Beginning, Greeted, Greeting};
 use super::{Answered, Connect, ConnectFailure, HttpVersion, NextHop, SendError, SendFailure};
 use crate::proxy::body::RequestBody;
+use crate::proxy::forward::Underway;
 
 pub(super) struct Http1Pool {
     idle: Mutex<Vec<Kept>>,
@@ -56,7 +56,7 @@ impl Http1Pool {
     pub(super) async fn send<C: Connect>(
         self: &Arc<Self>,
         connect: &C,
-        mut request: Request<RequestBody>,
+        mut request: Underway,
         give_up: impl Fn() -> bool + Send + Sync,
         reuse: Reuse,
     ) -> Result<Answered, SendError> {
@@ -75,7 +75,7 @@ impl Http1Pool {
             kept.is_lent = true;
             let sent = tokio::select! {
                 biased;
-                sent = kept.sender.try_send_request(request) => sent,
+                sent = kept.sender.try_send_request(*request) => sent,
                 () = kept.next_hop.given_up(&give_up) => {
                     return Err(SendError { failure: SendFailure::Silent, unsent: None });
                 }
@@ -85,7 +85,7 @@ impl Http1Pool {
                     let sender = Some(LentSender { kept, pool: self.clone() });
                     return Ok(Answered { response, sender, stream: None });
                 }
-                Err(mut error) => match error.take_message() {
+                Err(mut error) => match error.take_message().map(Box::new) {
                     unsent if kept.speaks_http2() => {
                         let failure = ConnectFailure::other_version(HttpVersion::Http1).into();
                         return Err(SendError { failure, unsent });

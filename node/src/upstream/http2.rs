@@ -18,7 +18,7 @@ use super::greeting::{Beginning, Greeted};
 use super::lent::{self, LentBody};
 use super::pump::{Pump, Pumps};
 use super::{Answered, Connect, ConnectFailure, HttpVersion, NextHop, SendError, SendFailure};
-use crate::proxy::body::RequestBody;
+use crate::proxy::forward::Underway;
 use crate::proxy::kept::Before;
 
 /// Received but unread bytes of one stream. On a path of 100 ms a stream gets 5 MB/s at this.
@@ -99,7 +99,7 @@ impl Http2Pool {
     pub(super) async fn send<C: Connect>(
         &self,
         connect: &C,
-        mut request: Request<RequestBody>,
+        mut request: Underway,
         give_up: impl Fn() -> bool + Send + Sync,
     ) -> Result<Answered, SendError> {
         // A connection that its other end is leaving takes nothing, and says nothing of the next hop.
@@ -108,7 +108,7 @@ impl Http2Pool {
                 Ok(opened) => opened,
                 Err(failure) => return Err(SendError { failure: failure.into(), unsent: Some(request) }),
             };
-            let (lent, before) = lent::lend(request);
+            let (lent, before) = lent::lend(*request);
             stream.pump = lent.body().pump();
             let error = match shared.send(lent, before, &give_up).await {
                 Ok(response) => return Ok(Answered { response, sender: None, stream: Some(stream) }),
@@ -194,7 +194,7 @@ impl Shared {
         tokio::select! {
             biased;
             sent = self.sender.try_send_request(request) => sent.map_err(|mut error| {
-                let returned = error.take_message().map(lent::returned);
+                let returned = error.take_message().map(|lent| Box::new(lent::returned(lent)));
                 let failure = SendFailure::of_http2(error.into_error());
                 let unsent = returned.or_else(|| match &failure {
                     SendFailure::Unprocessed(_) => before.and_then(Before::request),

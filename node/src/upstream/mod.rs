@@ -16,14 +16,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use h2::Reason;
-use http::{Request, Response};
+use http::Response;
 use hyper::body::Incoming;
 use starling_transport::connection::Connection;
 use starling_transport::header::RefusalReason;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::proxy::body::RequestBody;
 use crate::proxy::failure::Flag;
+use crate::proxy::forward::Underway;
 use crate::proxy::gate::Pass;
 use crate::proxy::headers::{FLAGS, UNSENT};
 use crate::proxy::heads::{HEAD_BYTES_MAX, PASSED_HEAD_BYTES_MAX};
@@ -127,7 +127,7 @@ pub(crate) struct SendError {
     /// Why.
     pub(crate) failure: SendFailure,
     /// The request, if nothing of it was sent.
-    pub(crate) unsent: Option<Request<RequestBody>>,
+    pub(crate) unsent: Option<Underway>,
 }
 
 /// Why a request got no answer.
@@ -243,13 +243,14 @@ impl<C: Connect> HttpUpstream<C> {
     /// and `give_up` says so, the answer is waited for no longer.
     pub(crate) async fn send(
         &self,
-        request: Request<RequestBody>,
+        request: Underway,
         version: HttpVersion,
         give_up: impl Fn() -> bool + Send + Sync,
     ) -> Result<Answered, SendError> {
         match version {
             HttpVersion::Http1 => self.http1.send(&self.connect, request, give_up, Reuse::Allowed).await,
-            HttpVersion::Http2 => self.http2.send(&self.connect, request, give_up).await,
+            // On the heap: the future of a request in HTTP/1.1 needs no room for it.
+            HttpVersion::Http2 => Box::pin(self.http2.send(&self.connect, request, give_up)).await,
         }
     }
 
@@ -257,7 +258,7 @@ impl<C: Connect> HttpUpstream<C> {
     /// one that failed it.
     pub(crate) async fn send_again(
         &self,
-        request: Request<RequestBody>,
+        request: Underway,
         version: HttpVersion,
     ) -> Result<Answered, SendError> {
         match version {
