@@ -14,7 +14,7 @@ use starling_tests::workload::{Tcp, read_to_end, sized_bytes};
 use starling_tests::{Mesh, Node, within};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 /// Every connection that the workload sees is a client's: nobody probes it.
@@ -85,16 +85,27 @@ impl World {
 /// nobody listens. Tells when enough has been heard.
 async fn talk(stream: TcpStream, says: bool, begun: mpsc::UnboundedSender<()>) -> Ended {
     let (mut from, mut to) = stream.into_split();
+    let (fails, mut failure) = oneshot::channel();
     let saying = tokio::spawn(async move {
         let bytes = vec![7; 64 * 1024];
-        while says && to.write_all(&bytes).await.is_ok() {}
+        while says {
+            if let Err(error) = to.write_all(&bytes).await {
+                let _ = fails.send(error);
+                break;
+            }
+        }
         // No end of its own.
         std::future::pending::<()>().await;
     });
     let (mut buffer, mut heard, mut begun) = (vec![0; 64 * 1024], 0, Some(begun));
     let ended = loop {
         match from.read(&mut buffer).await {
-            Ok(0) => break Ok(()),
+            // The kernel tells of a reset once, to whoever asks first; the other then finds an end. One that comes
+            // after a proper end has another name (EPIPE).
+            Ok(0) => match failure.try_recv() {
+                Ok(error) if error.kind() == ErrorKind::ConnectionReset => break Err(error),
+                _ => break Ok(()),
+            },
             Ok(count) => heard += count,
             Err(error) => break Err(error),
         }
