@@ -25,9 +25,8 @@ const SETTLES: Duration = Duration::from_secs(8);
 /// Between two changes: each is over before the next, and comes at another moment of the rounds.
 const CHANGE_PERIOD: Duration = Duration::from_millis(2_917);
 
-/// Between two crashes, at another moment of the rounds and renewals each. The next comes before all have noticed
-/// the last, as it does when a rack loses power.
-const CRASH_PERIOD: Duration = Duration::from_millis(1_637);
+/// Between two crashes, at another moment of the rounds and renewals each.
+const CRASH_PERIOD: Duration = Duration::from_millis(2_731);
 
 /// Runs it, and says what was done and how soon others noticed. The first to crash is `further` on than the seeds.
 pub async fn run(further: usize) -> (Course, Delays) {

@@ -32,7 +32,12 @@ async fn follow(course: &Course, seed: u64) -> Result<Delays, Failure> {
         World::new(Arc::new(scenario(course.starts.len())), &Request { seed, ..Request::default() })?;
     let joins = course.starts.iter().map(|at| (*at, Step::Join));
     let changes = course.changes.iter().map(|change| (change.at, Step::Change(change.node)));
-    let crashes = course.crashes.iter().map(|it| (course.crash_in_time(it, RENEW), Step::Crash(it.node)));
+    // A renewal is told with the next round, which is another time ahead after each; a crash before that takes it
+    // along. A real node's rounds drift, so how far ahead is chance: here each run's crashes come a renewal later than
+    // the last one's.
+    let later = RENEW * seed as u32;
+    let crash = |it| later + course.crash_in_time(it, RENEW);
+    let crashes = course.crashes.iter().map(|it| (crash(it), Step::Crash(it.node)));
     let mut steps: Vec<_> = joins.chain(changes).chain(crashes).collect();
     steps.sort_by_key(|(at, _)| *at);
     let begin = Instant::now();
