@@ -88,11 +88,13 @@ async fn talk(stream: TcpStream, says: bool, begun: mpsc::UnboundedSender<()>) -
     let (fails, mut failure) = oneshot::channel();
     let saying = tokio::spawn(async move {
         let bytes = vec![7; 64 * 1024];
-        while says {
-            if let Err(error) = to.write_all(&bytes).await {
-                let _ = fails.send(error);
-                break;
-            }
+        if says {
+            let error = loop {
+                if let Err(error) = to.write_all(&bytes).await {
+                    break error;
+                }
+            };
+            let _ = fails.send(error);
         }
         // No end of its own.
         std::future::pending::<()>().await;
