@@ -2,8 +2,8 @@
 //!
 //! Whoever hears something for the first time passes it on at once, and again in a few rounds, each time to others of
 //! its two dozen neighbours (rumour mongering; Demers et al., "Epidemic algorithms for replicated database maintenance",
-//! 1987). Were they drawn anew for each round, one change in a quarter of a million would miss somebody; so it is one
-//! in some ten million. Large records are offered, and asked for by whoever lacks them. One owner cannot have more of
+//! 1987). Of 100,000 times that a node of 500 was to be told, nobody did once (`gossip-propagation`, 20 seeds): it
+//! heard by the repair path, after 2.3 s. Large records are offered, and asked for by whoever lacks them. One owner cannot have more of
 //! its news passed on than its share; what exceeds it, the repair path carries.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
