@@ -2,9 +2,9 @@
 //!
 //! Whoever hears something for the first time passes it on at once, and again in a few rounds, each time to others of
 //! its two dozen neighbours (rumour mongering; Demers et al., "Epidemic algorithms for replicated database maintenance",
-//! 1987). Of 100,000 times that a node of 500 was to be told, nobody did once (`gossip-propagation`, 20 seeds): it
-//! heard by the repair path, after 2.3 s. Large records are offered, and asked for by whoever lacks them. One owner cannot have more of
-//! its news passed on than its share; what exceeds it, the repair path carries.
+//! 1987). Who has told it here knows it, and is told last or not at all: so the later rounds reach those of whom nothing
+//! was heard, who may not have been told. Large records are offered, and asked for by whoever lacks them. One owner
+//! cannot have more of its news passed on than its share; what exceeds it, the repair path carries.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -69,8 +69,10 @@ struct Hot {
     is_whole: bool,
     rounds_left: u32,
     next: Instant,
-    /// To whom it was told; its origin knows it.
+    /// To whom it was told, which may have been lost.
     told: Vec<u64>,
+    /// Who has told it here, and its origin.
+    knowing: BTreeSet<u64>,
 }
 
 /// What is told at a time, and to whom.
@@ -100,8 +102,8 @@ pub(crate) struct Rumours {
     rounds: u32,
     /// The next round comes no sooner.
     next_round: Option<Instant>,
-    /// Signatures of records that were news lately, in the order in which they were.
-    known: BTreeSet<Signature>,
+    /// Records that were news lately, by their signatures; and these in the order in which they were.
+    known: BTreeMap<Signature, Subject>,
     known_since: VecDeque<Signature>,
 }
 
@@ -133,7 +135,7 @@ impl Rumours {
             wanted: Wanted::default(),
             next_round: None,
             rounds: news.rounds.max(1),
-            known: BTreeSet::new(),
+            known: BTreeMap::new(),
             known_since: VecDeque::new(),
         }
     }
@@ -189,7 +191,7 @@ impl Rumours {
 
     /// Whether these bytes were news lately: then nothing of them needs to be read.
     pub(crate) fn is_known(&self, bytes: &[u8]) -> bool {
-        signature(bytes).is_some_and(|signature| self.known.contains(&signature))
+        signature(bytes).is_some_and(|signature| self.known.contains_key(&signature))
     }
 
     /// Some of what is known was forgotten.
@@ -198,10 +200,27 @@ impl Rumours {
         self.known_since.clear();
     }
 
-    fn note(&mut self, said: &Said) {
+    /// `peer` has said `item` here.
+    pub(crate) fn handle_told(&mut self, item: &Item, peer: u64) {
+        let subject = match item {
+            Item::Record(bytes) => signature(bytes).and_then(|signature| self.known.get(&signature).cloned()),
+            Item::Offer(filed) => Some(Subject::Record(filed.owner, filed.key.clone())),
+            Item::Refutation(owner, _) => Some(Subject::Renewal(*owner)),
+            Item::Sighting(sealed) => {
+                Some(Subject::Sighting(sealed.sighting.watcher, sealed.sighting.subject))
+            }
+            Item::Want(_) | Item::Renewal(..) | Item::Ask(..) => None,
+        };
+        let hot = subject.and_then(|subject| self.hot.get_mut(&subject));
+        if let Some(hot) = hot.filter(|hot| hot.said.is_said_by(item)) {
+            hot.knowing.insert(peer);
+        }
+    }
+
+    fn note(&mut self, subject: &Subject, said: &Said) {
         let Said::Record(_, bytes) = said else { return };
         let Some(signature) = signature(bytes) else { return };
-        if self.known.insert(signature) {
+        if self.known.insert(signature, subject.clone()).is_none() {
             self.known_since.push_back(signature);
         }
         if self.known_since.len() > KNOWN_MAX
@@ -212,7 +231,7 @@ impl Rumours {
     }
 
     fn put(&mut self, origin: u64, subject: Subject, said: Said, is_own: bool, now: Instant) {
-        self.note(&said);
+        self.note(&subject, &said);
         if self.origins.len() >= ORIGINS_MAX && !self.origins.contains_key(&origin) {
             self.origins.retain(|_, allowance| !allowance.is_full(now));
         }
@@ -222,8 +241,15 @@ impl Rumours {
             .or_insert_with(|| Allowance::new(ORIGIN_PER_SECOND, ORIGIN_BURST, now));
         let has_room = self.hot.len() < NEWS_MAX || self.hot.contains_key(&subject);
         if has_room && allowance.take(1.0, now) {
-            let (rounds_left, told) = (self.rounds, vec![origin]);
-            self.hot.insert(subject, Hot { said, is_whole: is_own, rounds_left, next: now, told });
+            let hot = Hot {
+                said,
+                is_whole: is_own,
+                rounds_left: self.rounds,
+                next: now,
+                told: Vec::new(),
+                knowing: BTreeSet::from([origin]),
+            };
+            self.hot.insert(subject, hot);
         } else {
             metrics::counter!("starling_gossip_news_left_to_repair_total").increment(1);
         }
@@ -250,8 +276,15 @@ impl Rumours {
         // What is due soon goes along.
         let is_due = |hot: &Hot| hot.next <= now + gap / 2;
         let weighed: Vec<&Hot> = self.hot.values().filter(|hot| is_due(hot)).take(WEIGHED_MAX).collect();
-        let times_told =
-            |name: &u64| weighed.iter().flat_map(|hot| &hot.told).filter(|told| *told == name).count();
+        let has_news = |name: &u64| self.hot.values().any(|hot| is_due(hot) && !hot.knowing.contains(name));
+        among.retain(has_news);
+        // Who knows it counts as if it had been told in every round.
+        let rounds = self.rounds as usize;
+        let times_told = |name: &u64| {
+            let knows = weighed.iter().filter(|hot| hot.knowing.contains(name)).count();
+            let told = weighed.iter().flat_map(|hot| &hot.told).filter(|told| *told == name).count();
+            knows * rounds + told
+        };
         among.sort_by_cached_key(times_told);
         among.truncate(self.news.told);
         self.hot.retain(|subject, hot| {
@@ -307,6 +340,17 @@ impl Wanted {
 }
 
 impl Said {
+    /// Whether `item` is the same word.
+    fn is_said_by(&self, item: &Item) -> bool {
+        match (self, item) {
+            (Self::Record(_, bytes), Item::Record(said)) => signature(bytes) == signature(said),
+            (Self::Record(version, _), Item::Offer(filed)) => *version == filed.version,
+            (Self::Renewal(renewal), Item::Refutation(_, said)) => renewal == said,
+            (Self::Sighting(sealed), Item::Sighting(said)) => sealed == said,
+            _ => false,
+        }
+    }
+
     fn is_large(&self) -> bool {
         matches!(self, Self::Record(_, bytes) if bytes.len() > WHOLE_BYTES_MAX)
     }
@@ -383,6 +427,33 @@ mod tests {
         }
         all.sort_unstable();
         assert_eq!(all, (2..=13).collect::<Vec<u64>>());
+    }
+
+    #[test]
+    fn who_has_told_it_is_told_last_and_who_knows_everything_not_at_all() {
+        let now = Instant::now();
+        let mut rumours = Rumours::new(News::default());
+        rumours.set_members(100);
+        let (small, large) = (Item::Record(vec![1; 100]), Item::Offer(node(2, 1)));
+        rumours.handle_record(&identity(), node(1, 1), vec![1; 100].into(), now);
+        for peer in 3..=8 {
+            rumours.handle_told(&small, peer);
+        }
+        rumours.handle_told(&Item::Record(vec![2; 100]), 9);
+        let told = |rumours: &mut Rumours| {
+            let due = rumours.poll_timeout().expect("a round");
+            let mut to = rumours.take_round(due, (1..=9).collect()).to;
+            to.sort_unstable();
+            to
+        };
+        assert_eq!(told(&mut rumours), [2, 9], "of these alone nobody has heard it");
+        rumours.handle_record(&identity(), node(2, 1), vec![2; 5_000].into(), now);
+        rumours.handle_told(&Item::Offer(node(2, 2)), 3);
+        for peer in 4..=8 {
+            rumours.handle_told(&large, peer);
+        }
+        assert_eq!(told(&mut rumours), [1, 3, 9], "3 has offered another word of it");
+        assert_eq!(told(&mut rumours), [2, 9], "the first again, and still nobody else");
     }
 
     #[test]

@@ -270,28 +270,10 @@ impl GossipLoop {
             }
         }
         for item in talk.items {
-            let answer = match item {
-                Item::Record(bytes) => self.take_record(&bytes, from, now),
-                Item::Offer(filed) => self.handle_offer(filed, from, now),
-                Item::Want(filed) => self.catalogue.record(&filed).map(|bytes| Item::Record(bytes.to_vec())),
-                Item::Renewal(owner, renewal) => {
-                    self.handle_renewal((owner, &renewal, false), from, peer, now);
-                    None
-                }
-                Item::Refutation(owner, renewal) => {
-                    self.handle_renewal((owner, &renewal, true), from, peer, now);
-                    None
-                }
-                Item::Ask(owner, incarnation, counter) => self
-                    .catalogue
-                    .renewal_of(owner)
-                    .filter(|held| (held.incarnation, held.counter) > (incarnation, counter))
-                    .map(|held| Item::Renewal(owner, held)),
-                Item::Sighting(sealed) => {
-                    self.handle_sighting(&sealed, from, peer, now);
-                    None
-                }
-            };
+            let answer = self.handle_item(&item, from, peer, now);
+            if let Some(name) = sender {
+                self.rumours.handle_told(&item, name);
+            }
             let Some(answer) = answer.filter(|_| answers.len() < ANSWERS_MAX) else { continue };
             if self.heard.of(from, peer, now).answered_bytes.take(answer.bytes() as f64, now) {
                 answers.push(answer);
@@ -305,6 +287,32 @@ impl GossipLoop {
         let knows = self.catalogue.knows();
         for talk in batches(knows, answers, STREAM_BYTES) {
             self.post.send(from, &Message::Talk(talk), Delivery::Reliable);
+        }
+    }
+
+    /// Takes in one thing that `peer` said; what to answer.
+    fn handle_item(&mut self, item: &Item, from: SocketAddr, peer: &SpiffeId, now: Instant) -> Option<Item> {
+        match item {
+            Item::Record(bytes) => self.take_record(bytes, from, now),
+            Item::Offer(filed) => self.handle_offer(filed.clone(), from, now),
+            Item::Want(filed) => self.catalogue.record(filed).map(|bytes| Item::Record(bytes.to_vec())),
+            Item::Renewal(owner, renewal) => {
+                self.handle_renewal((*owner, renewal, false), from, peer, now);
+                None
+            }
+            Item::Refutation(owner, renewal) => {
+                self.handle_renewal((*owner, renewal, true), from, peer, now);
+                None
+            }
+            Item::Ask(owner, incarnation, counter) => self
+                .catalogue
+                .renewal_of(*owner)
+                .filter(|held| (held.incarnation, held.counter) > (*incarnation, *counter))
+                .map(|held| Item::Renewal(*owner, held)),
+            Item::Sighting(sealed) => {
+                self.handle_sighting(sealed, from, peer, now);
+                None
+            }
         }
     }
 
