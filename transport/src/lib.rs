@@ -12,6 +12,7 @@ mod accept;
 mod admission;
 pub mod answer;
 pub mod backoff;
+pub mod bell;
 pub mod connection;
 pub mod credential_files;
 pub mod credentials;

@@ -6,7 +6,7 @@
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use quinn::{ReadError, RecvStream, SendStream, VarInt, WriteError};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::answer::{AnswerError, AnswerReader};
+use crate::bell::Bell;
 use crate::connection::{Connection, WorkGuard};
 use crate::limits::FIRST_WRITE_TIMEOUT;
 
@@ -54,6 +55,8 @@ pub struct SendHalf {
 /// The direction to us. Dropped before its end of file, the peer is told to stop.
 pub struct RecvHalf {
     stream: RecvStream,
+    /// Rings when there is something to read.
+    bell: Bell,
     /// The callee's answer, while it is awaited.
     answer: Option<AnswerReader>,
     _work: WorkGuard,
@@ -72,7 +75,8 @@ impl MeshStream {
 
     fn new(send: SendStream, recv: RecvStream, work: WorkGuard, answer: Option<AnswerReader>) -> Self {
         let recv_work = work.share();
-        Self { send: SendHalf::new(send, work), recv: RecvHalf { stream: recv, answer, _work: recv_work } }
+        let recv = RecvHalf { stream: recv, bell: Bell::default(), answer, _work: recv_work };
+        Self { send: SendHalf::new(send, work), recv }
     }
 
     /// Waits for the callee's answer. Waits as long as the callee does: bound it. Reading does
@@ -202,19 +206,23 @@ impl RecvHalf {
     /// The next bytes, at most `bytes_max`, without copying them; `None` at the clean end.
     pub async fn read_chunk(&mut self, bytes_max: usize) -> io::Result<Option<Bytes>> {
         self.accepted().await?;
-        let chunk = self.stream.read_chunk(bytes_max, true).await.map_err(read_error)?;
-        Ok(chunk.map(|chunk| chunk.bytes))
+        let Self { stream, bell, .. } = self;
+        let chunk = poll_fn(|cx| bell.poll(cx, |cx| pin!(stream.read_chunk(bytes_max, true)).poll(cx)));
+        Ok(chunk.await.map_err(read_error)?.map(|chunk| chunk.bytes))
     }
 
     /// Fills `bufs` with the next bytes, without copying them; `None` at the clean end.
     pub async fn read_chunks(&mut self, bufs: &mut [Bytes]) -> io::Result<Option<usize>> {
         self.accepted().await?;
-        self.stream.read_chunks(bufs).await.map_err(read_error)
+        let Self { stream, bell, .. } = self;
+        let chunks = poll_fn(|cx| bell.poll(cx, |cx| pin!(stream.read_chunks(bufs)).poll(cx)));
+        chunks.await.map_err(read_error)
     }
 
     fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), AnswerError>> {
-        let Some(answer) = &mut self.answer else { return Poll::Ready(Ok(())) };
-        ready!(answer.poll(&mut self.stream, cx))?;
+        let Self { stream, bell, answer, .. } = self;
+        let Some(answer) = answer else { return Poll::Ready(Ok(())) };
+        ready!(bell.poll(cx, |cx| answer.poll(stream, cx)))?;
         self.answer = None;
         Poll::Ready(Ok(()))
     }
@@ -236,7 +244,8 @@ impl AsyncRead for RecvHalf {
         if self.answer.is_some() {
             ready!(self.poll_answer(cx))?;
         }
-        self.stream.poll_read_buf(cx, buf).map_err(read_error)
+        let Self { stream, bell, .. } = &mut *self;
+        bell.poll(cx, |cx| stream.poll_read_buf(cx, buf)).map_err(read_error)
     }
 }
 

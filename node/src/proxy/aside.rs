@@ -5,31 +5,20 @@
 //! those futures cost each request more than its route does.
 
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll};
 
-use futures_util::task::AtomicWaker;
+use starling_transport::bell::Bell;
 
 /// See the module's words.
 pub(crate) struct Aside<F> {
     future: Pin<Box<F>>,
-    bell: Arc<Bell>,
-    /// Rings the bell.
-    waker: Waker,
-}
-
-/// Who woke, and whom to tell.
-struct Bell {
-    has_rung: AtomicBool,
-    outer: AtomicWaker,
+    bell: Bell,
 }
 
 impl<F: Future> Aside<F> {
     /// `future` is polled once, and then whenever it was woken.
     pub(crate) fn new(future: F) -> Self {
-        let bell = Arc::new(Bell { has_rung: AtomicBool::new(true), outer: AtomicWaker::new() });
-        Self { future: Box::pin(future), waker: Waker::from(bell.clone()), bell }
+        Self { future: Box::pin(future), bell: Bell::default() }
     }
 }
 
@@ -37,31 +26,16 @@ impl<F: Future> Future for Aside<F> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
-        let this = self.get_mut();
-        // Before the look, so that a bell that rings in between is not lost.
-        this.bell.outer.register(context.waker());
-        if !this.bell.has_rung.swap(false, Ordering::AcqRel) {
-            return Poll::Pending;
-        }
-        this.future.as_mut().poll(&mut Context::from_waker(&this.waker))
-    }
-}
-
-impl Wake for Bell {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.has_rung.store(true, Ordering::Release);
-        self.outer.wake();
+        let Self { future, bell } = self.get_mut();
+        bell.poll(context, |context| future.as_mut().poll(context))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
-    use std::sync::atomic::AtomicUsize;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use tokio::sync::Notify;
 

@@ -1,0 +1,112 @@
+//! STATE MACHINE: what is polled only when it was itself woken.
+//!
+//! A task that carries a request waits for several things at once, and each wakes it; then it polls all of them. A read of
+//! a stream that has nothing takes its connection's lock, looks the stream up and leaves a waker again, four times
+//! for each answer that comes. With a bell of its own, a thing that did not wake is known to have nothing new.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+
+use futures_util::task::AtomicWaker;
+
+/// See the module. It belongs to one thing, and that is polled through it alone.
+pub struct Bell {
+    cord: Arc<Cord>,
+    /// Rings the bell.
+    waker: Waker,
+}
+
+/// Whether it was rung, and whom to tell.
+struct Cord {
+    has_rung: AtomicBool,
+    outer: AtomicWaker,
+}
+
+impl Default for Bell {
+    /// A bell that has rung: the first look is always taken.
+    fn default() -> Self {
+        let cord = Arc::new(Cord { has_rung: AtomicBool::new(true), outer: AtomicWaker::new() });
+        Self { waker: Waker::from(cord.clone()), cord }
+    }
+}
+
+impl Bell {
+    /// What `poll` says; or pending, if it said so last and was not woken since. Whoever asks last is woken.
+    pub fn poll<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        poll: impl FnOnce(&mut Context<'_>) -> Poll<T>,
+    ) -> Poll<T> {
+        // Before the look, so that a ring in between is not lost.
+        self.cord.outer.register(context.waker());
+        if !self.cord.has_rung.swap(false, Ordering::AcqRel) {
+            return Poll::Pending;
+        }
+        let polled = poll(&mut Context::from_waker(&self.waker));
+        if polled.is_ready() {
+            // There may be more, and nobody wakes for what is there.
+            self.cord.has_rung.store(true, Ordering::Release);
+        }
+        polled
+    }
+}
+
+impl Wake for Cord {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.has_rung.store(true, Ordering::Release);
+        self.outer.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use futures_util::FutureExt as _;
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_look_is_taken_after_a_ring_and_after_something_was_there() {
+        let (sender, mut receiver) = mpsc::channel(4);
+        let (mut bell, mut looks) = (Bell::default(), 0);
+        let mut look = || {
+            let polled = poll_fn(|context| {
+                Poll::Ready(bell.poll(context, |context| {
+                    looks += 1;
+                    receiver.poll_recv(context)
+                }))
+            });
+            let polled = polled.now_or_never().expect("it is ready");
+            (polled, looks)
+        };
+        assert_eq!(look(), (Poll::Pending, 1));
+        assert_eq!(look(), (Poll::Pending, 1));
+        sender.try_send("a").expect("room");
+        sender.try_send("b").expect("room");
+        assert_eq!(look(), (Poll::Ready(Some("a")), 2));
+        assert_eq!(look(), (Poll::Ready(Some("b")), 3));
+        assert_eq!(look(), (Poll::Pending, 4));
+        assert_eq!(look(), (Poll::Pending, 4));
+    }
+
+    #[tokio::test]
+    async fn the_task_that_asked_last_is_woken() {
+        let (sender, mut receiver) = mpsc::channel(1);
+        let mut bell = Bell::default();
+        // Here first, and then in another task.
+        let first = poll_fn(|context| Poll::Ready(bell.poll(context, |context| receiver.poll_recv(context))));
+        assert!(first.await.is_pending());
+        let waits =
+            tokio::spawn(poll_fn(move |context| bell.poll(context, |context| receiver.poll_recv(context))));
+        tokio::task::yield_now().await;
+        sender.send(1).await.expect("it listens");
+        assert_eq!(waits.await.expect("it ends"), Some(1));
+    }
+}
