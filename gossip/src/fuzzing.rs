@@ -39,6 +39,7 @@ pub fn everything_said(records: &[Vec<u8>]) -> Vec<(&'static str, Vec<u8>)> {
         Item::Want(Filed { key: Key::Instance("main".parse().expect("a label")), ..filed }),
         Item::Renewal(1, renewal),
         Item::Ask(1, 7, 8),
+        Item::Refutation(1, renewal),
     ];
     let leases = vec![ReportedLease { owner: 1, renewal, age_millis: 1 }];
     [
@@ -168,6 +169,9 @@ impl Listener {
                     }
                 }
             }
+            Ok(Message::Join(join)) => {
+                join.records.iter().for_each(|bytes| drop(self.catalogue.apply(bytes, now, wall)));
+            }
             Ok(Message::Welcome(welcome)) => {
                 let reporter = "spiffe://acme/svc/fuzzer".parse().expect("an identity");
                 welcome.records.iter().for_each(|bytes| drop(self.catalogue.apply(bytes, now, wall)));
@@ -175,7 +179,8 @@ impl Listener {
                     let _ = self.catalogue.apply_report(&reporter, lease, 1, now, wall);
                 }
             }
-            _ => {}
+            // A number, and whether it is the one that was asked.
+            Ok(Message::Ping(..) | Message::Pong(_)) | Err(_) => {}
         }
         self.answers.try_recv().ok()
     }
