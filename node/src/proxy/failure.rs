@@ -121,7 +121,7 @@ impl Failure {
         }
         let headers = response.headers_mut();
         headers.insert(SERVER, HeaderValue::from_static("starling"));
-        headers.insert(FLAGS, HeaderValue::from_static(self.flag.as_str()));
+        headers.insert(FLAGS.clone(), HeaderValue::from_static(self.flag.as_str()));
         if self.flag == Flag::Overflow {
             headers.insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
         }

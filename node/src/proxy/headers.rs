@@ -9,15 +9,18 @@ use crate::balance::Chance;
 use crate::proxy::hexadecimal;
 
 /// Why an answer was made by the mesh: response flags as in Envoy's access log.
-pub(crate) const FLAGS: HeaderName = HeaderName::from_static("x-starling-flags");
+pub(crate) static FLAGS: HeaderName = HeaderName::from_static("x-starling-flags");
 
 /// From one sidecar to another: nothing of this request reached the workload.
-pub(crate) const UNSENT: HeaderName = HeaderName::from_static("x-starling-unsent");
+pub(crate) static UNSENT: HeaderName = HeaderName::from_static("x-starling-unsent");
 
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// Removed at every hop, whether `Connection` names them or not (RFC 9110, section 7.6.1).
-const HOP_BY_HOP: [HeaderName; 3] = [
+static HOP_BY_HOP: [HeaderName; 6] = [
+    CONNECTION,
+    TE,
+    UPGRADE,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
     HeaderName::from_static("proxy-authorization"),
@@ -25,7 +28,7 @@ const HOP_BY_HOP: [HeaderName; 3] = [
 
 /// Belong to the message and not to a hop, whatever `Connection` says (RFC 9110, section 7.6.1):
 /// without them it would have another end or another addressee.
-const MESSAGE: [HeaderName; 3] = [HOST, CONTENT_LENGTH, TRANSFER_ENCODING];
+static MESSAGE: [HeaderName; 3] = [HOST, CONTENT_LENGTH, TRANSFER_ENCODING];
 
 /// The protocol a request asks to switch to, if it does (RFC 9110, section 7.8). A switch to HTTP/2
 /// is not passed on (RFC 9113, section 3.1, has no such switch any more): its requests would
@@ -55,33 +58,30 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap, upgrade: Option<&Header
 }
 
 fn ends_here(name: &HeaderName) -> bool {
-    [&CONNECTION, &TE, &UPGRADE].contains(&name) || HOP_BY_HOP.contains(name)
+    HOP_BY_HOP.contains(name)
 }
 
 fn remove_what_ends_here(headers: &mut HeaderMap) {
-    // Whoever takes trailers names TE in Connection (RFC 9110, section 10.1.4), and so do we.
-    let takes_trailers = headers.get(TE).is_some_and(|value| value == "trailers");
-    if headers.contains_key(CONNECTION) {
-        let named: Vec<HeaderName> = headers
-            .get_all(CONNECTION)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            // Most connections say only this, and there is no header of that name that would stay.
-            .filter(|name| !name.trim().eq_ignore_ascii_case("keep-alive"))
-            .filter_map(|name| name.trim().parse().ok())
-            .filter(|name| !MESSAGE.contains(name))
-            .collect();
-        for name in named {
-            headers.remove(name);
-        }
-        headers.remove(CONNECTION);
-    }
-    for name in &HOP_BY_HOP {
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        // Most connections say only this.
+        .filter(|name| !name.trim().eq_ignore_ascii_case("keep-alive"))
+        .filter_map(|name| name.trim().parse().ok())
+        // Those that end here all the same are next.
+        .filter(|name| !MESSAGE.contains(name) && !ends_here(name))
+        .collect();
+    for name in named {
         headers.remove(name);
     }
-    headers.remove(TE);
-    headers.remove(UPGRADE);
+    let mut takes_trailers = false;
+    while let Some(name) = headers.keys().find(|name| ends_here(name)).cloned() {
+        let value = headers.remove(&name);
+        takes_trailers |= name == TE && value.is_some_and(|value| value == "trailers");
+    }
+    // Whoever takes trailers names TE in Connection (RFC 9110, section 10.1.4), and so do we.
     if takes_trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
@@ -90,7 +90,7 @@ fn remove_what_ends_here(headers: &mut HeaderMap) {
 /// Starts a trace if the caller has none (W3C Trace Context, section 3.2); one that is there goes
 /// on untouched.
 pub(crate) fn start_trace(headers: &mut HeaderMap, chance: &Chance) {
-    if let Some(given) = headers.get_mut(TRACEPARENT) {
+    if let Some(given) = headers.get_mut(&TRACEPARENT) {
         return mark_as_new_each_time(given);
     }
     // The lowest bit set keeps both ids from being all zero, which the standard forbids.
@@ -100,7 +100,7 @@ pub(crate) fn start_trace(headers: &mut HeaderMap, chance: &Chance) {
     hexadecimal::write(chance.bits() | 1, &mut text[36..52]);
     if let Ok(mut value) = HeaderValue::from_bytes(&text) {
         mark_as_new_each_time(&mut value);
-        headers.insert(TRACEPARENT, value);
+        headers.insert(TRACEPARENT.clone(), value);
     }
 }
 

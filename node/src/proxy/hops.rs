@@ -12,9 +12,10 @@
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::proxy::failure::{Failure, Flag};
+use crate::proxy::own_headers;
 
 /// The count, in decimal.
-pub(crate) const HOPS: HeaderName = HeaderName::from_static("x-starling-hops");
+pub(crate) static HOPS: HeaderName = HeaderName::from_static("x-starling-hops");
 
 /// Calls that one request may cause in a row. No chain of services that pass headers on is as long;
 /// a circle of them is this long within milliseconds.
@@ -34,7 +35,10 @@ pub(crate) fn passed(headers: &HeaderMap) -> usize {
         // A number that is too long is too high.
         (!digits.is_empty()).then(|| value.to_str().ok()?.parse().ok()).map(|count| count.unwrap_or(HOPS_MAX))
     };
-    headers.get_all(HOPS).iter().filter_map(count).max().unwrap_or(0)
+    if !own_headers::has_any(headers) {
+        return 0;
+    }
+    headers.get_all(&HOPS).iter().filter_map(count).max().unwrap_or(0)
 }
 
 /// What a request says that has `passed` so many, and one more; or that it goes no further.
@@ -57,7 +61,7 @@ mod tests {
     use super::*;
 
     fn said(values: &[&str]) -> usize {
-        let value = |text: &&str| (HOPS, text.parse().expect("a value"));
+        let value = |text: &&str| (HOPS.clone(), text.parse().expect("a value"));
         passed(&values.iter().map(value).collect())
     }
 

@@ -365,7 +365,7 @@ fn fail(
 ) -> Response<AnswerBody> {
     let mut response = failure.answer(for_grpc);
     if unsent {
-        response.headers_mut().insert(headers::UNSENT, HeaderValue::from_static("1"));
+        response.headers_mut().insert(headers::UNSENT.clone(), HeaderValue::from_static("1"));
     }
     if failure.flag == Flag::Malformed {
         // Nobody knows where the next request begins.

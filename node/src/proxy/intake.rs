@@ -23,7 +23,7 @@ pub(crate) fn of_program<B>(
     request_id::ensure(request.headers_mut(), chance);
     headers::start_trace(request.headers_mut(), chance);
     make_plain(request, exchange)?;
-    request.headers_mut().insert(hops::HOPS, hops::next(passed)?);
+    request.headers_mut().insert(hops::HOPS.clone(), hops::next(passed)?);
     Ok(())
 }
 
@@ -39,13 +39,13 @@ pub(crate) fn of_peer<B>(
     let headers = request.headers_mut();
     own_headers::set_peer(headers, admission.peer_header());
     if let Some(count) = hops::same(passed) {
-        headers.insert(hops::HOPS, count);
+        headers.insert(hops::HOPS.clone(), count);
     }
     Ok(())
 }
 
 fn make_plain<B>(request: &mut Request<B>, exchange: &mut Exchange) -> Result<(), Failure> {
-    if let Some(id) = request.headers().get(request_id::REQUEST_ID) {
+    if let Some(id) = request.headers().get(&request_id::REQUEST_ID) {
         exchange.set_request_id(id);
     }
     strict::check(request)?;

@@ -16,11 +16,10 @@ use crate::proxy::body::{AnswerBody, AnswerGuard, BodyTime, RequestBody};
 use crate::proxy::failure::{Failure, Flag};
 use crate::proxy::forward::{self, Awaiting, Underway};
 use crate::proxy::gate::{Held, Pass};
-use crate::proxy::headers;
 use crate::proxy::outbound::{Chosen, Outbound, Retry, Work};
-use crate::proxy::reported_load;
 use crate::proxy::spare::Spare;
 use crate::proxy::timer::Timer;
+use crate::proxy::{headers, own_headers, reported_load};
 use crate::retry::Fate;
 use crate::route::Target;
 use crate::telemetry::exchange::Exchange;
@@ -235,7 +234,9 @@ impl<'a> Journey<'a> {
 /// Passes the answer on, without what sidecars told one another.
 fn arrive(answered: Answered, awaiting: Awaiting, guard: Box<AnswerGuard>) -> Response<AnswerBody> {
     let mut answer = forward::answer(answered, awaiting, guard);
-    answer.headers_mut().remove(headers::UNSENT);
-    answer.headers_mut().remove(reported_load::LOAD);
+    if own_headers::has_any(answer.headers()) {
+        answer.headers_mut().remove(&headers::UNSENT);
+        answer.headers_mut().remove(&reported_load::LOAD);
+    }
     answer
 }

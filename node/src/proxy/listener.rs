@@ -313,7 +313,7 @@ async fn answer_and_end(
         _ => answer(serves, outbound, clients, held, request).await,
     };
     let keeps = keeps || response.status() == StatusCode::SWITCHING_PROTOCOLS;
-    let ends = response.headers().get(headers::FLAGS).is_some_and(|flag| flag == Flag::Malformed.as_str());
+    let ends = response.headers().get(&headers::FLAGS).is_some_and(|flag| flag == Flag::Malformed.as_str());
     if (ends || clients.connections.is_draining()) && !keeps {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }

@@ -20,10 +20,15 @@ pub(crate) const PEER: HeaderName = HeaderName::from_static("x-starling-peer");
 
 const PREFIX: &[u8] = b"x-starling-";
 
+/// Whether there is any of them: most messages have none, and one look at all names costs less than to search for one.
+pub(crate) fn has_any(headers: &HeaderMap) -> bool {
+    headers.keys().any(is_own)
+}
+
 /// Removes all of them, however they are spelt: CGI and what descends from it reads
 /// `x_starling_peer` as the same name (RFC 3875, section 4.1.18).
 pub(crate) fn remove_all(headers: &mut HeaderMap) {
-    if !headers.keys().any(is_own) {
+    if !has_any(headers) {
         return;
     }
     let own: Vec<HeaderName> = headers.keys().filter(|name| is_own(name)).cloned().collect();

@@ -4,8 +4,10 @@
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
+use crate::proxy::own_headers;
+
 /// Requests under way at the instance, this one included.
-pub(crate) const LOAD: HeaderName = HeaderName::from_static("x-starling-load");
+pub(crate) static LOAD: HeaderName = HeaderName::from_static("x-starling-load");
 
 /// Told with one answer of so many: who has much to do answers often.
 const TOLD_EVERY: usize = 8;
@@ -13,13 +15,14 @@ const TOLD_EVERY: usize = 8;
 /// Tells it, now and then: `under_way` of `entered` so far.
 pub(crate) fn tell(headers: &mut HeaderMap, under_way: usize, entered: usize) {
     if entered.is_multiple_of(TOLD_EVERY) {
-        headers.insert(LOAD, HeaderValue::from(under_way));
+        headers.insert(LOAD.clone(), HeaderValue::from(under_way));
     }
 }
 
 /// What was told.
 pub(crate) fn of(headers: &HeaderMap) -> Option<u32> {
-    headers.get(LOAD)?.to_str().ok()?.parse().ok()
+    let told = if own_headers::has_any(headers) { headers.get(&LOAD) } else { None };
+    told?.to_str().ok()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -34,7 +37,7 @@ mod tests {
         tell(&mut headers, 7, 16);
         assert_eq!(of(&headers), Some(7));
         for nonsense in ["-1", "99999999999999999999", "x", ""] {
-            headers.insert(LOAD, HeaderValue::from_static(nonsense));
+            headers.insert(LOAD.clone(), HeaderValue::from_static(nonsense));
             assert_eq!(of(&headers), None, "{nonsense}");
         }
     }

@@ -10,7 +10,7 @@ use crate::balance::Chance;
 use crate::proxy::{headers, hexadecimal};
 
 /// Where it is; Envoy's name for it, which many programs know.
-pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(crate) static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// A UUID has 36 bytes; some edges put two ids, or a host's name, into one.
 const BYTES_MAX: usize = 128;
@@ -19,14 +19,14 @@ const UUID_BYTES: usize = 36;
 
 /// Gives a request a name if it has none that can be kept.
 pub(crate) fn ensure(map: &mut HeaderMap, chance: &Chance) {
-    let mut given = map.get_all(REQUEST_ID).iter();
+    let mut given = map.get_all(&REQUEST_ID).iter();
     let is_kept = given.next().is_some_and(is_sane) && given.next().is_none();
     if is_kept {
-        map.get_mut(REQUEST_ID).into_iter().for_each(headers::mark_as_new_each_time);
+        map.get_mut(&REQUEST_ID).into_iter().for_each(headers::mark_as_new_each_time);
     // Hexadecimal digits and hyphens are a header's value.
     } else if let Ok(mut value) = HeaderValue::from_bytes(&uuid(chance.bits(), chance.bits())) {
         headers::mark_as_new_each_time(&mut value);
-        map.insert(REQUEST_ID, value);
+        map.insert(REQUEST_ID.clone(), value);
     }
 }
 
@@ -55,11 +55,11 @@ mod tests {
     use super::*;
 
     fn ensured(given: &[&str]) -> Vec<String> {
-        let value = |text: &&str| (REQUEST_ID, text.parse().expect("a value"));
+        let value = |text: &&str| (REQUEST_ID.clone(), text.parse().expect("a value"));
         let mut headers: HeaderMap = given.iter().map(value).collect();
         ensure(&mut headers, &Chance::new(7));
         let text = |value: &HeaderValue| value.to_str().expect("text").to_owned();
-        headers.get_all(REQUEST_ID).iter().map(text).collect()
+        headers.get_all(&REQUEST_ID).iter().map(text).collect()
     }
 
     #[test]

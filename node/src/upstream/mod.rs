@@ -27,6 +27,7 @@ use crate::proxy::forward::Underway;
 use crate::proxy::gate::Pass;
 use crate::proxy::headers::{FLAGS, UNSENT};
 use crate::proxy::heads::{HEAD_BYTES_MAX, PASSED_HEAD_BYTES_MAX};
+use crate::proxy::own_headers;
 
 use http1::Reuse;
 
@@ -208,7 +209,8 @@ pub(crate) struct HttpUpstream<C> {
 impl Answered {
     /// Whether it is the word of the callee's sidecar that its workload took nothing.
     pub(crate) fn is_refusal(&self) -> bool {
-        self.response.headers().contains_key(UNSENT)
+        let headers = self.response.headers();
+        own_headers::has_any(headers) && headers.contains_key(&UNSENT)
     }
 
     /// Whether that is because its node takes nothing more on.
@@ -222,7 +224,7 @@ impl Answered {
     }
 
     fn is_refusal_for(&self, flag: Flag) -> bool {
-        let flags = self.response.headers().get(FLAGS);
+        let flags = self.response.headers().get(&FLAGS);
         self.is_refusal() && flags.is_some_and(|flags| flags == flag.as_str())
     }
 }
