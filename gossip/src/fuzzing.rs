@@ -179,7 +179,7 @@ impl Listener {
                     let _ = self.catalogue.apply_report(&reporter, lease, 1, now, wall);
                 }
             }
-            // A number, and whether it is the one that was asked.
+            // Numbers: nothing of them is read further.
             Ok(Message::Ping(..) | Message::Pong(_)) | Err(_) => {}
         }
         self.answers.try_recv().ok()

@@ -2,8 +2,8 @@
 //!
 //! Whoever hears something for the first time passes it on at once, and again in a few rounds, each time to others of
 //! its two dozen neighbours (rumour mongering; Demers et al., "Epidemic algorithms for replicated database maintenance",
-//! 1987). Who has told it here knows it, and is told last or not at all: so the later rounds reach those of whom nothing
-//! was heard, who may not have been told. Large records are offered, and asked for by whoever lacks them. One owner
+//! 1987). Who has told it here since then knows it, and is not told: so the later rounds reach those of whom nothing was
+//! heard, who may not have been told. Large records are offered, and asked for by whoever lacks them. One owner
 //! cannot have more of its news passed on than its share; what exceeds it, the repair path carries.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -39,7 +39,7 @@ const ORIGIN_PER_SECOND: f64 = 2.0;
 const IDENTITY_BURST: f64 = 256.0;
 const IDENTITY_PER_SECOND: f64 = 8.0;
 
-/// Of what is told together, so much decides to whom: of more there is something new for everybody.
+/// Of what is told together, so much decides who of those that lack something comes first.
 const WEIGHED_MAX: usize = 16;
 
 /// Owners whose share is counted, and identities.
@@ -71,7 +71,7 @@ struct Hot {
     next: Instant,
     /// To whom it was told, which may have been lost.
     told: Vec<u64>,
-    /// Who has told it here, and its origin.
+    /// Who has told it here since it was news, and its origin.
     knowing: BTreeSet<u64>,
 }
 
@@ -275,15 +275,15 @@ impl Rumours {
         self.next_round = Some(now + gap);
         // What is due soon goes along.
         let is_due = |hot: &Hot| hot.next <= now + gap / 2;
-        let weighed: Vec<&Hot> = self.hot.values().filter(|hot| is_due(hot)).take(WEIGHED_MAX).collect();
-        let has_news = |name: &u64| self.hot.values().any(|hot| is_due(hot) && !hot.knowing.contains(name));
-        among.retain(has_news);
-        // Who knows it counts as if it had been told in every round.
-        let rounds = self.rounds as usize;
+        let due: Vec<&Hot> = self.hot.values().filter(|hot| is_due(hot)).collect();
+        among.retain(|name| due.iter().any(|hot| !hot.knowing.contains(name)));
+        let weighed = &due[..due.len().min(WEIGHED_MAX)];
+        // First whoever was told something least often that it may lack: what it knows, however much of that there
+        // is, puts it behind nobody.
         let times_told = |name: &u64| {
-            let knows = weighed.iter().filter(|hot| hot.knowing.contains(name)).count();
-            let told = weighed.iter().flat_map(|hot| &hot.told).filter(|told| *told == name).count();
-            knows * rounds + told
+            let lacked = weighed.iter().filter(|hot| !hot.knowing.contains(name));
+            let times = lacked.map(|hot| hot.told.iter().filter(|told| *told == name).count());
+            (times.clone().min().unwrap_or(usize::MAX), times.sum::<usize>())
         };
         among.sort_by_cached_key(times_told);
         among.truncate(self.news.told);

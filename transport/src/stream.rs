@@ -245,6 +245,9 @@ impl AsyncRead for RecvHalf {
             ready!(self.poll_answer(cx))?;
         }
         let Self { stream, bell, .. } = &mut *self;
+        if buf.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
         bell.poll(cx, |cx| stream.poll_read_buf(cx, buf)).map_err(read_error)
     }
 }

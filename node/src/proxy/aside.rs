@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 
 use starling_transport::bell::Bell;
 
-/// See the module's words.
+/// See the module's words. Not to be polled once it has ended.
 pub(crate) struct Aside<F> {
     future: Pin<Box<F>>,
     bell: Bell,

@@ -16,7 +16,8 @@ pub(crate) static UNSENT: HeaderName = HeaderName::from_static("x-starling-unsen
 
 static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
-/// Removed at every hop, whether `Connection` names them or not (RFC 9110, section 7.6.1).
+/// End at every hop, whether `Connection` names them or not (RFC 9110, section 7.6.1); what the next hop is to hear of
+/// them is said anew.
 static HOP_BY_HOP: [HeaderName; 6] = [
     CONNECTION,
     TE,
@@ -77,7 +78,8 @@ fn remove_what_ends_here(headers: &mut HeaderMap) {
         headers.remove(name);
     }
     let mut takes_trailers = false;
-    while let Some(name) = headers.keys().find(|name| ends_here(name)).cloned() {
+    let ending: Vec<HeaderName> = headers.keys().filter(|name| ends_here(name)).cloned().collect();
+    for name in ending {
         let value = headers.remove(&name);
         takes_trailers |= name == TE && value.is_some_and(|value| value == "trailers");
     }

@@ -20,7 +20,8 @@ pub(crate) const PEER: HeaderName = HeaderName::from_static("x-starling-peer");
 
 const PREFIX: &[u8] = b"x-starling-";
 
-/// Whether there is any of them: most messages have none, and one look at all names costs less than to search for one.
+/// Whether there is any of them. Most answers have none, and requests of programs: then one look at a dozen names costs
+/// less than to search for two.
 pub(crate) fn has_any(headers: &HeaderMap) -> bool {
     headers.keys().any(is_own)
 }

@@ -73,11 +73,14 @@ fn read_line(line: &[u8]) -> Option<(HeaderName, HeaderValue)> {
     let (separator, value) = value.split_first()?;
     let mut value = HeaderValue::from_bytes(value).ok()?;
     value.set_sensitive(*separator == SENSITIVE);
-    Some((HeaderName::from_bytes(name).ok()?, value))
+    // As HTTP/2 reads them: it takes some that HTTP/1.1 does not, and none but of small letters.
+    Some((HeaderName::from_lowercase(name).ok()?, value))
 }
 
 #[cfg(test)]
 mod tests {
+    use http::header::HOST;
+
     use super::*;
 
     #[test]
@@ -100,6 +103,22 @@ mod tests {
         let sensitive =
             |(name, value): (&HeaderName, &HeaderValue)| (name == "traceparent") == value.is_sensitive();
         assert!(again.headers().iter().all(sensitive));
+    }
+
+    #[test]
+    fn no_name_and_no_value_is_lost() {
+        let names = (0..=u8::MAX).filter_map(|byte| HeaderName::from_bytes(&[b'x', byte]).ok());
+        let lowercase = (0..=u8::MAX).filter_map(|byte| HeaderName::from_lowercase(&[b'x', byte]).ok());
+        let values = (0..=u8::MAX).filter_map(|byte| HeaderValue::from_bytes(&[byte, b' ', byte]).ok());
+        let all: Vec<_> = values.collect();
+        let headers: HeaderMap = names
+            .chain(lowercase)
+            .zip(all.iter().cycle().cloned())
+            .chain(all.iter().map(|value| (HOST, value.clone())))
+            .collect();
+        let quoted = HeaderName::from_lowercase(b"x\"").expect("a name of HTTP/2");
+        assert!(headers.contains_key(&quoted) && headers.get_all(HOST).iter().count() > 200);
+        assert_eq!(Lines::of(&headers).read(), headers);
     }
 
     #[test]
