@@ -151,7 +151,7 @@ impl Catalogue {
         if renewal.incarnation != known.node.version.incarnation || known.presence == Presence::Left {
             return Err(Rejected::Stale);
         }
-        if renewal.counter <= known.seen.counter() {
+        if known.is_stale(renewal.counter) {
             return Err(Rejected::Stale);
         }
         if renewal.counter > known.renewals_explained(now) {
@@ -337,6 +337,7 @@ impl Catalogue {
                     key,
                     proof_ends,
                     seen: anchor,
+                    run_out: anchor,
                     renewed_at: now,
                     remembered: None,
                     next_leap: now,

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, watch};
 
+use crate::allowance::Allowance;
 use crate::catalogue::Catalogue;
 use crate::clock::{Clock, WallTime};
 use crate::identity::SpiffeId;
@@ -150,8 +151,11 @@ impl Listener {
         match Message::decode(message) {
             Ok(Message::Repair(message)) => {
                 let (repairing, catalogue, clock) = (&mut self.repairing, &mut self.catalogue, &self.clock);
+                let mut vain_hashes = Allowance::new(f64::MAX, f64::MAX, now);
                 self.runtime.block_on(async {
-                    let _ = repairing.handle_message(from, &message, catalogue, clock, |_| false).await;
+                    let _ = repairing
+                        .handle_message(from, &message, catalogue, clock, &mut vain_hashes, |_| false)
+                        .await;
                 });
                 self.turn();
             }

@@ -30,7 +30,11 @@ pub(crate) struct Known {
     pub(crate) sealed: Arc<[u8]>,
     pub(crate) key: PublicKey,
     pub(crate) proof_ends: ProofEnds,
+    /// Of the newest renewal that has counted.
     pub(crate) seen: SeenLink,
+    /// The newest link that others have shown as run out: it renews nothing, and none before it does any more. The
+    /// owner's own word may come yet, and counts.
+    pub(crate) run_out: SeenLink,
     pub(crate) renewed_at: Instant,
     /// Known from this node's earlier life, and how old that knowledge was at its start.
     pub(crate) remembered: Option<Duration>,
@@ -85,6 +89,7 @@ impl Known {
         let gone = self.instances.extract_if(.., goes).map(|(id, _)| id).collect();
         if node.lease.anchor != self.node.lease.anchor {
             self.seen = SeenLink::anchor(node.lease.anchor);
+            self.run_out = self.seen;
             self.doubts.handle_chain(now);
         }
         let presence = if node.left { Presence::Left } else { Presence::Alive };
@@ -115,6 +120,20 @@ impl Known {
         }
         let has_expired = lease.is_some_and(|lease| lease.expired);
         self.set_presence(if has_expired { Presence::Expired } else { Presence::Suspect }, now);
+    }
+
+    /// The newest link that is proved, whether it has counted or not.
+    pub(crate) fn newest_link(&self) -> SeenLink {
+        if self.run_out.counter() > self.seen.counter() { self.run_out } else { self.seen }
+    }
+
+    /// Whether a renewal with this counter comes too late to count. Who is gone needs a newer one than was shown as run
+    /// out; who is present may have been slandered.
+    pub(crate) fn is_stale(&self, counter: u32) -> bool {
+        let run_out = self.run_out.counter();
+        counter <= self.seen.counter()
+            || counter < run_out
+            || counter == run_out && !self.presence.is_present()
     }
 
     pub(crate) fn lease_to_remember(&self, now: Instant, wall: WallTime) -> RememberedLease {

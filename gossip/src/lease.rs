@@ -74,6 +74,11 @@ impl SeenLink {
     }
 }
 
+/// What it takes to find that `renewal` proves nothing, after the one with the counter `before`.
+pub(crate) fn hashes_of(renewal: &Renewal, before: u32) -> u32 {
+    renewal.counter.saturating_sub(before).min(LEASE_LINKS_MAX)
+}
+
 fn hash_times(mut value: [u8; 32], times: u32) -> [u8; 32] {
     for _ in 0..times {
         let hash = digest(&SHA256, &value);

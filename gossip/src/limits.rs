@@ -86,6 +86,9 @@ pub const RENEWAL_LEAP_PERIOD: Duration = Duration::from_secs(10);
 /// Renewals missed before a member is shown as suspect and ranked lower.
 pub const RENEWALS_MISSED_MAX: u32 = 3;
 
+/// What a signature that proves nothing costs, in hashes: one is checked, and before it who may say so is worked out.
+pub(crate) const VAIN_SIGNATURE_HASHES: f64 = 512.0;
+
 /// How long a departed member stays visible to people. Its versions are remembered until its
 /// certificate ends, so that nobody can replay it.
 pub const DEPARTED_SHOWN: Duration = Duration::from_secs(600);

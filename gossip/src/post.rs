@@ -1,7 +1,7 @@
 //! Messages out of this node, counted by peer and kind: the gossip loop's and chitchat's.
 //!
-//! chitchat is a guest: it begins an exchange only when the loop has asked for it. Of the messages that go on with
-//! one, only those are let in that are expected.
+//! chitchat is a guest: it begins an exchange only when the loop has asked for it. What goes on with one is told from
+//! what begins another: it is paid for already.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;

@@ -12,13 +12,17 @@ use std::time::Duration;
 use metrics::counter;
 use tracing::{error, warn};
 
+use crate::allowance::Allowance;
 use crate::catalogue::{Applied, Catalogue};
 use crate::clock::{Clock, Instant};
 use crate::codec;
 use crate::guard::{Judge, MapOwner, Maps, admit};
+use crate::lease::hashes_of;
+use crate::limits::VAIN_SIGNATURE_HASHES;
 use crate::memory::{LEASE_KEY, NODE_KEY, instance_key};
 use crate::post::Post;
 use crate::record::Renewal;
+use crate::rejection::Rejected;
 use crate::replica::{Replica, ReplicaError, ReplicaSettings, from_text, to_text};
 use crate::signature::SealedRecord;
 use crate::snapshot::Presence;
@@ -139,18 +143,21 @@ impl Repairing {
         self.replica.gossip_with(address);
     }
 
-    /// A message came from `from`. What it says that is new is in the catalogue then, and in the answer.
+    /// A message came from `from`. What it says that is new is in the catalogue then, and in the answer. What proves
+    /// nothing is taken from `vain_hashes`, and nothing is looked at once they are used up.
     pub(crate) async fn handle_message(
         &mut self,
         from: SocketAddr,
         message: &[u8],
         catalogue: &mut Catalogue,
         clock: &Clock,
+        vain_hashes: &mut Allowance,
         is_talker: impl Fn(u64) -> bool,
     ) -> Result<Vec<Learned>, WireError> {
         let exchange = Exchange::read(message, &mut self.unpacker)?;
         let own = self.settings.own;
-        let mut offers = Offers { catalogue, clock, is_talker, learned: Vec::new(), own: own.owner };
+        let mut offers =
+            Offers { catalogue, clock, vain_hashes, is_talker, learned: Vec::new(), own: own.owner };
         let admitted = admit(exchange, &own, &mut offers, &mut self.maps);
         let learned = offers.learned;
         for (reason, count) in admitted.refused {
@@ -303,6 +310,8 @@ pub(crate) fn map_key(key: &Key) -> String {
 struct Offers<'a, T> {
     catalogue: &'a mut Catalogue,
     clock: &'a Clock,
+    /// What the sender may still have looked at in vain.
+    vain_hashes: &'a mut Allowance,
     is_talker: T,
     learned: Vec<Learned>,
     /// This node's own name; what others say in it is not believed, and told.
@@ -328,11 +337,19 @@ impl<T: Fn(u64) -> bool> Judge for Offers<'_, T> {
             self.learned.push(Learned::OwnWord(bytes));
             return false;
         }
+        if !self.vain_hashes.has_some(now) {
+            counter!("starling_gossip_over_budget_total").increment(1);
+            return false;
+        }
         if value.key == LEASE_KEY {
             let Ok(renewal) = codec::decode::<Renewal, 64>(&bytes) else { return false };
+            let before = self.catalogue.counter_of(map.owner);
             let applied = self.catalogue.apply_renewal(&name, &renewal, now, wall);
             if applied.is_ok() {
                 self.learned.push(Learned::Renewal(map.owner, renewal));
+            }
+            if applied == Err(Rejected::BadRenewal) {
+                self.vain_hashes.spend(hashes_of(&renewal, before).into(), now);
             }
             return applied.is_ok()
                 || self.catalogue.renewal_of(map.owner).is_some_and(|it| it.counter >= renewal.counter);
@@ -355,6 +372,9 @@ impl<T: Fn(u64) -> bool> Judge for Offers<'_, T> {
             Err(rejected) => {
                 let is_held = self.catalogue.holds(&filed, &bytes);
                 if !is_held {
+                    if !matches!(rejected, Rejected::Stale | Rejected::UnknownOwner) {
+                        self.vain_hashes.spend(VAIN_SIGNATURE_HASHES, now);
+                    }
                     counter!("starling_gossip_rejected_total", "reason" => rejected.reason()).increment(1);
                 }
                 is_held && is_versioned

@@ -251,6 +251,13 @@ impl Watching {
         (questions, seen)
     }
 
+    /// Who was asked with `number`, and has not answered.
+    pub(crate) fn asked_with(&self, number: u64) -> Option<u64> {
+        let mut asked = self.asked.iter();
+        let is_open = |asked: &Asked| asked.open.is_some_and(|(open, ..)| open == number);
+        asked.find(|(_, asked)| is_open(asked)).map(|(subject, _)| *subject)
+    }
+
     /// `subject` repeated `number`.
     pub(crate) fn handle_answer(&mut self, subject: u64, number: u64, now: Instant) -> Option<Seen> {
         let asked = self.asked.get_mut(&subject)?;

@@ -148,7 +148,7 @@ fn sample(connection: &Connection, touched: bool, refused: bool) -> Sample {
     }
 }
 
-/// All frames but ACK, PADDING and CONNECTION_CLOSE (RFC 9002, section 2).
+/// All frames but ACK, PADDING and CONNECTION_CLOSE (RFC 9002, section 2), without those of MTU probes.
 fn eliciting_frames_sent(stats: &ConnectionStats) -> u64 {
     let sent = &stats.frame_tx;
     let frames = sent.ack_frequency
@@ -173,8 +173,9 @@ fn eliciting_frames_sent(stats: &ConnectionStats) -> u64 {
         + sent.streams_blocked_uni
         + sent.stop_sending
         + sent.stream;
-    // An MTU probe is a PING in a packet that may be too large for the path.
-    frames.saturating_sub(stats.path.sent_plpmtud_probes)
+    // An MTU probe is a PING in a packet that may be too large for the path, with an IMMEDIATE_ACK where the peer knows it.
+    let probes = stats.path.sent_plpmtud_probes;
+    frames.saturating_sub(probes + probes.min(sent.immediate_ack))
 }
 
 fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {

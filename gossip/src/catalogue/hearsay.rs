@@ -108,16 +108,18 @@ impl Catalogue {
         }
         let has_run_out = u64::from(lease.age_millis) >= u64::from(held.node.lease.length_millis);
         if lease.renewal.counter > seen_before {
-            if has_run_out && held.is_first_hand {
-                return Ok(());
-            }
             if has_run_out {
                 // It brings nobody back, and after it no earlier one does.
-                let seen = held.seen.advance(&lease.renewal).ok_or(Rejected::BadRenewal)?;
-                self.with_known(lease.owner, |known| {
-                    known.seen = seen;
-                    false
-                });
+                if lease.renewal.counter > held.run_out.counter() {
+                    let run_out = held.newest_link().advance(&lease.renewal).ok_or(Rejected::BadRenewal)?;
+                    self.with_known(lease.owner, |known| {
+                        known.run_out = run_out;
+                        false
+                    });
+                }
+                if self.known(lease.owner).is_some_and(|held| held.is_first_hand) {
+                    return Ok(());
+                }
             } else {
                 self.apply_renewal(&name, &lease.renewal, now, wall)?;
             }

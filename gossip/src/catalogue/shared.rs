@@ -127,7 +127,7 @@ impl Catalogue {
                 now.saturating_duration_since(known.renewed_at) + known.remembered.unwrap_or_default();
             ReportedLease {
                 owner: known.name,
-                renewal: known.seen.renewal(known.node.version.incarnation),
+                renewal: known.newest_link().renewal(known.node.version.incarnation),
                 age_millis: u32::try_from(silent.as_millis()).unwrap_or(u32::MAX),
             }
         };

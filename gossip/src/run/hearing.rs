@@ -15,7 +15,8 @@ use crate::allowance::Allowance;
 use crate::clock::Instant;
 use crate::doubts::REPORTS_NEEDED;
 use crate::identity::SpiffeId;
-use crate::limits::{LEASE_LINKS_MAX, OWNERS_MAX};
+use crate::lease::hashes_of;
+use crate::limits::{OWNERS_MAX, VAIN_SIGNATURE_HASHES};
 use crate::link::{Delivery, Received};
 use crate::record::{Renewal, Version};
 use crate::repairing::Learned;
@@ -51,9 +52,6 @@ const WELCOMES_AT_ONCE: f64 = 4.0;
 /// peers pass on what they have checked.
 const VAIN_HASHES_PER_SECOND: f64 = 4096.0;
 const VAIN_HASHES_AT_ONCE: f64 = 16.0 * 4096.0;
-
-/// A watcher's word that proves nothing costs as much: who may watch is worked out, and a signature checked.
-const VAIN_SIGHTING_HASHES: f64 = 512.0;
 
 /// Peers whose sending is counted.
 const COUNTED_MAX: usize = 4096;
@@ -97,9 +95,11 @@ struct Share {
 }
 
 impl super::Joining {
-    /// Who was asked too long ago is not expected to welcome any more.
+    /// Who was asked too long ago is not expected to welcome any more, nor to go on with it.
     pub(super) fn forget_until(&mut self, now: Instant) {
-        self.expected.retain(|_, at| now < *at + WELCOME_WITHIN);
+        let Self { expected, pending, .. } = self;
+        expected.retain(|_, at| now < *at + WELCOME_WITHIN);
+        pending.retain(|from, _| expected.contains_key(from));
     }
 }
 
@@ -197,7 +197,10 @@ impl GossipLoop {
                 self.post.send(from, &Message::Pong(number), delivery);
             }
             Ok(Message::Pong(number)) => {
-                let name = self.names.get(&(from, peer)).copied();
+                // By its number, which nobody else knows: of two owners with one address and identity, one may be dead.
+                let name = self.watching.asked_with(number).filter(|name| {
+                    self.peers.get(name).is_some_and(|it| it.address == from && it.identity == peer)
+                });
                 let seen = name.and_then(|name| self.watching.handle_answer(name, number, now));
                 seen.into_iter().for_each(|seen| self.handle_seen(seen));
             }
@@ -219,9 +222,12 @@ impl GossipLoop {
             return counter!("starling_gossip_over_budget_total").increment(1);
         }
         let own = self.own.name;
+        let vain_hashes = &mut self.heard.of(from, peer, now).vain_hashes;
         let heard = self
             .repairing
-            .handle_message(from, message, &mut self.catalogue, &self.clock, |owner| owner == own)
+            .handle_message(from, message, &mut self.catalogue, &self.clock, vain_hashes, |owner| {
+                owner == own
+            })
             .await;
         match heard {
             Ok(learned) => {
@@ -237,6 +243,7 @@ impl GossipLoop {
                             counter!("starling_gossip_records_total").increment(1);
                             self.renewing.handle_renewal(owner, renewal);
                             self.repairing.handle_renewal(owner);
+                            self.watching.handle_renewal(owner);
                         }
                     }
                 }
@@ -440,8 +447,8 @@ impl GossipLoop {
             Err(Rejected::Stale) => {}
             Err(rejected) => {
                 if rejected == Rejected::BadRenewal {
-                    let ahead = renewal.counter.saturating_sub(before).min(LEASE_LINKS_MAX);
-                    self.heard.of(from, peer, now).vain_hashes.spend(ahead.into(), now);
+                    let hashes = hashes_of(renewal, before);
+                    self.heard.of(from, peer, now).vain_hashes.spend(hashes.into(), now);
                 }
                 counter!("starling_gossip_rejected_total", "reason" => rejected.reason()).increment(1);
             }
@@ -466,7 +473,7 @@ impl GossipLoop {
             Err(rejected) => {
                 // Somebody unknown here costs nothing, and may be known to whoever speaks.
                 if rejected != Rejected::UnknownOwner {
-                    self.heard.of(from, peer, now).vain_hashes.spend(VAIN_SIGHTING_HASHES, now);
+                    self.heard.of(from, peer, now).vain_hashes.spend(VAIN_SIGNATURE_HASHES, now);
                 }
                 counter!("starling_gossip_rejected_total", "reason" => rejected.reason()).increment(1);
             }
@@ -575,9 +582,21 @@ impl GossipLoop {
             if lease.owner == self.own.name {
                 continue;
             }
-            let applied = self.catalogue.apply_report(peer, &lease, needed, now, wall);
-            if matches!(applied, Err(Rejected::UnknownOwner)) {
-                later.push(lease);
+            let vain_hashes = &mut self.heard.of(from, peer, now).vain_hashes;
+            if !vain_hashes.has_some(now) {
+                counter!("starling_gossip_over_budget_total").increment(1);
+                break;
+            }
+            let before = self.catalogue.counter_of(lease.owner);
+            match self.catalogue.apply_report(peer, &lease, needed, now, wall) {
+                Ok(()) if self.catalogue.counter_of(lease.owner) > before => {
+                    self.watching.handle_renewal(lease.owner);
+                }
+                Err(Rejected::UnknownOwner) => later.push(lease),
+                Err(Rejected::BadRenewal) => {
+                    vain_hashes.spend(hashes_of(&lease.renewal, before).into(), now);
+                }
+                Ok(()) | Err(_) => {}
             }
         }
         later.truncate(OWNERS_MAX);

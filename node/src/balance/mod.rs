@@ -14,7 +14,7 @@ mod ring;
 mod rotation;
 mod shares;
 
-pub(crate) use chance::{Chance, stable_hash};
+pub(crate) use chance::{Chance, mix, stable_hash};
 pub(crate) use estimate::Estimate;
 pub(crate) use group::{Asked, Field, Group, Load};
 pub use policy::{HashOn, Policy};

@@ -52,6 +52,13 @@ impl MeshConnect {
         connection.as_ref().is_some_and(|connection| !connection.is_closed() && !connection.is_responsive())
     }
 
+    /// What is silent belongs to a life of its node that is over: the next work asks for a connection anew.
+    pub(super) fn forget_silent(&self) {
+        if self.is_silent() {
+            self.connection.store(None);
+        }
+    }
+
     /// A stream of opaque bytes.
     pub(super) async fn open_tcp(&self) -> Result<MeshStream, ConnectFailure> {
         let (service, instance) = (self.service.clone(), self.instance.clone());

@@ -176,13 +176,14 @@ impl Endpoint {
         self.is_troubled() && self.lock().fault() == Some(Fault::Refused) && !self.connector().is_silent()
     }
 
-    /// Its node's record says which life it is in: a new one has nothing to do with the old one's
-    /// trouble, nor with its speed.
-    pub(crate) fn handle_incarnation(&self, incarnation: u64, now: Instant) {
+    /// Its node's record says which life it is in, and which one that `continues` under a new key. Another one has nothing
+    /// to do with the old one's trouble, nor with its speed.
+    pub(crate) fn handle_incarnation(&self, incarnation: u64, continues: Option<u64>, now: Instant) {
         let before = self.incarnation.swap(incarnation, Ordering::Relaxed);
-        if before == incarnation {
+        if before == incarnation || continues == Some(before) {
             return;
         }
+        self.connector().forget_silent();
         self.reset_trouble();
         if before != 0 {
             self.estimate.reset();

@@ -178,7 +178,7 @@ impl Endpoints<'_> {
             let target = &candidate.target;
             let held = self.used.get(target).or_else(|| self.held.get(target).copied());
             let endpoint = held.cloned().unwrap_or_else(|| make(target));
-            endpoint.handle_incarnation(candidate.incarnation, now);
+            endpoint.handle_incarnation(candidate.incarnation, candidate.continues, now);
             self.used.entry(target.clone()).or_insert_with(|| endpoint.clone());
             endpoint
         };

@@ -19,7 +19,7 @@ use crate::proxy::expectation::{Expectation, Expected};
 use crate::proxy::failure::Flag;
 use crate::proxy::gate::{Held, Pass};
 use crate::proxy::kept::Kept;
-use crate::proxy::overdue::Busy;
+use crate::proxy::overdue::{Busy, Uploading};
 use crate::proxy::own_headers;
 use crate::proxy::timer::{Moved, Timer};
 use crate::telemetry::exchange::Exchange;
@@ -36,6 +36,8 @@ pub(crate) enum RequestBody {
         bytes: Arc<AtomicU64>,
         /// Where it is noted that it moves, once it is sent.
         moved: Option<Moved>,
+        /// Keeps the connection that it comes by busy.
+        _uploading: Option<Uploading>,
     },
     /// Held back until somebody wants it.
     Expected(Box<Expected>),
@@ -57,12 +59,12 @@ pub(crate) enum RequestError {
 }
 
 impl RequestBody {
-    /// A body as it comes in.
-    pub(crate) fn new(body: Incoming) -> Self {
+    /// A body as it comes in, by a connection that is busy with it.
+    pub(crate) fn new(body: Incoming, uploading: Option<Uploading>) -> Self {
         if body.is_end_stream() {
             Self::Empty
         } else {
-            Self::Streamed { body, bytes: Arc::default(), moved: None }
+            Self::Streamed { body, bytes: Arc::default(), moved: None, _uploading: uploading }
         }
     }
 
@@ -235,7 +237,7 @@ impl Body for RequestBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, RequestError>>> {
         match self.get_mut() {
-            Self::Streamed { body, bytes, moved } => {
+            Self::Streamed { body, bytes, moved, .. } => {
                 let polled = Pin::new(body).poll_frame(context).map_ok(|frame| {
                     moved.iter().for_each(Moved::note);
                     if let Some(data) = frame.data_ref() {

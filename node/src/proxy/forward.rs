@@ -8,6 +8,7 @@ use hyper::body::Incoming;
 
 use crate::proxy::body::{AnswerBody, AnswerGuard, RequestBody};
 use crate::proxy::expectation::{self, Expectation};
+use crate::proxy::overdue::Uploading;
 use crate::proxy::tunnel::Switched;
 use crate::proxy::{headers, tunnel};
 use crate::upstream::{Answered, HttpVersion};
@@ -46,7 +47,8 @@ impl Passing {
         if version == HttpVersion::Http1 {
             *request.version_mut() = Version::HTTP_11;
         }
-        let mut request = Box::new(request.map(RequestBody::new));
+        let uploading = request.extensions_mut().remove::<Uploading>();
+        let mut request = Box::new(request.map(|body| RequestBody::new(body, uploading)));
         let held_back = may_expect && !request.body().is_end_stream();
         let expectation = if held_back { expectation::hold_back(&mut request) } else { None };
         Self { request, version, awaiting: Awaiting { switched, expectation } }

@@ -7,6 +7,10 @@
 /// section 6.5.2, counts. Envoy stops at 60 KiB, nginx at 32.
 pub(crate) const HEAD_BYTES_MAX: usize = 64 * 1024;
 
+/// How many headers they may send in HTTP/1.1. Between sidecars there may be a hundred, as many as hyper reads without
+/// allocating; those that sidecars and hyper add are eight at most.
+pub(crate) const HEADERS_MAX: usize = 100 - 8;
+
 /// What sidecars add to it: the caller's identity (2,048 bytes at most by SPIFFE-ID, section 2.3), a trace,
 /// a length or an authority, and flags; with what HTTP/2 counts for each of them.
 const ADDED_BYTES_MAX: usize = 4 * 1024;

@@ -32,6 +32,8 @@ pub(crate) struct Journey<'a> {
     connection: &'a Held,
     version: HttpVersion,
     for_grpc: bool,
+    /// Whether that client reads how a call ended in HTTP/2's trailers.
+    for_grpc_in_http2: bool,
     exchange: Exchange,
     tried: Vec<Target>,
     /// What decides where it goes, where a hash does.
@@ -56,6 +58,8 @@ pub(crate) struct Way<'a> {
     pub(crate) version: HttpVersion,
     /// Whether a gRPC client waits for the answer.
     pub(crate) for_grpc: bool,
+    /// Whether it reads HTTP/2's trailers.
+    pub(crate) for_grpc_in_http2: bool,
     /// How long it may take.
     pub(crate) allowance: Allowance,
     /// How long it may stand still once it has become a tunnel.
@@ -65,7 +69,7 @@ pub(crate) struct Way<'a> {
 impl<'a> Journey<'a> {
     /// Nothing has been tried yet.
     pub(crate) fn new(outbound: &'a Outbound, way: Way<'a>, exchange: Exchange) -> Self {
-        let Way { service, connection, version, for_grpc, allowance, tunnel_idle } = way;
+        let Way { service, connection, version, for_grpc, for_grpc_in_http2, allowance, tunnel_idle } = way;
         let (tried, spare, key, room, retry) = (Vec::new(), None, None, None, None);
         Self {
             outbound,
@@ -73,6 +77,7 @@ impl<'a> Journey<'a> {
             connection,
             version,
             for_grpc,
+            for_grpc_in_http2,
             exchange,
             tried,
             key,
@@ -133,7 +138,9 @@ impl<'a> Journey<'a> {
                     guard.flight = Some(flight.holding(self.room));
                     guard.connection = Some(self.connection.clone());
                     guard.pass = Some(pass);
-                    guard.time = Some(BodyTime { timer, for_grpc: self.for_grpc });
+                    // gRPC-Web, and whoever speaks HTTP/1.1, would take trailers for a proper end.
+                    let in_trailers = self.for_grpc_in_http2;
+                    guard.time = Some(BodyTime { timer, for_grpc: in_trailers });
                     guard.tunnel_idle = self.tunnel_idle;
                     return arrive(answered, awaiting, guard);
                 }

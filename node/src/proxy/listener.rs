@@ -9,6 +9,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use http::header::{CONNECTION, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Version};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -24,7 +25,7 @@ use crate::proxy::aside::Aside;
 use crate::proxy::body::AnswerBody;
 use crate::proxy::failure::{self, Failure, Flag};
 use crate::proxy::gate::{Gate, Held, Pass};
-use crate::proxy::heads::HEAD_BYTES_MAX;
+use crate::proxy::heads::{HEAD_BYTES_MAX, HEADERS_MAX};
 use crate::proxy::local_socket::{self, LocalSocket};
 use crate::proxy::outbound::Outbound;
 use crate::proxy::outbound_tcp::Reached;
@@ -216,6 +217,8 @@ async fn serve_http(
                 // The connection lives on beside its tunnels. One of HTTP/1.1 becomes its tunnel, which hears
                 // of the client's end at once.
                 request.extensions_mut().insert(Arc::new(watch.begin_request()));
+            } else if request.version() < Version::HTTP_2 && !request.body().is_end_stream() {
+                request.extensions_mut().insert(watch.begin_upload());
             }
             let (shared, busy, request) = (shared.clone(), watch.begin_request(), Box::new(request));
             // On the heap: hyper moves a request's future a dozen times, and this one is large.
@@ -279,7 +282,7 @@ fn http_builder(outbound: &Outbound) -> auto::Builder<TokioExecutor> {
     let streams_max = streams_max.min(heads_max.max(STREAMS_MIN));
     let mut builder = auto::Builder::new(TokioExecutor::new());
     // It bounds what is kept for a slow client, too.
-    builder.http1().max_buf_size(HEAD_BYTES_MAX);
+    builder.http1().max_buf_size(HEAD_BYTES_MAX).max_headers(HEADERS_MAX);
     builder
         .http2()
         .max_concurrent_streams(streams_max)
@@ -328,7 +331,12 @@ async fn answer_connect(
     held: &Held,
     mut request: Box<Request<Incoming>>,
 ) -> Response<AnswerBody> {
-    let Some(handshake) = websocket::leave_http2(&mut request, &outbound.chance) else {
+    let left = websocket::leave_http2(&mut request, &outbound.chance).transpose();
+    let Ok(left) = left else {
+        return Failure::new(Flag::Malformed, "the request's cookies cannot be told in HTTP/1.1")
+            .answer(false);
+    };
+    let Some(handshake) = left else {
         if request.extensions().get::<hyper::ext::Protocol>().is_some() {
             // What it would carry (`connect-udp` and others) is no byte stream.
             let other = "of the extended CONNECT's protocols there is \"websocket\" only";

@@ -126,6 +126,8 @@ impl Outbound {
         exchange.set_request(request.method(), request.uri().path());
         let for_grpc = headers::is_grpc(request.headers());
         let Passing { mut request, version, awaiting } = Passing::new(*request);
+        let for_grpc_in_http2 =
+            for_grpc && version == HttpVersion::Http2 && headers::needs_http2(request.headers());
         exchange.set_body_bytes(request.body().bytes());
         let taken = intake::of_program(&mut request, &self.chance, &mut exchange);
         let deadline = for_grpc.then(|| deadline::of(request.headers())).flatten();
@@ -135,7 +137,7 @@ impl Outbound {
             idle: timeouts.idle_of_requests(),
         };
         let tunnel_idle = timeouts.idle_of_connections();
-        let way = Way { service, connection, version, for_grpc, allowance, tunnel_idle };
+        let way = Way { service, connection, version, for_grpc, for_grpc_in_http2, allowance, tunnel_idle };
         let journey = Journey::new(self, way, exchange);
         match taken
             .and_then(|()| address_for_hop(&mut request, version, subset::service_of(service)))

@@ -79,6 +79,13 @@ pub(crate) struct Busy {
     state: Arc<State>,
 }
 
+/// Rides with a request whose body is still to come: its connection is busy until that has ended too, for a workload may
+/// answer first and read on.
+#[derive(Clone)]
+pub(crate) struct Uploading {
+    _busy: Arc<Busy>,
+}
+
 #[derive(Default)]
 struct State {
     /// The look before which the head under way began, plus one; 0 without one.
@@ -199,6 +206,11 @@ impl Watch {
         Busy { all: self.all.clone(), state: self.state.clone() }
     }
 
+    /// A request's body begins.
+    pub(crate) fn begin_upload(&self) -> Uploading {
+        Uploading { _busy: Arc::new(self.begin_request()) }
+    }
+
     /// Whether a request is under way.
     pub(crate) fn is_busy(&self) -> bool {
         self.state.requests.load(Ordering::Relaxed) > 0
@@ -309,6 +321,18 @@ mod tests {
         assert_eq!(state.overdue(HEAD_LOOKS_MAX * 3), None, "it waits for its next request");
         state.handle_bytes(b"G", 60);
         assert_eq!(state.overdue(61 + HEAD_LOOKS_MAX), Some(Overdue::Head));
+    }
+
+    #[test]
+    fn a_body_that_outlives_its_answer_is_no_head() {
+        let watches = Watches::default();
+        let (_io, watch) = watches.watch(());
+        let (busy, upload) = (watch.begin_request(), watch.begin_upload());
+        drop(busy);
+        watch.state.handle_bytes(b"more of it", 7);
+        assert_eq!(watch.state.overdue(7 + IDLE_LOOKS_MAX * 2), None);
+        drop(upload);
+        assert_eq!(watch.state.overdue(9 + HEAD_LOOKS_MAX), None, "it waits for its next request");
     }
 
     #[test]

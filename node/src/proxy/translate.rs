@@ -82,7 +82,7 @@ fn to_http2<B>(request: &mut Request<B>, service: &str) -> Result<(), Untold> {
 }
 
 /// HTTP/2 may part a `Cookie` at its semicolons; HTTP/1.1 has one line of it.
-fn join_cookies(headers: &mut HeaderMap) -> Result<(), Untold> {
+pub(crate) fn join_cookies(headers: &mut HeaderMap) -> Result<(), Untold> {
     let mut cookies = headers.get_all(COOKIE).iter();
     if cookies.next().is_none() || cookies.next().is_none() {
         return Ok(());

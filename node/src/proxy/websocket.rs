@@ -14,6 +14,7 @@ use hyper::ext::Protocol;
 
 use crate::balance::Chance;
 use crate::proxy::failure::{Failure, Flag};
+use crate::proxy::translate::{Untold, join_cookies};
 
 const WEBSOCKET: &str = "websocket";
 
@@ -29,7 +30,7 @@ pub(crate) struct Handshake {
 }
 
 /// Tells `request` as an `Upgrade`, if it is an extended CONNECT for a WebSocket.
-pub(crate) fn leave_http2<B>(request: &mut Request<B>, chance: &Chance) -> Option<Handshake> {
+pub(crate) fn leave_http2<B>(request: &mut Request<B>, chance: &Chance) -> Option<Result<Handshake, Untold>> {
     if request.method() != Method::CONNECT
         || request.extensions().get::<Protocol>()?.as_ref() != WEBSOCKET.as_bytes()
     {
@@ -41,10 +42,13 @@ pub(crate) fn leave_http2<B>(request: &mut Request<B>, chance: &Chance) -> Optio
     let random = [chance.bits(), chance.bits()].map(u64::to_be_bytes).concat();
     let key = HeaderValue::try_from(STANDARD.encode(random)).expect("letters and digits");
     let headers = request.headers_mut();
+    if let Err(untold) = join_cookies(headers) {
+        return Some(Err(untold));
+    }
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(UPGRADE, HeaderValue::from_static(WEBSOCKET));
     headers.insert(SEC_WEBSOCKET_KEY, key.clone());
-    Some(Handshake { accept: accept_of(&key) })
+    Some(Ok(Handshake { accept: accept_of(&key) }))
 }
 
 /// Tells `request` as an extended CONNECT, if it is an `Upgrade` to a WebSocket.
@@ -112,9 +116,13 @@ mod tests {
     fn a_socket_is_the_same_in_both_versions() {
         let chance = Chance::new(1);
         let mut asked = Request::connect("http://web.mesh/chat").version(Version::HTTP_2);
-        asked = asked.header("sec-websocket-version", "13").extension(Protocol::from_static("websocket"));
+        asked = asked.header("sec-websocket-version", "13").header("cookie", "a=1").header("cookie", "b=2");
+        asked = asked.extension(Protocol::from_static("websocket"));
         let mut asked = asked.body(()).expect("a request");
-        let out = leave_http2(&mut asked, &chance).expect("a socket");
+        let out =
+            leave_http2(&mut asked, &chance).expect("a socket").map_err(|_| "cookies").expect("it is told");
+        assert_eq!(asked.headers()["cookie"], "a=1; b=2");
+        asked.headers_mut().remove("cookie");
         assert_eq!((asked.method(), asked.version()), (&Method::GET, Version::HTTP_11));
         assert_eq!(
             (&asked.headers()["upgrade"], asked.headers().len()),

@@ -52,6 +52,8 @@ pub struct Candidate {
     pub locality: Locality,
     /// Which life its node is in.
     pub incarnation: u64,
+    /// The one that this life goes on with, under a new key.
+    pub continues: Option<u64>,
     /// Lower ranks are used first; a higher one only when no lower one works.
     pub rank: Rank,
     /// When this node learned the newest about it.
@@ -187,6 +189,7 @@ fn route_of(instances: &[(&ServiceInstance, bool)], here: &Locality) -> Route {
                 instance: offered.instance.clone(),
                 locality: offered.node.locality.clone(),
                 incarnation: offered.node.version.incarnation,
+                continues: offered.node.continues,
                 rank: Rank {
                     retained: *retained,
                     doubtful: offered.presence == Presence::Suspect

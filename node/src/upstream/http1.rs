@@ -177,11 +177,13 @@ impl LentSender {
 async fn open<C: Connect>(connect: &C) -> Result<Kept, ConnectFailure> {
     let (io, next_hop) = connect.connect(HttpVersion::Http1).await?;
     let (io, greeting) = Greeted::of(io, &next_hop);
-    let (sender, connection) = Builder::new()
-        .max_buf_size(next_hop.head_bytes_max())
-        .handshake(TokioIo::new(io))
-        .await
-        .map_err(|error| ConnectFailure::Unreachable(error.to_string()))?;
+    let mut builder = Builder::new();
+    builder.max_buf_size(next_hop.head_bytes_max());
+    if let Some(headers_max) = next_hop.headers_max() {
+        builder.max_headers(headers_max);
+    }
+    let handshake = builder.handshake(TokioIo::new(io)).await;
+    let (sender, connection) = handshake.map_err(|error| ConnectFailure::Unreachable(error.to_string()))?;
     let connection = tokio::spawn(async move {
         if let Err(error) = connection.with_upgrades().await {
             debug!(%error, "HTTP/1.1 connection ended");

@@ -34,7 +34,7 @@ const CONNECTION_WINDOW_BYTES_MIN: u32 = 1024 * 1024;
 const STREAMS_PER_WORKLOAD_CONNECTION: u32 = 100;
 const CONNECTIONS_MAX: usize = 16;
 
-/// Asks whether the other end of an idle TCP connection is still there. (A mesh stream's
+/// Asks whether the other end of a quiet TCP connection with streams on it is still there. (A mesh stream's
 /// connection asks by itself.)
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 

@@ -26,7 +26,7 @@ use crate::proxy::failure::Flag;
 use crate::proxy::forward::Underway;
 use crate::proxy::gate::Pass;
 use crate::proxy::headers::{FLAGS, UNSENT};
-use crate::proxy::heads::{HEAD_BYTES_MAX, PASSED_HEAD_BYTES_MAX};
+use crate::proxy::heads::{HEAD_BYTES_MAX, HEADERS_MAX, PASSED_HEAD_BYTES_MAX};
 use crate::proxy::own_headers;
 
 use http1::Reuse;
@@ -297,6 +297,14 @@ impl NextHop {
         match self {
             Self::Peer(_) => PASSED_HEAD_BYTES_MAX,
             Self::Workload { .. } => HEAD_BYTES_MAX,
+        }
+    }
+
+    /// How many headers an answer in HTTP/1.1 may have, if fewer than hyper reads.
+    fn headers_max(&self) -> Option<usize> {
+        match self {
+            Self::Peer(_) => None,
+            Self::Workload { .. } => Some(HEADERS_MAX),
         }
     }
 
