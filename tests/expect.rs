@@ -9,6 +9,7 @@ use starling_tests::workload::{Http, Tcp};
 use starling_tests::{Mesh, Node, UNPROBED, within};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 
 /// What a client sends before it waits.
 const HEAD: &str =
@@ -189,4 +190,34 @@ async fn early_hints_are_swallowed_and_the_answer_is_not() {
         answer += &heard(&mut client).await;
     }
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+}
+
+#[tokio::test]
+async fn an_upload_may_outlive_its_answer() {
+    // Longer than a request's head may take.
+    const PIECES: usize = 14;
+    let (done, mut whole) = mpsc::channel(1);
+    let world = World::with(move |mut stream| {
+        let done = done.clone();
+        async move {
+            let _ = stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await;
+            let (mut body, mut piece) = (0, [0; 64]);
+            while body < PIECES
+                && let Ok(read @ 1..) = stream.read(&mut piece).await
+            {
+                body += read;
+            }
+            let _ = done.send(body).await;
+        }
+    })
+    .await;
+    let mut stream = TcpStream::connect(world.caller.outbound("web")).await.expect("the port accepts");
+    let head = format!("POST /echo HTTP/1.1\r\nhost: web.mesh\r\ncontent-length: {PIECES}\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.expect("written");
+    assert!(heard(&mut stream).await.starts_with("HTTP/1.1 204"));
+    for _ in 0..PIECES {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        stream.write_all(b"x").await.expect("the connection stands");
+    }
+    assert_eq!(within("the body", whole.recv()).await, Some(PIECES));
 }

@@ -113,6 +113,36 @@ async fn a_truncated_answer_is_never_a_whole_one() {
 }
 
 #[tokio::test]
+async fn a_truncated_answer_is_not_whole_for_clients_of_http_1_0() {
+    use tokio::io::AsyncWriteExt as _;
+    let mesh = Mesh::new();
+    let workload = Tcp::start(mesh.ip(), async |mut stream| {
+        let mut head = [0; 1024];
+        let read = stream.read(&mut head).await.unwrap_or(0);
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n").await;
+        if head[..read].starts_with(b"GET /whole") {
+            let _ = stream.write_all(b"0\r\n\r\n").await;
+        } else {
+            // The client has it before it ends.
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    })
+    .await;
+    let _server = mesh.node("server").serves_as("web", workload.address(), UNPROBED).start().await;
+    let caller = mesh.node("caller").calls("web").start().await;
+    caller.finds("web", 1).await;
+    for (path, is_whole) in [("/whole", true), ("/half", false)] {
+        let mut stream =
+            tokio::net::TcpStream::connect(caller.outbound("web")).await.expect("the port accepts");
+        let head = format!("GET {path} HTTP/1.0\r\nhost: web.mesh\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.expect("written");
+        let mut answer = Vec::new();
+        let ended = stream.read_to_end(&mut answer).await;
+        assert_eq!(ended.is_ok(), is_whole, "{path}: {ended:?} after {}", String::from_utf8_lossy(&answer));
+    }
+}
+
+#[tokio::test]
 async fn one_bad_instance_of_two_fails_no_request() {
     let mesh = Mesh::new();
     let workload = Http::start(mesh.ip(), "good").await;

@@ -187,7 +187,10 @@ impl AnswerBody {
                 let failure = failure_of_elapsed(elapsed, "the service");
                 Ok(Frame::trailers(failure.grpc_trailers()))
             }
-            _ => Err(BodyError::TimedOut),
+            _ => {
+                self.guard.handle_broken();
+                Err(BodyError::TimedOut)
+            }
         }
     }
 
@@ -206,6 +209,13 @@ impl AnswerGuard {
     /// Only counts, so far.
     pub(crate) fn counting(exchange: Exchange) -> Box<Self> {
         Box::new(Self { exchange: Some(exchange), ..Self::default() })
+    }
+
+    /// The answer does not come to its end.
+    fn handle_broken(&self) {
+        if let Some(busy) = &self.busy {
+            busy.handle_broken_answer();
+        }
     }
 
     fn handle_frame(&mut self, frame: &Frame<Bytes>) {
@@ -296,7 +306,7 @@ impl Body for AnswerBody {
                     this.guard.handle_end();
                 }
             }
-            Poll::Ready(Some(Err(_))) => {}
+            Poll::Ready(Some(Err(_))) => this.guard.handle_broken(),
             Poll::Pending => {
                 if let Some(time) = &mut this.guard.time {
                     let elapsed = ready!(time.timer.poll_elapsed(context));

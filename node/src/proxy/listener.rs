@@ -29,7 +29,7 @@ use crate::proxy::heads::{HEAD_BYTES_MAX, HEADERS_MAX};
 use crate::proxy::local_socket::{self, LocalSocket};
 use crate::proxy::outbound::Outbound;
 use crate::proxy::outbound_tcp::Reached;
-use crate::proxy::overdue::{Overdue, Watch, Watches};
+use crate::proxy::overdue::{BreakOff, Overdue, Watch, Watches};
 use crate::proxy::tunnel::Switched;
 use crate::proxy::workload::Plain;
 use crate::proxy::{headers, name, refusal, tunnel, websocket};
@@ -199,7 +199,7 @@ async fn begins_like_http(client: &Plain) -> bool {
 }
 
 async fn serve_http(
-    client: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    client: impl AsyncRead + AsyncWrite + BreakOff + Unpin + Send + 'static,
     serves: Serves,
     outbound: Arc<Outbound>,
     clients: Clients,
@@ -220,7 +220,8 @@ async fn serve_http(
             } else if request.version() < Version::HTTP_2 && !request.body().is_end_stream() {
                 request.extensions_mut().insert(watch.begin_upload());
             }
-            let (shared, busy, request) = (shared.clone(), watch.begin_request(), Box::new(request));
+            let (shared, mut busy, request) = (shared.clone(), watch.begin_request(), Box::new(request));
+            busy.ends_with_connection = request.version() <= Version::HTTP_10;
             // On the heap: hyper moves a request's future a dozen times, and this one is large.
             Box::pin(async move {
                 let (serves, outbound, clients, held) = &*shared;

@@ -14,7 +14,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
@@ -77,6 +77,14 @@ pub(crate) struct Watch {
 pub(crate) struct Busy {
     all: Arc<All>,
     state: Arc<State>,
+    /// The end of the connection is the end of its answer, as HTTP/1.0 has it.
+    pub(crate) ends_with_connection: bool,
+}
+
+/// A connection that can end as broken, so that what it carried does not look whole.
+pub(crate) trait BreakOff {
+    /// It ends so when it is dropped.
+    fn break_off(&self);
 }
 
 /// Rides with a request whose body is still to come: its connection is busy until that has ended too, for a workload may
@@ -99,10 +107,12 @@ struct State {
     ended_since: AtomicU64,
     /// Who reads on, to be told of that end.
     reader: Mutex<Option<Waker>>,
+    /// An answer whose end is the connection's has not come to its end.
+    is_broken: AtomicBool,
 }
 
 /// A connection's bytes, seen as they come.
-pub(crate) struct Watched<S> {
+pub(crate) struct Watched<S: BreakOff> {
     io: S,
     all: Arc<All>,
     state: Arc<State>,
@@ -122,7 +132,7 @@ impl Watches {
     }
 
     /// Watches the connection `io`.
-    pub(crate) fn watch<S>(&self, io: S) -> (Watched<S>, Watch) {
+    pub(crate) fn watch<S: BreakOff>(&self, io: S) -> (Watched<S>, Watch) {
         let all = self.shared.clone();
         let state = Arc::new(State::default());
         state.idle_since.store(all.looks.load(Ordering::Relaxed), Ordering::Relaxed);
@@ -203,7 +213,7 @@ impl Watch {
     pub(crate) fn begin_request(&self) -> Busy {
         self.state.requests.fetch_add(1, Ordering::Relaxed);
         self.state.head_since.store(0, Ordering::Relaxed);
-        Busy { all: self.all.clone(), state: self.state.clone() }
+        Busy { all: self.all.clone(), state: self.state.clone(), ends_with_connection: false }
     }
 
     /// A request's body begins.
@@ -233,6 +243,15 @@ impl Drop for Watch {
     }
 }
 
+impl Busy {
+    /// The request's answer does not come to its end.
+    pub(crate) fn handle_broken_answer(&self) {
+        if self.ends_with_connection {
+            self.state.is_broken.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
 impl Drop for Busy {
     fn drop(&mut self) {
         self.state.idle_since.store(self.all.looks.load(Ordering::Relaxed), Ordering::Relaxed);
@@ -241,14 +260,22 @@ impl Drop for Busy {
     }
 }
 
-impl<S> Watched<S> {
+impl<S: BreakOff> Watched<S> {
     /// The connection itself.
     pub(crate) fn get_ref(&self) -> &S {
         &self.io
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+impl<S: BreakOff> Drop for Watched<S> {
+    fn drop(&mut self) {
+        if self.state.is_broken.load(Ordering::Relaxed) {
+            self.io.break_off();
+        }
+    }
+}
+
+impl<S: AsyncRead + BreakOff + Unpin> AsyncRead for Watched<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -270,7 +297,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+impl<S: AsyncWrite + BreakOff + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -303,6 +330,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl BreakOff for () {
+        fn break_off(&self) {}
+    }
 
     #[test]
     fn a_head_that_does_not_end_is_overdue_and_a_request_is_not() {

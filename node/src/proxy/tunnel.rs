@@ -20,7 +20,7 @@ use crate::proxy::body::{AnswerBody, AnswerGuard};
 use crate::proxy::carry::Carriage;
 use crate::proxy::failure::Flag;
 use crate::proxy::gate::Held;
-use crate::proxy::overdue::{Busy, Watched};
+use crate::proxy::overdue::{BreakOff, Busy, Watched};
 use crate::proxy::timer::{Moved, Timer};
 use crate::proxy::workload::{Plain, WorkloadIo, tcp_under};
 use crate::telemetry::exchange::Exchange;
@@ -188,6 +188,17 @@ pub(crate) fn reset_unless_ended(stream: &TcpStream) {
 /// Both directions have ended: what the system still holds is sent.
 pub(crate) fn end(stream: &TcpStream) {
     let _ = SockRef::from(stream).set_linger(None);
+}
+
+impl BreakOff for Plain {
+    fn break_off(&self) {
+        reset_plain_unless_ended(self);
+    }
+}
+
+/// Whoever switched to it cannot be told.
+impl BreakOff for TokioIo<Upgraded> {
+    fn break_off(&self) {}
 }
 
 /// [`reset_unless_ended`] for a local program's connection. A Unix socket has no reset; its end is all
