@@ -50,3 +50,11 @@ pub mod watching;
 mod wire;
 
 pub use replica::to_text;
+
+// What tests of this library and of its users share names it as its users do.
+#[cfg(test)]
+extern crate self as starling_gossip;
+#[cfg(test)]
+#[path = "../tests/support/authority.rs"]
+#[allow(dead_code, reason = "each user needs another part of it")]
+mod authority;

@@ -423,4 +423,21 @@ mod tests {
         assert!(load.values().all(|watched| *watched <= 12), "{:?}", load.values().max());
         assert!(load.len() > 170, "{} watch", load.len());
     }
+
+    #[test]
+    fn an_answer_is_known_by_its_number() {
+        let now = Instant::now();
+        let mut watching = watching(&[1, 2], now);
+        let mut number = 40;
+        let (questions, _) = watching.handle_timeout(now + QUESTION_PERIOD, || {
+            number += 1;
+            number
+        });
+        assert_eq!(questions.len(), 2);
+        for question in questions {
+            assert_eq!(watching.asked_with(question.number), Some(question.subject));
+            watching.handle_answer(question.subject, question.number, now + QUESTION_PERIOD);
+            assert_eq!(watching.asked_with(question.number), None, "once");
+        }
+    }
 }

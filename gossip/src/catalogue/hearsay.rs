@@ -153,3 +153,101 @@ impl Catalogue {
         self.wake_by(timeout);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::authority::{Authority, KeyKind, WALL};
+    use crate::publisher::{NodeDescription, Publisher, Said};
+    use crate::record::{Locality, Renewal};
+
+    const LEASE: Duration = Duration::from_secs(10);
+    const RENEW: Duration = Duration::from_secs(1);
+
+    struct Stage {
+        catalogue: Catalogue,
+        web: Publisher,
+        now: Instant,
+    }
+
+    impl Stage {
+        /// A node that is known, and has not renewed.
+        fn new() -> Self {
+            let (authority, now) = (Authority::new(), Instant::now());
+            let description = NodeDescription {
+                name: "web-1".parse().expect("a node name"),
+                addresses: vec!["127.0.0.1:7400".parse().expect("an address")],
+                locality: Locality::default(),
+                program: "0.1.0".parse().expect("a label"),
+                lease: LEASE,
+                renew: RENEW,
+            };
+            let svid = authority.svid("spiffe://acme/svc/web", KeyKind::P256);
+            let mut web = Publisher::new(svid, description, 7, [7; 32], now);
+            let mut catalogue = Catalogue::new(authority.bundle());
+            while let Some(said) = web.poll_said() {
+                if let Said::Node(record) = said {
+                    catalogue.apply(&record.to_bytes(), now, WALL).expect("an honest word");
+                }
+            }
+            Self { catalogue, web, now }
+        }
+
+        /// Time goes on to the owner's next renewal.
+        fn renewal(&mut self) -> Renewal {
+            self.now += RENEW;
+            self.catalogue.handle_timeout(self.now, WALL);
+            self.web.handle_timeout(self.now, || [8; 32]);
+            match self.web.poll_said() {
+                Some(Said::Renewal(renewal)) => renewal,
+                other => panic!("a renewal was due, not {other:?}"),
+            }
+        }
+
+        fn renew(&mut self, renewal: &Renewal) -> Result<(), Rejected> {
+            self.catalogue.apply_renewal(&self.web.owner().short_name(), renewal, self.now, WALL)
+        }
+
+        /// Somebody tells of `renewal` as run out.
+        fn report_run_out(&mut self, renewal: Renewal) -> Result<(), Rejected> {
+            let reporter = "spiffe://acme/svc/liar".parse().expect("an identity");
+            let lease = ReportedLease { owner: self.web.owner().number(), renewal, age_millis: u32::MAX };
+            self.catalogue.apply_report(&reporter, &lease, REPORTS_NEEDED, self.now, WALL)
+        }
+
+        fn presence(&self) -> Presence {
+            self.catalogue.node_of(self.web.owner().number()).expect("it is known").2
+        }
+    }
+
+    #[test]
+    fn who_tells_first_that_a_renewal_has_run_out_keeps_it_from_counting_no_less() {
+        let mut stage = Stage::new();
+        let first = stage.renewal();
+        stage.renew(&first).expect("its own word");
+        for _ in 0..3 * LEASE.as_secs() {
+            let renewal = stage.renewal();
+            stage.report_run_out(renewal).expect("it proves itself");
+            stage.renew(&renewal).expect("the owner's own word counts");
+            assert_eq!(stage.presence(), Presence::Alive);
+        }
+    }
+
+    #[test]
+    fn old_renewals_bring_nobody_back_once_the_newest_was_told_of() {
+        let mut stage = Stage::new();
+        let all: Vec<Renewal> = (0..5).map(|_| stage.renewal()).collect();
+        stage.renew(&all[0]).expect("its own word");
+        stage.report_run_out(all[3]).expect("it proves itself");
+        assert_eq!(stage.report_run_out(Renewal { link: [9; 32], ..all[4] }), Err(Rejected::BadRenewal));
+        for old in &all[1..3] {
+            assert_eq!(stage.renew(old), Err(Rejected::Stale));
+        }
+        stage.now += LEASE;
+        stage.catalogue.handle_timeout(stage.now, WALL);
+        assert_eq!(stage.presence(), Presence::Expired);
+        assert_eq!(stage.renew(&all[3]), Err(Rejected::Stale), "who is gone needs a newer one");
+        stage.renew(&all[4]).expect("a newer one");
+        assert_eq!(stage.presence(), Presence::Alive);
+    }
+}

@@ -186,6 +186,23 @@ async fn who_comes_together_is_ready_together_and_a_newcomer_is_spared() {
     assert_eq!(shown, [32.0, 32.0, 32.0, 3.0]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_rotated_certificate_is_no_restart() {
+    let maker =
+        Maker::new("[[upstream]]\nservice = \"*\"\nslow_start = \"10s\"\npolicy = \"least_request\"\n");
+    let in_life = |incarnation, continues| {
+        offered("b", |_, _, node| (node.version.incarnation, node.continues) = (incarnation, continues))
+    };
+    let first = maker.next(&LiveTable::default(), vec![plain("a"), plain("b")]);
+    tokio::time::advance(Duration::from_secs(20)).await;
+    let rotated = maker.next(&first, vec![plain("a"), in_life(2, Some(1))]);
+    let shares = picks(&rotated, 200, maker.clock.now());
+    assert!(shares["b"] > 60, "it is warm: {shares:?}");
+    let restarted = maker.next(&rotated, vec![plain("a"), in_life(3, None)]);
+    let shares = picks(&restarted, 200, maker.clock.now());
+    assert!(shares.get("b").is_none_or(|count| *count < 40), "it has begun anew: {shares:?}");
+}
+
 #[tokio::test]
 async fn the_draining_and_the_unhealthy_get_nothing() {
     let maker = Maker::new("");
