@@ -1,5 +1,5 @@
 //! `Expect: 100-continue` through two nodes: a body is asked for when the workload wants it, and not
-//! when it answers without.
+//! when it answers without; and one that comes may outlive its answer.
 
 use std::net::SocketAddr;
 use std::time::Duration;
