@@ -1,6 +1,7 @@
 //! Starling: a service mesh without a control plane. The sidecar, its command line, its library.
 
 pub mod admin;
+mod allowance;
 pub mod app;
 pub mod authz;
 mod balance;

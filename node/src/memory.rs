@@ -3,12 +3,16 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::Thread;
 use std::time::Duration;
 
 use starling_gossip::clock::{Clock, Instant};
 use tracing::{info, warn};
 
-use crate::pressure::{Pressure, SAMPLE_PERIOD};
+use crate::allowance::ALLOWANCE;
+use crate::pressure::{self, Pressure, SAMPLE_PERIOD};
 use crate::proxy::gate::Gate;
 use crate::surplus;
 
@@ -25,33 +29,81 @@ struct Watched {
     pressure: Pressure,
 }
 
-/// Keeps the process below `bytes_max` by refusing work at the `gates`, for as long as it is polled.
+/// Keeps the process below `bytes_max` by refusing work at the `gates` and by what [`ALLOWANCE`] grants, for as long as
+/// this lives.
+///
+/// It looks from a thread of its own: behind a thousand tasks that fill their buffers it would look too late.
 pub(crate) async fn keep_below(bytes_max: u64, gates: Vec<(&'static str, Gate)>, clock: Clock) {
+    let is_ended = Arc::new(AtomicBool::new(false));
+    let seen = is_ended.clone();
+    let look = move || look_until(&seen, bytes_max, gates, &clock);
+    match std::thread::Builder::new().name("memory".to_owned()).spawn(look) {
+        Ok(thread) => {
+            let _life = Life { is_ended, thread: thread.thread().clone() };
+            std::future::pending().await
+        }
+        Err(why) => warn!(%why, "memory is not looked after: no thread can be had"),
+    }
+}
+
+/// As long as it lives, memory is looked at.
+struct Life {
+    is_ended: Arc<AtomicBool>,
+    thread: Thread,
+}
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        self.is_ended.store(true, Ordering::Relaxed);
+        self.thread.unpark();
+    }
+}
+
+fn look_until(is_ended: &AtomicBool, bytes_max: u64, gates: Vec<(&'static str, Gate)>, clock: &Clock) {
     let watched = |(what, gate)| Watched { what, gate, pressure: Pressure::new(bytes_max) };
     let mut all: Vec<Watched> = gates.into_iter().map(watched).collect();
     let mut was_short = false;
     let mut next_give_back = clock.now();
+    let mut next_look = clock.now();
+    let kernel = KernelShare::find();
+    let mut of_kernel = 0;
     metrics::gauge!("starling_memory_max_bytes").set(bytes_max as f64);
-    loop {
-        let period = all.iter().map(|watched| watched.pressure.sample_period()).min();
-        tokio::time::sleep(period.unwrap_or(SAMPLE_PERIOD)).await;
-        if was_short && clock.now() >= next_give_back {
+    ALLOWANCE.look_from_here();
+    while !is_ended.load(Ordering::Relaxed) {
+        let is_due = clock.now() >= next_look;
+        if is_due && was_short && clock.now() >= next_give_back {
             let began = clock.now();
             surplus::give_back();
             let now = clock.now();
             next_give_back = now + GIVE_BACK_PERIOD.max((now - began) * GIVE_BACK_PAUSE);
         }
-        let Some(bytes) = used() else { continue };
-        metrics::gauge!("starling_memory_used_bytes").set(bytes as f64);
-        let now = clock.now();
-        all.iter_mut().for_each(|watched| watched.handle_sample(bytes, now));
-        let is_short = all.iter().any(|watched| watched.pressure.is_short());
-        match (std::mem::replace(&mut was_short, is_short), is_short) {
-            (false, true) => warn!(bytes, bytes_max, "memory is short: new work is refused"),
-            (true, false) => info!(bytes, bytes_max, "memory suffices again"),
-            _ => {}
+        if is_due {
+            of_kernel = kernel.as_ref().and_then(KernelShare::bytes).unwrap_or(0);
         }
+        let bytes = used().map(|bytes| bytes + of_kernel);
+        // A look before its time is for those who wait, and grants them nothing if there is no room.
+        let is_roomy = bytes.is_none_or(|bytes| pressure::is_roomy(bytes_max, bytes));
+        if is_due || (is_roomy && ALLOWANCE.is_used_up()) {
+            ALLOWANCE.grant(bytes.map_or(u64::MAX, |bytes| pressure::allowance(bytes_max, bytes)));
+        }
+        if let (true, Some(bytes)) = (is_due, bytes) {
+            metrics::gauge!("starling_memory_used_bytes").set(bytes as f64);
+            let now = clock.now();
+            all.iter_mut().for_each(|watched| watched.handle_sample(bytes, now));
+            let is_short = all.iter().any(|watched| watched.pressure.is_short());
+            match (std::mem::replace(&mut was_short, is_short), is_short) {
+                (false, true) => warn!(bytes, bytes_max, "memory is short: new work is refused"),
+                (true, false) => info!(bytes, bytes_max, "memory suffices again"),
+                _ => {}
+            }
+        }
+        if is_due {
+            let period = all.iter().map(|watched| watched.pressure.sample_period()).min();
+            next_look = clock.now() + period.unwrap_or(SAMPLE_PERIOD);
+        }
+        std::thread::park_timeout(next_look.saturating_duration_since(clock.now()));
     }
+    ALLOWANCE.grant(u64::MAX);
 }
 
 impl Watched {
@@ -122,9 +174,57 @@ fn used() -> Option<u64> {
     Some(resident.saturating_sub(of_files) * rustix::param::page_size() as u64)
 }
 
+/// The control group whose only process this is: what the kernel holds for it, no process is told.
+struct KernelShare {
+    group: PathBuf,
+    file: &'static str,
+}
+
+impl KernelShare {
+    /// Of version 1 a file says it, of version 2 some lines of another.
+    const FILES: [&str; 2] = ["memory.kmem.usage_in_bytes", "memory.stat"];
+
+    fn find() -> Option<Self> {
+        let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+        let limits = limit_files(&groups).into_iter();
+        limits.filter_map(|limit| Some(limit.parent()?.to_owned())).find_map(|group| {
+            let file = Self::FILES.into_iter().find(|file| group.join(file).is_file())?;
+            Some(Self { group, file })
+        })
+    }
+
+    /// Sockets, what waits in them, threads and page tables. `None` with others in the group: it may be theirs.
+    fn bytes(&self) -> Option<u64> {
+        let processes = fs::read_to_string(self.group.join("cgroup.procs")).ok()?;
+        if processes.trim().parse() != Ok(std::process::id()) {
+            return None;
+        }
+        kernel_bytes(&fs::read_to_string(self.group.join(self.file)).ok()?)
+    }
+}
+
+/// The kernel's part of what a group uses: a number, or the lines of `memory.stat` that are not of processes or files.
+fn kernel_bytes(told: &str) -> Option<u64> {
+    const OF_KERNEL: [&str; 5] = ["sock", "slab", "kernel_stack", "pagetables", "percpu"];
+    let line = |line: &str| {
+        let (key, bytes) = line.split_once(' ')?;
+        OF_KERNEL.contains(&key).then(|| bytes.parse::<u64>().ok())?
+    };
+    told.trim().parse().ok().or_else(|| told.lines().filter_map(line).reduce(|all, one| all + one))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_kernel_holds_is_a_number_or_some_lines() {
+        assert_eq!(kernel_bytes("1257472\n"), Some(1_257_472));
+        let lines = "anon 100\nfile 200\nkernel 15\nkernel_stack 1\npagetables 2\npercpu 4\nsock 8\n\
+                     shmem 0\nslab_reclaimable 6\nslab 16\n";
+        assert_eq!(kernel_bytes(lines), Some(31));
+        assert_eq!(kernel_bytes("anon 100\n"), None);
+    }
 
     #[test]
     fn limits_of_all_groups_above_are_looked_at() {

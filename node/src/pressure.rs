@@ -49,6 +49,17 @@ const SAMPLE_PERIOD_MAX: Duration = Duration::from_secs(1);
 /// again before it could be short.
 const GROWTH_BYTES_PER_MILLI_MAX: u64 = 1_000_000;
 
+/// Of the room below [`SHORT_PERCENT`], the part that may be taken in before memory is looked at again: what is
+/// taken in lies in buffers that are larger, two or three times on its way. Beyond that mark QUIC's windows go on
+/// filling, an eighth of all memory for each peer.
+const ROOM_SHARE: u64 = 4;
+
+/// Of all memory, the part that may be taken in at a look even if there is no room, or nothing would ever move.
+const TIGHT_SHARE: u64 = 64;
+
+/// The same above [`CRITICAL_PERCENT`], while half of the work is on its way out.
+const CRITICAL_SHARE: u64 = 512;
+
 /// What to do about memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Order {
@@ -150,6 +161,23 @@ impl Pressure {
     }
 }
 
+/// Bytes that may be taken in before the next look by who may use `bytes_max` and uses `bytes`.
+pub fn allowance(bytes_max: u64, bytes: u64) -> u64 {
+    match room_share(bytes_max, bytes) {
+        _ if bytes >= bytes_max / 100 * CRITICAL_PERCENT => bytes_max / CRITICAL_SHARE,
+        share => share.max(bytes_max / TIGHT_SHARE),
+    }
+}
+
+/// Whether those who have used that up may have more as soon as somebody looks, and not only in its time.
+pub fn is_roomy(bytes_max: u64, bytes: u64) -> bool {
+    room_share(bytes_max, bytes) > bytes_max / TIGHT_SHARE
+}
+
+fn room_share(bytes_max: u64, bytes: u64) -> u64 {
+    (bytes_max / 100 * SHORT_PERCENT).saturating_sub(bytes) / ROOM_SHARE
+}
+
 /// Until memory could reach `short`, from where it will be.
 fn period(short: u64, expected: u64) -> Duration {
     let safe = Duration::from_millis(short.saturating_sub(expected) / GROWTH_BYTES_PER_MILLI_MAX);
@@ -238,6 +266,13 @@ mod tests {
         pressure.handle_sample(1_410_000_000, 1, now);
         assert!(pressure.is_short());
         assert_eq!(pressure.sample_period(), SAMPLE_PERIOD);
+    }
+
+    #[test]
+    fn what_may_be_taken_in_ebbs_with_the_room_and_never_ends() {
+        let told = [0, 500_000, 720_000, 760_000, 900_000, 2_000_000].map(|bytes| allowance(MAX, bytes));
+        assert_eq!(told, [200_000, 75_000, 20_000, 15_625, 1_953, 1_953]);
+        assert_eq!([720_000, 760_000].map(|bytes| is_roomy(MAX, bytes)), [true, false]);
     }
 
     #[test]

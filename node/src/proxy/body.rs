@@ -11,6 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::body::Incoming;
 
+use crate::allowance::ALLOWANCE;
 use crate::endpoint::Flight;
 use crate::patience::Elapsed;
 use crate::proxy::access::Admission;
@@ -219,8 +220,11 @@ impl AnswerGuard {
     }
 
     fn handle_frame(&mut self, frame: &Frame<Bytes>) {
-        if let (Some(exchange), Some(data)) = (&mut self.exchange, frame.data_ref()) {
-            exchange.add_response_bytes(data.len());
+        if let Some(data) = frame.data_ref() {
+            ALLOWANCE.take(data.len());
+            if let Some(exchange) = &mut self.exchange {
+                exchange.add_response_bytes(data.len());
+            }
         }
         if let Some(time) = &mut self.time {
             time.timer.note();
@@ -248,9 +252,11 @@ impl Body for RequestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, RequestError>>> {
         match self.get_mut() {
             Self::Streamed { body, bytes, moved, .. } => {
+                ready!(ALLOWANCE.poll_some(context));
                 let polled = Pin::new(body).poll_frame(context).map_ok(|frame| {
                     moved.iter().for_each(Moved::note);
                     if let Some(data) = frame.data_ref() {
+                        ALLOWANCE.take(data.len());
                         bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
                     }
                     without_own_trailers(frame)
@@ -292,6 +298,7 @@ impl Body for AnswerBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
         let polled = match &mut this.source {
+            Source::Upstream(_) if ALLOWANCE.poll_some(context).is_pending() => Poll::Pending,
             Source::Upstream(body) => {
                 let polled = Pin::new(body).poll_frame(context);
                 polled.map_ok(without_own_trailers).map_err(BodyError::from)

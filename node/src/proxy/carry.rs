@@ -12,6 +12,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::allowance::ALLOWANCE;
 use crate::proxy::timer::Moved;
 
 /// Read at once, and so the most that is kept of one direction of one connection. As much as leaves in
@@ -130,7 +131,11 @@ impl Way {
                 return Poll::Pending;
             }
             let mut read = ReadBuf::new(buffer);
-            match Pin::new(&mut *from).poll_read(context, &mut read)? {
+            let polled = match ALLOWANCE.poll_some(context) {
+                Poll::Ready(()) => Pin::new(&mut *from).poll_read(context, &mut read)?,
+                Poll::Pending => Poll::Pending,
+            };
+            match polled {
                 Poll::Ready(()) if read.filled().is_empty() => self.stage = Stage::Ending,
                 Poll::Ready(()) => self.give(context, to, read.filled())?,
                 Poll::Pending => {
@@ -157,6 +162,7 @@ impl Way {
             match self.poll_write(context, to, bytes)? {
                 Poll::Ready(taken) => bytes = &bytes[taken..],
                 Poll::Pending => {
+                    ALLOWANCE.take(bytes.len());
                     self.kept = Kept { bytes: bytes.into(), taken: 0 };
                     break;
                 }
