@@ -186,8 +186,8 @@ async fn a_revoked_identity_loses_its_connections_and_its_place_and_may_come_bac
         (!members.contains("server") && !route.text.contains("127.")).then_some(())
     })
     .await;
-    let mut refused = TcpStream::connect(caller.outbound("db")).await.expect("accepted");
-    assert!(within("the end", refused.read_u8()).await.is_err());
+    let refused = async || TcpStream::connect(caller.outbound("db")).await?.read_u8().await;
+    assert!(within("the end", refused()).await.is_err());
     // It dials in vain as well.
     caller.logs("is revoked").await;
 
