@@ -77,8 +77,9 @@ fn look_until(is_ended: &AtomicBool, bytes_max: u64, gates: Vec<(&'static str, G
             let now = clock.now();
             next_give_back = now + GIVE_BACK_PERIOD.max((now - began) * GIVE_BACK_PAUSE);
         }
-        if is_due {
-            of_kernel = kernel.as_ref().and_then(KernelShare::bytes).unwrap_or(0);
+        // With a probe beside it the last that is known counts: what comes and goes would be taken for growth.
+        if let (true, Some(known)) = (is_due, kernel.as_ref().and_then(KernelShare::bytes)) {
+            of_kernel = known;
         }
         let bytes = used().map(|bytes| bytes + of_kernel);
         // A look before its time is for those who wait, and grants them nothing if there is no room.

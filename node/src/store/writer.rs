@@ -74,7 +74,9 @@ pub(super) fn open(shared: &Shared, lock: Lock) -> Opened {
 
 /// Writes batches until it is told to stop, and then the last one.
 pub(super) fn run(shared: &Shared, opened: Opened) {
-    let Opened { mut lock, mut file, .. } = opened;
+    let Opened { mut lock, mut file, entries } = opened;
+    // Others have their copies; this one would last as long as the node.
+    drop(entries);
     let mut pause = RETRY_FIRST;
     loop {
         let stop = match &file {
