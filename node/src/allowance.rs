@@ -93,6 +93,8 @@ mod tests {
     use std::task::Wake;
     use std::time::Duration;
 
+    use starling_gossip::clock::Clock;
+
     use super::*;
 
     #[derive(Default)]
@@ -119,8 +121,9 @@ mod tests {
         allowance.take(99);
         assert!(allowance.is_used_up(), "and one step too many taken");
         assert!(allowance.poll_some(&context).is_pending() && allowance.poll_some(&context).is_pending());
-        // Parking ends at once only because this thread was unparked.
+        let parked = Clock::System.now();
         std::thread::park_timeout(Duration::from_secs(60));
+        assert!(Clock::System.now() - parked < Duration::from_secs(60), "nobody has unparked this thread");
         assert_eq!(woken.0.load(Ordering::Relaxed), 0);
         allowance.grant(1);
         assert_eq!(woken.0.load(Ordering::Relaxed), 2);

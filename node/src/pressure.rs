@@ -163,10 +163,10 @@ impl Pressure {
 
 /// Bytes that may be taken in before the next look by who may use `bytes_max` and uses `bytes`.
 pub fn allowance(bytes_max: u64, bytes: u64) -> u64 {
-    match room_share(bytes_max, bytes) {
-        _ if bytes >= bytes_max / 100 * CRITICAL_PERCENT => bytes_max / CRITICAL_SHARE,
-        share => share.max(bytes_max / TIGHT_SHARE),
+    if bytes >= bytes_max / 100 * CRITICAL_PERCENT {
+        return bytes_max / CRITICAL_SHARE;
     }
+    room_share(bytes_max, bytes).max(bytes_max / TIGHT_SHARE)
 }
 
 /// Whether those who have used that up may have more as soon as somebody looks, and not only in its time.

@@ -126,12 +126,7 @@ impl Usage {
 
     /// Whether the asker may make the trial of one that is out: nobody else does meanwhile.
     pub(crate) fn begin_trial(&self, target: &Target, now: Instant) -> bool {
-        let mut watched = self.lock();
-        let is_free = watched.outliers.verdict(target, now) != Verdict::Out;
-        if is_free {
-            watched.outliers.begin_trial(target, now);
-        }
-        is_free
+        self.lock().outliers.begin_trial(target, now)
     }
 
     /// How work of an endpoint that is out went; `true` if it is back.

@@ -210,11 +210,17 @@ impl<K: Ord + Clone> Outliers<K> {
         }
     }
 
-    /// The asker makes the trial: nobody else does until it is reported or overdue.
-    pub(crate) fn begin_trial(&mut self, who: &K, now: Instant) {
-        if let Some(ejected) = self.known.get_mut(who).filter(|ejected| ejected.state != State::Back) {
-            ejected.until = now + TRIAL_MAX;
-            ejected.state = State::OnTrial;
+    /// Whether the asker may give it work. A trial is the asker's then: nobody else makes it until it is reported or
+    /// overdue.
+    pub(crate) fn begin_trial(&mut self, who: &K, now: Instant) -> bool {
+        match self.known.get_mut(who).filter(|ejected| ejected.state != State::Back) {
+            Some(ejected) if now < ejected.until => false,
+            Some(ejected) => {
+                ejected.until = now + TRIAL_MAX;
+                ejected.state = State::OnTrial;
+                true
+            }
+            None => true,
         }
     }
 

@@ -24,8 +24,11 @@ fn errors_in_a_row_put_one_out_and_a_good_trial_brings_it_back() {
     let end = now + SECOND * 30;
     assert_eq!(service.ejection(&1), Some((Reason::ConsecutiveErrors(5), end)));
     assert_eq!(service.verdict(&1, end), Verdict::Trial);
-    service.begin_trial(&1, end);
-    assert_eq!(service.verdict(&1, end), Verdict::Out, "the trial is taken");
+    assert!(!service.begin_trial(&1, end - SECOND), "too early");
+    assert_eq!(service.ejection(&1), Some((Reason::ConsecutiveErrors(5), end)), "nor is it shorter for that");
+    assert!(service.begin_trial(&1, end));
+    assert!(!service.begin_trial(&1, end), "the trial is taken");
+    assert_eq!(service.verdict(&1, end), Verdict::Out);
     assert_eq!(service.verdict(&1, end + TRIAL_MAX), Verdict::Trial, "nobody reported on it");
     assert!(service.handle_trial(&1, true, end));
     assert_eq!((service.verdict(&1, end), service.ejection(&1)), (Verdict::In, None));
@@ -46,7 +49,9 @@ fn ejections_grow_to_a_bound_and_good_behaviour_is_remembered() {
     service.begin_trial(&1, now);
     assert!(service.handle_trial(&1, true, now));
     assert!(service.handle_errors(&1, 5, 0, now).is_some());
-    assert_eq!(service.ejection(&1).expect("out").1 - now, SECOND * 300, "its past counts");
+    let (_, until) = service.ejection(&1).expect("out");
+    assert_eq!(until - now, SECOND * 300, "its past counts");
+    now = until;
     service.begin_trial(&1, now);
     service.handle_trial(&1, true, now);
     for _ in 0..30 {
