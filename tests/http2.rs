@@ -4,6 +4,7 @@
 use std::error::Error as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::Reason;
@@ -11,8 +12,9 @@ use http::{Method, Request, Response, StatusCode, Version};
 use http_body_util::Full;
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustix::process::{Signal, kill_process};
 use starling_tests::workload::{Http, Tcp};
-use starling_tests::{Mesh, Node, Reply, UNPROBED, head_of, within};
+use starling_tests::{Mesh, Node, Reply, UNPROBED, eventually, head_of, within};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -26,7 +28,7 @@ const PREFACE_BYTES: usize = 24;
 /// `web` behind one node, and another that calls it.
 struct World {
     caller: Node,
-    _server: Node,
+    server: Node,
     _mesh: Mesh,
 }
 
@@ -35,7 +37,7 @@ impl World {
         let server = mesh.node("server").serves_as("web", workload, UNPROBED).start().await;
         let caller = mesh.node("caller").calls("web").start().await;
         caller.finds("web", 1).await;
-        Self { caller, _server: server, _mesh: mesh }
+        Self { caller, server, _mesh: mesh }
     }
 
     async fn client(&self) -> SendRequest<Full<Bytes>> {
@@ -128,6 +130,43 @@ async fn a_refused_stream_is_tried_again_whatever_it_asks() {
     .await;
     let world = World::before(mesh, tcp.address()).await;
     let reply = send(&mut world.client().await, post("/", "")).await;
+    assert_eq!((reply.status(), reply.text()), (StatusCode::OK, "served".to_owned()));
+}
+
+#[tokio::test]
+async fn who_gives_up_many_requests_at_once_ends_nobody_elses() {
+    let mesh = Mesh::new();
+    // The first is answered when told so, all others never.
+    let told = Arc::new(tokio::sync::Notify::new());
+    let (first, streams) = (told.clone(), Arc::new(AtomicUsize::new(0)));
+    let counted = streams.clone();
+    let tcp = workload(&mesh, move |turn, mut respond| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        let first = first.clone();
+        tokio::spawn(async move {
+            if turn == 0 {
+                first.notified().await;
+                return ok(respond);
+            }
+            let _ = std::future::poll_fn(|context| respond.poll_reset(context)).await;
+        });
+    })
+    .await;
+    let world = World::before(mesh, tcp.address()).await;
+    let (mut patient, mut hasty) = (world.client().await, world.client().await);
+    let waiting = tokio::spawn(async move { send(&mut patient, post("/", "once")).await });
+    eventually("the first to be there", async || (streams.load(Ordering::SeqCst) == 1).then_some(())).await;
+    // Its node looks away: what comes, and what takes it back, is read at once.
+    let server = world.server.pid();
+    kill_process(server, Signal::STOP).expect("a signal");
+    let asked: Vec<_> = (0..90).map(|_| tokio::spawn(hasty.send_request(post("/", "")))).collect();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    asked.iter().for_each(tokio::task::JoinHandle::abort);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    kill_process(server, Signal::CONT).expect("a signal");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    told.notify_one();
+    let reply = within("the answer", waiting).await.expect("no panic");
     assert_eq!((reply.status(), reply.text()), (StatusCode::OK, "served".to_owned()));
 }
 

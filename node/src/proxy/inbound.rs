@@ -209,6 +209,9 @@ impl Caller {
                 builder
                     .max_header_list_size(PASSED_HEAD_BYTES_MAX as u32)
                     .max_concurrent_streams(u32::try_from(gate.limit()).unwrap_or(u32::MAX))
+                    // What was taken back before it was looked at. A client that gives up all of its requests at
+                    // once is no flood, and would end those of all others by this connection.
+                    .max_pending_accept_reset_streams(windows.streams() as usize)
                     .initial_stream_window_size(windows.stream_bytes)
                     .initial_connection_window_size(windows.connection_bytes);
                 let mut connection = pin!(builder.serve_connection(io, service));

@@ -49,9 +49,6 @@ const FIRST_REQUEST: Duration = Duration::from_millis(250);
 /// long as a request's head may take. A client that reads nothing never does.
 const FAREWELL: Duration = Duration::from_secs(10);
 
-/// Streams that any client of HTTP/2 may count on (RFC 9113, section 6.5.2).
-const STREAMS_MIN: u32 = 100;
-
 /// What a local listener serves.
 #[derive(Clone)]
 pub(crate) enum Serves {
@@ -277,10 +274,8 @@ async fn end_of<C: Future>(mut connection: Pin<&mut C>, watch: &Watch) -> Option
 }
 
 fn http_builder(outbound: &Outbound) -> auto::Builder<TokioExecutor> {
-    // Their heads together, at their largest, take no more than what nobody reads of their bodies may.
-    let heads_max = outbound.windows.connection_bytes / HEAD_BYTES_MAX as u32;
     let streams_max = u32::try_from(outbound.gate.limit()).unwrap_or(u32::MAX);
-    let streams_max = streams_max.min(heads_max.max(STREAMS_MIN));
+    let streams_max = streams_max.min(outbound.windows.streams());
     let mut builder = auto::Builder::new(TokioExecutor::new());
     // It bounds what is kept for a slow client, too.
     builder.http1().max_buf_size(HEAD_BYTES_MAX).max_headers(HEADERS_MAX);

@@ -19,6 +19,7 @@ use super::lent::{self, LentBody};
 use super::pump::{Pump, Pumps};
 use super::{Answered, Connect, ConnectFailure, HttpVersion, NextHop, SendError, SendFailure};
 use crate::proxy::forward::Underway;
+use crate::proxy::heads::HEAD_BYTES_MAX;
 use crate::proxy::kept::Before;
 
 /// Received but unread bytes of one stream. On a path of 100 ms a stream gets 5 MB/s at this.
@@ -37,6 +38,9 @@ const CONNECTIONS_MAX: usize = 16;
 /// Asks whether the other end of a quiet TCP connection with streams on it is still there. (A mesh stream's
 /// connection asks by itself.)
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
+
+/// Streams that any client of HTTP/2 may count on (RFC 9113, section 6.5.2).
+const STREAMS_MIN: u32 = 100;
 
 /// How many bytes others may send on an HTTP/2 connection before somebody reads them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +86,12 @@ impl Windows {
             stream_bytes: (eighth / 64).clamp(STREAM_WINDOW_BYTES_MIN, STREAM_WINDOW_BYTES),
             connection_bytes: eighth.clamp(CONNECTION_WINDOW_BYTES_MIN, CONNECTION_WINDOW_BYTES),
         }
+    }
+
+    /// Streams of one connection whose heads, at their largest, take no more than what nobody reads of their bodies
+    /// may.
+    pub(crate) fn streams(&self) -> u32 {
+        (self.connection_bytes / HEAD_BYTES_MAX as u32).max(STREAMS_MIN)
     }
 }
 
