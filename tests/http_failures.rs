@@ -128,7 +128,7 @@ async fn a_truncated_answer_is_not_whole_for_clients_of_http_1_0() {
         }
     })
     .await;
-    let _server = mesh.node("server").serves_as("web", workload.address(), UNPROBED).start().await;
+    let server = mesh.node("server").serves_as("web", workload.address(), UNPROBED).start().await;
     let caller = mesh.node("caller").calls("web").start().await;
     caller.finds("web", 1).await;
     for (path, is_whole) in [("/whole", true), ("/half", false)] {
@@ -139,6 +139,13 @@ async fn a_truncated_answer_is_not_whole_for_clients_of_http_1_0() {
         let mut answer = Vec::new();
         let ended = stream.read_to_end(&mut answer).await;
         assert_eq!(ended.is_ok(), is_whole, "{path}: {ended:?} after {}", String::from_utf8_lossy(&answer));
+    }
+    for node in [&server, &caller] {
+        eventually("half an answer to be counted as such", async || {
+            let metrics = node.admin().get("/metrics").await.text;
+            metrics.contains("status=\"200\",flags=\"UC\"").then_some(())
+        })
+        .await;
     }
 }
 

@@ -20,6 +20,9 @@ const DECAY: Duration = Duration::from_secs(10);
 /// nobody to find out. The price: who is slow for good gets one of a caller's requests about every eight seconds.
 const UNRENEWED: Duration = Duration::from_secs(4);
 
+/// Whoever looked at the clock first may come second, by so many milliseconds at most.
+pub(super) const OUT_OF_ORDER_MILLIS_MAX: u32 = 60_000;
+
 /// What is faded below this is no measurement any more: nobody answers over a network in less.
 const FADED_SECONDS: f32 = 1e-6;
 
@@ -94,9 +97,10 @@ fn kept(stamp: u32, at: u32) -> f32 {
     (-elapsed / DECAY.as_millis() as f32 - unrenewed * unrenewed).exp()
 }
 
-/// On a clock that overflows every 49 days.
+/// On a clock that overflows every 49 days. What looks later is, by a little, or is from weeks ago.
 fn is_before(at: u32, stamp: u32) -> bool {
-    at.wrapping_sub(stamp) > u32::MAX / 2
+    let ahead = stamp.wrapping_sub(at);
+    ahead > 0 && ahead < OUT_OF_ORDER_MILLIS_MAX
 }
 
 fn peak(held: Option<f32>, sample: f32) -> f32 {
@@ -129,6 +133,16 @@ mod tests {
         is_about(&estimate, 5, 0.02);
         estimate.reset();
         assert_eq!(estimate.seconds(5), None);
+    }
+
+    #[test]
+    fn what_was_measured_weeks_ago_is_not_from_the_future() {
+        let (estimate, day) = (Estimate::default(), 24 * 3_600 * 1_000);
+        estimate.handle_answer(millis(2_000), day);
+        assert_eq!(estimate.seconds(27 * day), None);
+        estimate.handle_answer(millis(10), 27 * day);
+        is_about(&estimate, 27 * day + 1, 0.01);
+        is_about(&estimate, 27 * day - 1, 0.01);
     }
 
     #[test]

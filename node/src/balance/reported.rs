@@ -7,6 +7,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::estimate::OUT_OF_ORDER_MILLIS_MAX;
+
 /// What was said so long ago counts 1/e: work is short, and the next answer says more.
 const DECAY: Duration = Duration::from_secs(1);
 
@@ -34,9 +36,11 @@ impl Reported {
         if others == 0 {
             return 0.0;
         }
-        // Whoever looked at the clock first may come second, and a clock may overflow: both are long ago or now.
-        let age = at.wrapping_sub((word >> 32) as u32);
-        let age = if age > u32::MAX / 2 { 0 } else { age };
+        // Whoever looked at the clock first may come second, and a clock may overflow: what looks later is, by a
+        // little, or is from weeks ago.
+        let said = (word >> 32) as u32;
+        let is_later = said.wrapping_sub(at) < OUT_OF_ORDER_MILLIS_MAX;
+        let age = if is_later { 0 } else { at.wrapping_sub(said) };
         others as f32 * (-(age as f32) / DECAY.as_millis() as f32).exp()
     }
 }
@@ -54,6 +58,7 @@ mod tests {
         assert_eq!(reported.others(90), 40.0, "read out of order");
         assert!((14.0..15.5).contains(&reported.others(1_100)));
         assert!(reported.others(20_000) < 0.001);
+        assert_eq!(reported.others(100 + u32::MAX / 2 + 1_000), 0.0, "25 days later");
         reported.handle_report(u32::MAX, 0, 100);
         assert_eq!(reported.others(100), 1_000.0);
         reported.handle_report(3, 10, 100);

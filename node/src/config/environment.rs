@@ -59,7 +59,11 @@ fn set(
     if table.get(*last).is_some_and(|old| old.is_table()) {
         return None;
     }
-    sources.places.insert(join(&path, last), here());
+    let path = join(&path, last);
+    // A list of the file is replaced as a whole.
+    let item = format!("{path}[");
+    sources.places.retain(|place, _| !place.starts_with(&item));
+    sources.places.insert(path, here());
     table.insert((*last).to_owned(), value.into());
     Some(())
 }

@@ -593,6 +593,7 @@ fn mistakes_in_the_environment_name_the_variable() {
         ("STARLING_NODE__NMAE", "x", "node.nmae", "did you mean \"name\"?"),
         ("STARLING_LIMITS__ATTEMPTS_MAX", "many", "limits.attempts_max", "1 to 10"),
         ("STARLING_MESH__SEEDS", "a:7400,b", "mesh.seeds[1]", "has no port"),
+        ("STARLING_MESH__SEEDS", "b", "mesh.seeds[0]", "has no port"),
         ("STARLING_SERVICE__NAME", "x", "service.name", "sections that occur once"),
         ("STARLING_NODE__", "x", "node.", "sections that occur once"),
     ] {

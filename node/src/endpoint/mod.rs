@@ -166,6 +166,12 @@ impl Endpoint {
         !self.connector().is_silent()
     }
 
+    /// Whether it would get new work at once: who cannot be reached is tried without any.
+    pub(crate) fn may_be_moved_to(&self, now: Instant) -> bool {
+        let must_be_reached = || self.is_troubled() && self.lock().fault() == Some(Fault::Unreachable);
+        self.may_be_tried(now) && !must_be_reached()
+    }
+
     /// Whether it takes work, and is out for what it makes of it: better than nobody.
     pub(crate) fn is_only_ejected(&self) -> bool {
         self.record.is_out() && !self.is_troubled() && !self.connector().is_silent()

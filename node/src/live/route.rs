@@ -80,6 +80,8 @@ pub(crate) struct Errand<'e> {
 struct Candidates<'c> {
     endpoints: &'c [Arc<Endpoint>],
     errand: Errand<'c>,
+    /// Only those are usable that need not be reached first.
+    at_once: bool,
     slow_start: Duration,
     warm_since: Instant,
     circuit: &'c Circuit,
@@ -172,11 +174,13 @@ impl LiveRoute {
         self.least_bad(errand, |endpoint| endpoint.is_only_refusing())
     }
 
-    /// Whether there is a usable endpoint where the work has not been.
+    /// Whether there is an endpoint where the work has not been, and could go at once.
     pub(crate) fn has_other(&self, errand: Errand<'_>) -> bool {
         let Errand { key, now, chance, .. } = errand;
-        let has_usable =
-            |tier: &Tier| tier.group.has_usable(&self.candidates(tier, errand), Asked { chance, key, now });
+        let has_usable = |tier: &Tier| {
+            let field = Candidates { at_once: true, ..self.candidates(tier, errand) };
+            tier.group.has_usable(&field, Asked { chance, key, now })
+        };
         self.tiers.iter().any(has_usable)
     }
 
@@ -227,6 +231,7 @@ impl LiveRoute {
         Candidates {
             endpoints: &self.endpoints[tier.range.clone()],
             errand,
+            at_once: false,
             slow_start: self.settings.slow_start,
             warm_since: tier.warm_since,
             circuit: &self.lasting.circuit,
@@ -236,7 +241,8 @@ impl LiveRoute {
 
 impl Field for Candidates<'_> {
     fn is_usable(&self, index: usize) -> bool {
-        self.endpoints[index].may_be_tried(self.errand.now)
+        let (endpoint, now) = (&self.endpoints[index], self.errand.now);
+        if self.at_once { endpoint.may_be_moved_to(now) } else { endpoint.may_be_tried(now) }
     }
 
     fn was_tried(&self, index: usize) -> bool {

@@ -102,6 +102,34 @@ async fn who_was_withdrawn_in_trouble_does_not_keep_others_in() {
     assert!(a.ejection().is_some(), "one of two may be out");
 }
 
+#[tokio::test]
+async fn work_is_not_given_up_for_who_has_to_be_reached_first() {
+    let maker = Maker::new("");
+    let unreachable = offered("b", |_, _, node: &mut NodeRecord| {
+        node.addresses = vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 0))];
+    });
+    let table = maker.next(&LiveTable::default(), vec![plain("a"), unreachable, plain("c")]);
+    let route = table.route("web").expect("a route");
+    let [a, b, c] = &route.endpoints[..] else { panic!("three") };
+    assert!(b.open_tcp(|| route.enter(Kind::Pending).ok()).await.is_err());
+    eventually_due(b, &maker.clock).await;
+    let (now, chance) = (maker.clock.now(), Chance::new(1));
+    let has_other = |tried: &[Target]| route.has_other(Errand { tried, key: None, now, chance: &chance });
+    assert!(has_other(&[a.target().clone()]));
+    assert!(!has_other(&[a.target().clone(), c.target().clone()]));
+}
+
+/// The pause after its first failure is over.
+async fn eventually_due(endpoint: &Endpoint, clock: &Clock) {
+    for _ in 0..400 {
+        if endpoint.may_be_tried(clock.now()) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("left alone for four seconds");
+}
+
 /// Who gets so many pieces of work at `now`.
 fn picks(table: &LiveTable, count: usize, now: Instant) -> BTreeMap<String, usize> {
     let (chance, mut picks) = (Chance::new(11), BTreeMap::new());

@@ -213,7 +213,10 @@ impl AnswerGuard {
     }
 
     /// The answer does not come to its end.
-    fn handle_broken(&self) {
+    fn handle_broken(&mut self) {
+        if let Some(exchange) = &mut self.exchange {
+            exchange.set_flag(Flag::ConnectionEnded);
+        }
         if let Some(busy) = &self.busy {
             busy.handle_broken_answer();
         }

@@ -49,7 +49,7 @@ pub(crate) enum Flag {
     NoHealthyUpstream,
     /// UF: a node or its workload refused, or cannot be reached.
     ConnectFailure,
-    /// UC: the upstream connection ended before the answer.
+    /// UC: the upstream connection ended before the answer's end.
     ConnectionEnded,
     /// UO: a limit of a node.
     Overflow,
