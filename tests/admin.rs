@@ -248,7 +248,14 @@ async fn actions_take_the_token_on_the_port() {
         let answer = admin.ask("POST", "/v1/drain", &[("authorization", wrong)]).await;
         assert_eq!(answer.status, 403, "{wrong}");
     }
-    let bearer = format!("Bearer {token}");
-    assert_eq!(admin.ask("POST", "/v1/drain", &[("authorization", &bearer)]).await.status, 202);
+    let rotated = "fedcba9876543210fedcba9876543210";
+    std::fs::write(&file, rotated).expect("another token");
+    let act = async |action: &str, token: &str| {
+        admin.ask("POST", action, &[("authorization", &format!("Bearer {token}"))]).await
+    };
+    let reloaded = act("/v1/reload", token).await;
+    assert_eq!(reloaded.json["changes"], serde_json::json!(["admin.token_file: another token"]));
+    assert_eq!(act("/v1/drain", token).await.status, 403, "the old one is nobody's");
+    assert_eq!(act("/v1/drain", rotated).await.status, 202);
     assert_eq!(node.ended().await.code(), Some(0));
 }

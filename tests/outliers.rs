@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use http::{Method, StatusCode};
+use http::{Method, Request, StatusCode};
+use http_body_util::BodyExt as _;
 use serde_json::Value;
 use starling_tests::workload::{Http, Tcp};
 use starling_tests::{HttpConnection, Mesh, Node, UNPROBED, eventually, get, request};
-use tokio::io::AsyncReadExt as _;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 
 /// In turn, so that nobody is spared by the balancer; `outliers` are keys of their section.
 fn in_turn(outliers: &str) -> String {
@@ -93,14 +94,19 @@ async fn where_all_fail_no_more_than_a_share_is_left_out() {
     assert_eq!(ejected(&caller).await.len(), 1);
 }
 
+/// Reads everything and says nothing.
+async fn hung(mesh: &Mesh) -> Tcp {
+    let read_on = async |mut stream: TcpStream| {
+        let mut bytes = [0; 4096];
+        while let Ok(1..) = stream.read(&mut bytes).await {}
+    };
+    Tcp::start(mesh.ip(), read_on).await
+}
+
 #[tokio::test]
 async fn attempts_that_take_too_long_are_errors() {
     let mesh = Mesh::new();
-    let hung = Tcp::start(mesh.ip(), async |mut stream| {
-        let mut bytes = [0; 4096];
-        while let Ok(1..) = stream.read(&mut bytes).await {}
-    })
-    .await;
+    let hung = hung(&mesh).await;
     let _hung = mesh.node("hung").serves("web", hung.address()).start().await;
     let _servers = servers(&mesh, &["a", "b"]).await;
     let caller = mesh.node("caller").times("attempt_timeout = \"100ms\"").sections(&in_turn(""));
@@ -113,6 +119,83 @@ async fn attempts_that_take_too_long_are_errors() {
     })
     .await;
     assert_eq!(out, ("hung".to_owned(), "5 errors in a row".to_owned()));
+}
+
+#[tokio::test]
+async fn an_instance_whose_answers_break_off_is_left_out() {
+    let mesh = Mesh::new();
+    let half = Tcp::start(mesh.ip(), async |mut stream| {
+        let _request = stream.read(&mut [0; 1024]).await;
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf").await;
+        // Its head is to arrive before its end: this is about answers that had begun.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    })
+    .await;
+    let _half = mesh.node("half").serves("web", half.address()).start().await;
+    let _servers = servers(&mesh, &["a", "b"]).await;
+    let caller = mesh.node("caller").sections(&in_turn("success_rate = false")).start().await;
+    caller.finds("web", 3).await;
+    let (node, reason) = eventually("an ejection", async || {
+        let mut connection = HttpConnection::open(caller.http_proxy()).await;
+        if let Ok(answer) = connection.begin(request(Method::GET, "web.mesh", "/", "")).await {
+            assert_eq!(answer.status(), StatusCode::OK);
+            let _whole_or_half = answer.into_body().collect().await;
+        }
+        ejected(&caller).await.pop()
+    })
+    .await;
+    assert_eq!(node, "half");
+    assert!(reason.ends_with("errors in a row"), "{reason}");
+}
+
+/// The head of an upload and its beginning.
+const BEGINNING: &[u8] = b"POST / HTTP/1.1\r\nhost: web.mesh\r\ncontent-length: 100\r\n\r\nhalf";
+
+#[tokio::test]
+async fn nobody_is_left_out_for_a_caller_that_is_slow_to_send() {
+    let mesh = Mesh::new();
+    let workload = hung(&mesh).await;
+    let _one = mesh.node("one").serves("web", workload.address()).start().await;
+    let _two = mesh.node("two").serves("web", workload.address()).start().await;
+    let caller = mesh.node("caller").times("attempt_timeout = \"50ms\"").sections(&in_turn(""));
+    let caller = caller.start().await;
+    caller.finds("web", 2).await;
+    for _ in 0..20 {
+        let mut slow = TcpStream::connect(caller.http_proxy()).await.expect("a connection");
+        slow.write_all(BEGINNING).await.expect("it is read");
+        let mut told = [0; 12];
+        // The reset that ends the upload may overtake it.
+        if slow.read_exact(&mut told).await.is_ok() {
+            assert_eq!(&told, b"HTTP/1.1 504");
+        }
+    }
+    assert_eq!(ejected(&caller).await, []);
+}
+
+#[tokio::test]
+async fn nobody_is_left_out_for_a_caller_that_breaks_off() {
+    let mesh = Mesh::new();
+    let _servers = servers(&mesh, &["a", "b"]).await;
+    let caller = mesh.node("caller").sections(&in_turn("consecutive_errors = 2")).start().await;
+    caller.finds("web", 2).await;
+    for _ in 0..20 {
+        let mut gone = TcpStream::connect(caller.http_proxy()).await.expect("a connection");
+        gone.write_all(BEGINNING).await.expect("it is read");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let connection = TcpStream::connect(caller.http_proxy()).await.expect("a connection");
+    let (mut sender, connection) = h2::client::handshake(connection).await.expect("HTTP/2");
+    tokio::spawn(connection);
+    for _ in 0..20 {
+        let upload = Request::post("http://web.mesh/").body(()).expect("a request");
+        let (answer, mut body) = sender.send_request(upload, false).expect("room");
+        body.send_data("half".into(), false).expect("room");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        body.send_reset(h2::Reason::CANCEL);
+        drop(answer);
+    }
+    assert_eq!(ask(&caller, 2).await, [200, 200]);
+    assert_eq!(ejected(&caller).await, []);
 }
 
 #[tokio::test]

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use starling_tests::workload::Http;
-use starling_tests::{Load, Mesh, Node, Outcome};
+use starling_tests::{Load, Mesh, Node, Outcome, get, within};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 
 /// Requests a second, half of them on connections of their own.
@@ -75,4 +77,31 @@ async fn the_callees_sidecars_are_replaced_one_after_the_other() {
     }
     tokio::time::sleep(STEADY).await;
     check("both callees replaced", &load.end().await, 2 * RATE);
+}
+
+#[tokio::test]
+async fn a_passed_socket_that_is_not_wanted_refuses_and_can_be_wanted_again() {
+    let mesh = Mesh::new();
+    let workload = Http::start(mesh.ip(), "web").await;
+    let _server = mesh.node("server").serves("web", workload.address()).start().await;
+    let caller = mesh.node("caller").calls("web").is_activated().start().await;
+    caller.finds("web", 1).await;
+    let port = caller.outbound("web");
+    assert_eq!(get(port, "web", "/").await.text(), "web");
+
+    let with = std::fs::read_to_string(caller.config()).expect("a configuration");
+    let reload = async |toml: &str| {
+        caller.configure(toml);
+        caller.admin().ask_by_socket(&caller.socket(), "POST", "/v1/reload").await.json
+    };
+    let (start, _) = with.match_indices("[[outbound]]").next().expect("one");
+    let end = with[start + 1..].find("\n[").map_or(with.len(), |length| start + 1 + length);
+    let without = format!("{}{}", &with[..start], &with[end..]);
+    assert_eq!(reload(&without).await["changes"], serde_json::json!(["outbound web: gone"]));
+    let mut refused = TcpStream::connect(port).await.expect("the kernel still accepts");
+    let told = within("an end", refused.read(&mut [0; 1])).await;
+    assert!(told.is_err(), "nobody waits for nothing: {told:?}");
+
+    assert_eq!(reload(&with).await["ok"], true);
+    assert_eq!(get(port, "web", "/").await.text(), "web");
 }

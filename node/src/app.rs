@@ -72,6 +72,7 @@ pub struct Node {
     reloads: reload::Inbox,
     changes: watch::Sender<Arc<Config>>,
     admin: Admin,
+    token: watch::Sender<Option<String>>,
     outbound: Arc<Outbound>,
     inbound: Arc<Inbound>,
     local: LocalInstances,
@@ -162,7 +163,8 @@ impl Node {
             reload,
             running,
         };
-        let admin = Admin::bind(&config, files.token, shown.clone(), &mut sockets).await?;
+        let (token, shown_token) = watch::channel(files.token);
+        let admin = Admin::bind(&config, shown_token, shown.clone(), &mut sockets).await?;
         sockets.finish()?;
         let streams = incoming.streams;
         Ok(Self {
@@ -176,6 +178,7 @@ impl Node {
             reloads,
             changes,
             admin,
+            token,
             outbound,
             inbound,
             local,
@@ -199,6 +202,7 @@ impl Node {
         let parts = Parts {
             running: self.changes,
             credentials: credentials.clone(),
+            token: self.token,
             listeners: self.listeners,
             local: self.local.clone(),
             outbound: self.outbound.clone(),

@@ -18,6 +18,12 @@ use tracing::warn;
 /// Shorter watchdogs would fire because a machine is busy.
 const WATCHDOG_MIN: Duration = Duration::from_millis(10);
 
+/// A manager that is busy is told again after so long, ...
+const READY_AGAIN: Duration = Duration::from_millis(250);
+
+/// ... for a minute and a half, as long as systemd waits for it by default.
+const READY_TRIES_MAX: u32 = 360;
+
 /// The service manager; cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct ServiceManager {
@@ -41,9 +47,22 @@ impl ServiceManager {
         Ok(Self { socket: Some(Arc::new(socket)), watchdog })
     }
 
-    /// Everything is bound and served.
+    /// Everything is bound and served. Said until it is heard: without it, a manager ends the node.
     pub(crate) fn ready(&self) {
-        self.tell("READY=1");
+        const READY: &str = "READY=1";
+        if self.tell(READY) {
+            return;
+        }
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let manager = self.clone();
+        runtime.spawn(async move {
+            for _ in 0..READY_TRIES_MAX {
+                tokio::time::sleep(READY_AGAIN).await;
+                if manager.send(READY).is_ok() {
+                    return;
+                }
+            }
+        });
     }
 
     /// The configuration is read again, until the answer is dropped.
@@ -87,11 +106,18 @@ impl ServiceManager {
         }
     }
 
-    fn tell(&self, state: &str) {
-        let Some(socket) = &self.socket else { return };
-        if let Err(error) = socket.send(state.as_bytes()) {
+    /// `false` if the manager's queue is full, or it is gone.
+    fn tell(&self, state: &str) -> bool {
+        let sent = self.send(state);
+        if let Err(error) = &sent {
             warn!(%error, state, "the service manager cannot be told");
         }
+        sent.is_ok()
+    }
+
+    fn send(&self, state: &str) -> io::Result<()> {
+        let Some(socket) = &self.socket else { return Ok(()) };
+        socket.send(state.as_bytes()).map(drop)
     }
 }
 
@@ -157,6 +183,16 @@ mod tests {
         manager.status("two\nlines");
         manager.stopping();
         assert_eq!(heard(&socket), ["READY=1", "STATUS=two lines", "STOPPING=1\nSTATUS=draining"]);
+    }
+
+    #[tokio::test]
+    async fn a_manager_that_was_busy_hears_that_the_node_is_ready() {
+        let (socket, manager) = manager("busy", "");
+        (0..10_000).for_each(|_| manager.status("again"));
+        manager.ready();
+        while heard(&socket).len() > 1 {}
+        tokio::time::sleep(READY_AGAIN * 2).await;
+        assert_eq!(heard(&socket), ["READY=1"]);
     }
 
     #[test]

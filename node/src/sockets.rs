@@ -15,6 +15,8 @@ use anyhow::Context as _;
 use listenfd::ListenFd;
 use rustix::net::sockopt::socket_acceptconn;
 
+use crate::config::ListenAddress;
+
 /// Sockets that were passed and not taken yet, and what has been asked for.
 #[derive(Default)]
 pub struct Sockets {
@@ -45,6 +47,15 @@ impl Sockets {
             passed.push((name, socket));
         }
         Ok(Self { passed, asked: Vec::new() })
+    }
+
+    /// Whether a listener for `address` was passed, and nothing has taken it.
+    pub(crate) fn has(&self, address: &ListenAddress) -> bool {
+        self.passed.iter().any(|(_, socket)| match (socket, address) {
+            (Passed::Tcp(it), ListenAddress::Tcp(address)) => it.local_addr().ok() == Some(*address),
+            (Passed::Unix(it), ListenAddress::Unix(path)) => path_of(it).as_ref() == Some(path),
+            _ => false,
+        })
     }
 
     /// The TCP listener for `address`, which the configuration's `key` asks for.

@@ -2,6 +2,7 @@
 //! removed with its listener.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -43,10 +44,6 @@ impl OwnedSocket {
         if let Some(passed) = sockets.unix(path, key) {
             return Ok(Self { listener: UnixListener::from_std(passed)?, path: None });
         }
-        // A socket left behind by a killed node is in the way; one that answers is not ours.
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            anyhow::bail!("{key}: another process answers at {}; choose another path", path.display());
-        }
         remove_stale(path, key)?;
         let listener = listen(path, access)
             .with_context(|| format!("{key}: cannot create {}; does its directory exist?", path.display()))?;
@@ -71,22 +68,41 @@ fn listen(path: &Path, access: Access) -> std::io::Result<UnixListener> {
     UnixListener::from_std(std::os::fd::OwnedFd::from(socket).into())
 }
 
-/// Removes a socket that nobody answers at. Anything else there is somebody's, and named.
+/// Removes a socket left behind by a killed node: the kernel refuses whoever connects to it. Anything else there is
+/// somebody's, and named.
 fn remove_stale(path: &Path, key: &str) -> anyhow::Result<()> {
     // What cannot be looked at cannot be bound either, and binding says it better.
     let Ok(there) = fs::symlink_metadata(path) else { return Ok(()) };
     let kind = there.file_type();
     let what = match () {
-        () if kind.is_socket() => {
-            return fs::remove_file(path)
-                .with_context(|| format!("{key}: cannot remove the old {}", path.display()));
-        }
+        () if kind.is_socket() => match probe(path) {
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+                return fs::remove_file(path)
+                    .with_context(|| format!("{key}: cannot remove the old {}", path.display()));
+            }
+            // Who listens and has no room left listens, too.
+            Ok(()) => "a socket at which another process answers",
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                "a socket at which another process listens"
+            }
+            Err(error) => anyhow::bail!(
+                "{key}: {} is a socket that may be another process's ({error}); choose another path, or remove it",
+                path.display()
+            ),
+        },
         () if kind.is_dir() => "a directory",
         () if kind.is_symlink() => "a symbolic link",
         () if kind.is_file() => "a regular file",
         () => "no socket",
     };
     anyhow::bail!("{key}: {} is {what}; choose another path, or remove it", path.display())
+}
+
+/// Whether somebody listens there. Never waits: a backlog may be full.
+fn probe(path: &Path) -> std::io::Result<()> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.connect(&SockAddr::unix(path)?)
 }
 
 impl Drop for OwnedSocket {
@@ -111,6 +127,19 @@ mod tests {
         assert!(!path.exists());
         fs::write(&path, "precious").expect("written");
         let refused = remove_stale(&path, "admin.socket").expect_err("a file").to_string();
+        let others = place.path().join("others.sock");
+        let datagrams = std::os::unix::net::UnixDatagram::bind(&others).expect("a socket");
+        let named = remove_stale(&others, "admin.socket").expect_err("somebody's").to_string();
+        assert!(named.contains("may be another process's"), "{named}");
+        assert!(others.exists());
+        drop(datagrams);
+        let full = place.path().join("full.sock");
+        let busy = Socket::new(Domain::UNIX, Type::STREAM, None).expect("a socket");
+        busy.bind(&SockAddr::unix(&full).expect("a path")).expect("bound");
+        busy.listen(0).expect("it listens");
+        let _waits = probe(&full);
+        let named = remove_stale(&full, "admin.socket").expect_err("somebody's").to_string();
+        assert!(named.contains("another process listens"), "{named}");
         assert!(refused.contains("is a regular file"), "{refused}");
         assert_eq!(fs::read(&path).expect("still there"), b"precious");
     }
@@ -124,7 +153,7 @@ mod tests {
         let mode = fs::metadata(&path).expect("there").permissions().mode();
         assert_eq!(mode & 0o777, OWNER_ONLY);
         let second = bind().err().expect("it is in use").to_string();
-        assert!(second.starts_with("outbound[0].listen: another process answers"), "{second}");
+        assert!(second.contains("is a socket at which another process answers"), "{second}");
         drop(socket);
         assert!(!path.exists());
     }

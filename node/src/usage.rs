@@ -27,6 +27,15 @@ pub(crate) struct Usage {
     interval_end: AtomicU64,
 }
 
+/// When an interval ended that nobody has judged yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// Within the last one.
+    Now,
+    /// Before that: nothing has been asked since.
+    LongAgo,
+}
+
 struct Watched {
     outliers: Outliers<Target>,
     records: BTreeMap<Target, Arc<Record>>,
@@ -99,20 +108,28 @@ impl Usage {
         }
     }
 
-    /// Whether the interval has ended; `true` once for each. Whoever hears it has it judged.
-    pub(crate) fn poll_interval(&self, now: Instant) -> bool {
+    /// Whether an interval has ended; says so once for each. Whoever hears it has it judged.
+    pub(crate) fn poll_interval(&self, now: Instant) -> Option<Ended> {
         let millis = now.saturating_duration_since(self.created).as_millis() as u64;
         let end = self.interval_end.load(Ordering::Relaxed);
-        let next = millis + self.interval.load(Ordering::Relaxed);
-        millis >= end
-            && self.interval_end.compare_exchange(end, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        if millis < end {
+            return None;
+        }
+        let interval = self.interval.load(Ordering::Relaxed);
+        let next = millis + interval;
+        self.interval_end.compare_exchange(end, next, Ordering::Relaxed, Ordering::Relaxed).ok()?;
+        Some(if millis < end + interval { Ended::Now } else { Ended::LongAgo })
     }
 
-    /// Compares what the endpoints have done in the interval.
-    pub(crate) fn judge(&self, now: Instant) {
+    /// Compares what the endpoints have done in the interval that has ended. What they did before nobody asked
+    /// anything for longer than one is forgotten: it says nothing of them now.
+    pub(crate) fn judge(&self, ended: Ended, now: Instant) {
         let mut watched = self.lock();
         let windows: Vec<(Target, Window)> =
             watched.records.iter().map(|(target, record)| (target.clone(), record.take_window())).collect();
+        if ended == Ended::LongAgo {
+            return;
+        }
         let broken = watched.broken();
         for (target, reason) in watched.outliers.handle_interval(&windows, broken, now) {
             self.put_out(&watched, &target, reason, now);
@@ -129,10 +146,17 @@ impl Usage {
         self.lock().outliers.begin_trial(target, now)
     }
 
-    /// How work of an endpoint that is out went; `true` if it is back.
-    pub(crate) fn handle_trial(&self, target: &Target, record: &Record, is_good: bool, now: Instant) -> bool {
+    /// How work went that an endpoint had `begun` then, and that is out; `true` if it is back.
+    pub(crate) fn handle_trial(
+        &self,
+        target: &Target,
+        record: &Record,
+        is_good: bool,
+        begun: Instant,
+        now: Instant,
+    ) -> bool {
         let mut watched = self.lock();
-        let is_back = watched.outliers.handle_trial(target, is_good, now);
+        let is_back = watched.outliers.handle_trial(target, is_good, begun, now);
         if is_back {
             self.let_back(target, record, "its trial was good");
             self.show(&watched);
@@ -178,5 +202,55 @@ impl Usage {
 
     fn lock(&self) -> MutexGuard<'_, Watched> {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use starling_gossip::clock::Clock;
+    use starling_gossip::record::Owner;
+
+    use super::*;
+
+    fn target(nth: u8) -> Target {
+        let identity = "spiffe://acme/svc/web".parse().expect("an identity");
+        let owner = Owner { identity, node: format!("node-{nth}").parse().expect("a name") };
+        Target { owner, instance: "web".parse().expect("a label"), address: ([127, 0, 0, 1], 7_400).into() }
+    }
+
+    #[test]
+    fn an_interval_ends_once_and_one_that_ended_long_ago_is_known_for_it() {
+        let (start, settings) = (Clock::System.now(), Settings::default());
+        let usage = Usage::new("web".parse().expect("a name"), &settings, start);
+        let at = |millis| usage.poll_interval(start + Duration::from_millis(millis));
+        assert_eq!(at(9_999), None);
+        assert_eq!((at(10_001), at(10_002)), (Some(Ended::Now), None));
+        assert_eq!(at(29_000), Some(Ended::Now), "a few seconds late");
+        assert_eq!((at(49_001), at(49_002)), (Some(Ended::LongAgo), None));
+        assert_eq!(at(59_001), Some(Ended::Now));
+    }
+
+    #[test]
+    fn what_was_answered_before_a_pause_puts_nobody_out_after_it() {
+        let (start, settings) = (Clock::System.now(), Settings::default());
+        for (ended, out) in [(Ended::LongAgo, 0), (Ended::Now, 1)] {
+            let usage = Usage::new("web".parse().expect("a name"), &settings, start);
+            let members: Vec<(Target, Arc<Record>)> =
+                (0..10).map(|nth| (target(nth), Arc::default())).collect();
+            usage.set_members(members.iter().map(|(target, record)| (target, record)));
+            for (nth, (_, record)) in members.iter().enumerate() {
+                (0..100_u64).for_each(|at| {
+                    let _ = if nth == 0 {
+                        record.handle_error(at, at)
+                    } else {
+                        record.handle_answer(Duration::ZERO);
+                        0
+                    };
+                });
+            }
+            usage.judge(ended, start + settings.interval);
+            assert_eq!(usage.lock().outliers.out(), out, "{ended:?}");
+            assert_eq!(members[0].1.take_window(), Window::default(), "an interval begins anew");
+        }
     }
 }

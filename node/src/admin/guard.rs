@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use http::StatusCode;
 use http::header::{AUTHORIZATION, HOST, HeaderMap, ORIGIN};
+use tokio::sync::watch;
 
 /// How a request came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,11 +54,12 @@ impl Refused {
 
 /// Knows the token.
 pub(super) struct Guard {
-    token: Option<String>,
+    /// May be another one after a reload.
+    token: watch::Receiver<Option<String>>,
 }
 
 impl Guard {
-    pub(super) fn new(token: Option<String>) -> Self {
+    pub(super) fn new(token: watch::Receiver<Option<String>>) -> Self {
         Self { token }
     }
 
@@ -90,7 +92,7 @@ impl Guard {
 
     fn has_token(&self, headers: &HeaderMap) -> bool {
         let shown = headers.get(AUTHORIZATION).map(|value| value.as_bytes());
-        match (&self.token, shown.and_then(|value| value.strip_prefix(b"Bearer "))) {
+        match (&*self.token.borrow(), shown.and_then(|value| value.strip_prefix(b"Bearer "))) {
             (Some(token), Some(shown)) => is_equal(token.as_bytes(), shown),
             _ => false,
         }
@@ -133,7 +135,7 @@ mod tests {
             (http::HeaderName::from_static(name), value.parse().expect("value"))
         };
         let headers = pairs.iter().map(pair).collect();
-        Guard::new(Some("secret".into())).check(caller, &headers, "/v1/node", is_action)
+        Guard::new(watch::channel(Some("secret".into())).1).check(caller, &headers, "/v1/node", is_action)
     }
 
     #[test]

@@ -26,6 +26,7 @@ use serde::Serialize;
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::debug;
 
@@ -87,7 +88,7 @@ impl Admin {
     /// Binds the port and the socket.
     pub(crate) async fn bind(
         config: &Config,
-        token: Option<String>,
+        token: watch::Receiver<Option<String>>,
         shown: Shown,
         sockets: &mut Sockets,
     ) -> anyhow::Result<Self> {

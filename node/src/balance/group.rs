@@ -94,7 +94,13 @@ impl Group {
         let method = match policy {
             Policy::PeakEwma => Method::TwoChoices { by_latency: true },
             Policy::LeastRequest => Method::TwoChoices { by_latency: false },
-            Policy::RoundRobin => Method::InTurn(Rotation::new(&weights, start)),
+            Policy::RoundRobin => {
+                let rotation = Rotation::new(&weights, start);
+                Method::InTurn(match previous.map(|group| &group.method) {
+                    Some(Method::InTurn(before)) => rotation.continuing(before),
+                    _ => rotation,
+                })
+            }
             Policy::ConsistentHash(_) => {
                 let held = previous.and_then(|group| match &group.method {
                     Method::Hashed(ring) if ring.members() == members => Some(ring.clone()),
@@ -167,12 +173,16 @@ impl Group {
             return all.filter(|index| self.can_take(field, *index)).reduce(better);
         }
         let survivors = self.survivors(field, asked.now);
-        let draw = |_| {
-            let index = asked.chance.below(survivors.indices.len() as u32)?;
-            Some(survivors.indices[index as usize] as usize)
-        };
+        let indices = &survivors.indices;
+        let draw = |_| Some(indices[asked.chance.below(indices.len() as u32)? as usize] as usize);
         let drawn = (0..DRAWS_MAX).filter_map(draw).filter(|index| self.can_take(field, *index));
-        drawn.take(2).reduce(better)
+        drawn.take(2).reduce(better).or_else(|| {
+            // Hardly any that was listed can take it, or it has been with most of them.
+            let start = asked.chance.below(indices.len() as u32)? as usize;
+            let (before, after) = indices.split_at(start);
+            let all = after.iter().chain(before).take(LOOKS_MAX).map(|index| *index as usize);
+            all.filter(|index| self.can_take(field, *index)).take(2).reduce(better)
+        })
     }
 
     fn survivors(&self, field: &impl Field, now: Instant) -> Arc<Survivors> {

@@ -34,6 +34,15 @@ impl Rotation {
         Self { order, next: AtomicUsize::new(next) }
     }
 
+    /// Goes on where `previous` was, as far as it is about the same endpoints.
+    pub(super) fn continuing(self, previous: &Self) -> Self {
+        let turn = previous.next.load(Ordering::Relaxed) % previous.order.len().max(1);
+        // Endpoints that come or go change a few places: near its place a turn keeps its neighbours.
+        let place = (turn * self.order.len()).checked_div(previous.order.len()).unwrap_or_default();
+        self.next.store(place, Ordering::Relaxed);
+        self
+    }
+
     /// Whose turn it is, and the others' after it for those that it passes over.
     pub(super) fn turns(&self) -> impl Iterator<Item = usize> {
         let step = move |_| {
@@ -56,7 +65,10 @@ mod tests {
     use super::*;
 
     fn turns(weights: &[u16], count: usize) -> Vec<usize> {
-        let rotation = Rotation::new(weights, 0);
+        take(&Rotation::new(weights, 0), count)
+    }
+
+    fn take(rotation: &Rotation, count: usize) -> Vec<usize> {
         (0..count).filter_map(|_| rotation.turns().next()).collect()
     }
 
@@ -65,6 +77,21 @@ mod tests {
         assert_eq!(turns(&[100, 100, 100], 7), [0, 1, 2, 0, 1, 2, 0]);
         assert_eq!(turns(&[], 3), Vec::<usize>::new());
         assert_eq!(turns(&[0, 5], 3), [1, 1, 1]);
+    }
+
+    /// Tables change while work goes on: those that come first in a round would get all of it.
+    #[test]
+    fn the_next_table_goes_on_where_the_last_one_was() {
+        let first = Rotation::new(&[100; 4], 0);
+        assert_eq!(take(&first, 6), [0, 1, 2, 3, 0, 1]);
+        let same = Rotation::new(&[100; 4], 0).continuing(&first);
+        assert_eq!(take(&same, 3), [2, 3, 0]);
+        let larger = Rotation::new(&[100; 8], 0).continuing(&same);
+        assert_eq!(take(&larger, 2), [2, 3]);
+        let fewer = Rotation::new(&[100; 2], 0).continuing(&larger);
+        assert_eq!(take(&fewer, 2), [1, 0]);
+        assert_eq!(take(&Rotation::new(&[], 0).continuing(&fewer), 1), Vec::<usize>::new());
+        assert_eq!(take(&Rotation::new(&[1], 0).continuing(&Rotation::new(&[], 0)), 1), [0]);
     }
 
     #[test]

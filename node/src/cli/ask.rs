@@ -12,8 +12,25 @@ use serde_json::Value;
 /// A node answers from memory; one that does not is stuck.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
+/// To act, it may have to read files from a slow disk first.
+const ACT_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// An answer longer than this is no admin API's.
 const ANSWER_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// A reason given in words is no longer.
+const REASON_CHARS_MAX: usize = 1_024;
+
+/// A node has answered, and not with what was asked for.
+#[derive(Debug, thiserror::Error)]
+#[error("the node refuses ({status}): {reason}")]
+pub(super) struct Refusal {
+    /// Of the answer.
+    pub(super) status: u16,
+    reason: String,
+    /// The whole answer, if it is JSON.
+    pub(super) answer: Option<Value>,
+}
 
 /// Which node is asked, and as whom.
 #[derive(Clone, Debug, clap::Args)]
@@ -52,19 +69,30 @@ impl Asked {
         let token = self.token()?;
         let host = if self.admin.starts_with("unix:") { "localhost" } else { &self.admin };
         let head = format!("{method} {path} HTTP/1.1\r\nhost: {host}\r\n{token}connection: close\r\n\r\n");
+        let timeout = if method == "GET" { TIMEOUT } else { ACT_TIMEOUT };
         let answer = match self.admin.strip_prefix("unix:") {
             Some(path) => {
                 let stream = UnixStream::connect(path).with_context(unreachable)?;
-                stream.set_read_timeout(Some(TIMEOUT))?;
+                stream.set_read_timeout(Some(timeout))?;
                 exchange(stream, &head)
             }
             None => {
                 let stream = TcpStream::connect(&self.admin).with_context(unreachable)?;
-                stream.set_read_timeout(Some(TIMEOUT))?;
+                stream.set_read_timeout(Some(timeout))?;
                 exchange(stream, &head)
             }
         };
-        read_answer(&answer.with_context(unreachable)?)
+        let answer = answer.map_err(|error| match error.kind() {
+            // What a read that takes too long is called depends on the socket.
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                anyhow::anyhow!(
+                    "the node at {} has not answered within {timeout:?}; its log may say why",
+                    self.admin
+                )
+            }
+            _ => anyhow::Error::from(error).context(unreachable()),
+        });
+        read_answer(&answer?)
     }
 
     fn token(&self) -> anyhow::Result<String> {
@@ -92,7 +120,35 @@ fn read_answer(answer: &[u8]) -> anyhow::Result<Vec<u8>> {
     if (200..300).contains(&status) {
         return Ok(body);
     }
-    let error = serde_json::from_slice::<Value>(&body).ok();
-    let error = error.as_ref().and_then(|value| value["error"].as_str()).unwrap_or("no reason given");
-    anyhow::bail!("the node refuses ({status}): {error}")
+    let answer = serde_json::from_slice::<Value>(&body).ok();
+    let told = answer.as_ref().and_then(|value| value["error"].as_str().map(str::to_owned));
+    let words = || String::from_utf8_lossy(&body).trim().chars().take(REASON_CHARS_MAX).collect::<String>();
+    let reason = match told.unwrap_or_else(words) {
+        nothing if nothing.is_empty() => "no reason given".to_owned(),
+        reason => reason,
+    };
+    Err(Refusal { status, reason, answer }.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(answer: &str) -> (String, Option<Value>) {
+        let error = read_answer(answer.as_bytes()).expect_err("a refusal");
+        let answer = error.downcast_ref::<Refusal>().expect("the node's").answer.clone();
+        (error.to_string(), answer)
+    }
+
+    #[test]
+    fn a_refusal_is_told_in_the_nodes_words() {
+        let (told, answer) = refusal("HTTP/1.1 503 \r\nx: y\r\n\r\ndraining\n");
+        assert_eq!((told.as_str(), answer), ("the node refuses (503): draining", None));
+        let (told, answer) = refusal("HTTP/1.1 422 \r\n\r\n{\"error\": \"no\", \"mistakes\": [1]}");
+        assert_eq!(told, "the node refuses (422): no");
+        assert_eq!(answer.expect("JSON")["mistakes"][0], 1);
+        assert_eq!(refusal("HTTP/1.1 500 \r\n\r\n").0, "the node refuses (500): no reason given");
+        let long = refusal(&format!("HTTP/1.1 500 \r\n\r\n{}", "e".repeat(100_000))).0;
+        assert!(long.len() < REASON_CHARS_MAX + 64);
+    }
 }

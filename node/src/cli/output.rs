@@ -6,7 +6,11 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
+use super::ask::Refusal;
 use crate::config::Mistakes;
+
+/// How a node refuses what it cannot make sense of.
+const UNPROCESSABLE: u16 = 422;
 
 /// How to answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -21,7 +25,7 @@ pub(super) enum Output {
 /// Why a command did not do its work; decides the exit code.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// Exit code 1.
+    /// Exit code 1; 2 if a node says so of its configuration.
     Failed(anyhow::Error),
     /// Exit code 2.
     Configuration(Mistakes),
@@ -44,7 +48,13 @@ impl Failure {
         let (text, json, code) = match self {
             Self::Failed(error) => {
                 let text = format!("{error:#}");
-                (format!("starling: {text}"), json!({ "ok": false, "error": text }), 1)
+                let refusal = error.downcast_ref::<Refusal>();
+                let is_mistaken = refusal.is_some_and(|refusal| refusal.status == UNPROCESSABLE);
+                let json = match refusal.and_then(|refusal| refusal.answer.clone()) {
+                    Some(answer) if answer.is_object() => answer,
+                    _ => json!({ "ok": false, "error": text }),
+                };
+                (format!("starling: {text}"), json, if is_mistaken { 2 } else { 1 })
             }
             Self::Configuration(mistakes) => (mistakes.to_string(), mistakes.to_json(), 2),
         };

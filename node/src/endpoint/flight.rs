@@ -7,6 +7,7 @@ use starling_gossip::clock::Instant;
 
 use super::Endpoint;
 use crate::circuit::Room;
+use crate::upstream::is_callers;
 
 /// Counts one piece of work as long as it lives.
 pub(crate) struct Flight {
@@ -25,6 +26,18 @@ impl Flight {
     /// When it began.
     pub(super) fn begun(&self) -> Instant {
         self.begun
+    }
+
+    /// Its answer has come to its end.
+    pub(crate) fn handle_end(&self) {
+        self.endpoint.record.handle_end();
+    }
+
+    /// Its answer has ended in the midst, with `error`.
+    pub(crate) fn handle_broken_answer(&self, error: &hyper::Error) {
+        if !is_callers(error) {
+            self.endpoint.handle_broken_answer(self.begun);
+        }
     }
 
     /// It holds `room` as well.

@@ -38,12 +38,13 @@ impl<'e> Measure<'e> {
 
     /// The workload did what it should.
     pub(super) fn handle_accept(mut self) {
+        let begun = self.begun;
         let (took, now) = self.settle();
         if !self.is_first {
             self.endpoint.estimate.handle_answer(took, self.endpoint.stamp(now));
         }
         self.endpoint.record.handle_answer(took);
-        self.endpoint.handle_outcome(true, now);
+        self.endpoint.handle_outcome(true, begun, now);
     }
 
     /// It took the work and failed.
@@ -54,9 +55,10 @@ impl<'e> Measure<'e> {
 
     /// It took no work: whether it may be asked again is the breaker's question.
     pub(super) fn handle_refusal(mut self) {
+        let begun = self.begun;
         let (took, now) = self.settle();
         self.endpoint.estimate.handle_failure(took, self.endpoint.stamp(now));
-        self.endpoint.handle_outcome(false, now);
+        self.endpoint.handle_outcome(false, begun, now);
     }
 
     /// The outcome says nothing of the endpoint.
@@ -84,24 +86,39 @@ impl Endpoint {
     /// An attempt that had `begun` then took work and failed.
     pub(super) fn handle_error(&self, begun: Instant, now: Instant) {
         self.estimate.handle_failure(now.saturating_duration_since(begun), self.stamp(now));
-        let micros = |at: Instant| at.saturating_duration_since(self.created).as_micros() as u64;
-        let in_a_row = self.record.handle_error(micros(begun), micros(now));
-        self.handle_outcome(false, now);
+        let in_a_row = self.record.handle_error(self.micros(begun), self.micros(now));
+        self.handle_outcome(false, begun, now);
         if !self.record.is_out() {
             self.usage.handle_errors(&self.target, in_a_row, now);
         }
     }
 
-    /// Ends a trial, and an interval where it is time.
-    fn handle_outcome(&self, is_good: bool, now: Instant) {
-        if self.record.is_out() && self.usage.handle_trial(&self.target, &self.record, is_good, now) {
+    /// An answer to what had `begun` then was good so far, and breaks off.
+    pub(super) fn handle_broken_answer(&self, begun: Instant) {
+        let now = self.clock.now();
+        let in_a_row = self.record.handle_broken_answer(self.micros(begun), self.micros(now));
+        self.handle_outcome(false, begun, now);
+        if !self.record.is_out() {
+            self.usage.handle_errors(&self.target, in_a_row, now);
+        }
+    }
+
+    /// Ends a trial that this work was, and an interval where it is time.
+    fn handle_outcome(&self, is_good: bool, begun: Instant, now: Instant) {
+        let is_out = self.record.is_out();
+        if is_out && self.usage.handle_trial(&self.target, &self.record, is_good, begun, now) {
             self.join(now);
         }
-        if self.usage.poll_interval(now) {
+        if let Some(ended) = self.usage.poll_interval(now) {
             let usage = self.usage.clone();
             // Not on this request's time.
-            tokio::spawn(async move { usage.judge(now) });
+            tokio::spawn(async move { usage.judge(ended, now) });
         }
+    }
+
+    /// On the clock of its record.
+    fn micros(&self, at: Instant) -> u64 {
+        at.saturating_duration_since(self.created).as_micros() as u64
     }
 }
 

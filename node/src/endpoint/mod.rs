@@ -25,7 +25,7 @@ use crate::proxy::forward::Underway;
 use crate::route::Target;
 use crate::telemetry::exchange::{Direction, Meter};
 use crate::upstream::{
-    Answered, ConnectFailure, HttpUpstream, HttpVersion, SendError, SendFailure, UpstreamLimits,
+    Answered, ConnectFailure, HttpUpstream, HttpVersion, SendError, SendFailure, UpstreamLimits, is_callers,
 };
 use crate::usage::Usage;
 
@@ -272,6 +272,7 @@ impl Endpoint {
             }
             Err(error) => {
                 match &error.failure {
+                    SendFailure::Broken(error) if is_callers(error) => measure.leave_out(),
                     SendFailure::Broken(_) => measure.handle_error(),
                     // Whether it can be reached is the breaker's question.
                     SendFailure::Silent | SendFailure::Connect(_) => measure.handle_refusal(),

@@ -101,7 +101,8 @@ struct Ejected {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Out,
-    OnTrial,
+    /// Since when.
+    OnTrial(Instant),
     /// It is back, and its past not forgotten yet.
     Back,
 }
@@ -217,20 +218,20 @@ impl<K: Ord + Clone> Outliers<K> {
             Some(ejected) if now < ejected.until => false,
             Some(ejected) => {
                 ejected.until = now + TRIAL_MAX;
-                ejected.state = State::OnTrial;
+                ejected.state = State::OnTrial(now);
                 true
             }
             None => true,
         }
     }
 
-    /// How work of one that is out went. Work that was under way when it was ejected says nothing new.
-    /// `true` if it is back.
-    pub(crate) fn handle_trial(&mut self, who: &K, is_good: bool, now: Instant) -> bool {
+    /// How work of one that is out went, which had `begun` then. What was under way before its trial says nothing
+    /// new. `true` if it is back.
+    pub(crate) fn handle_trial(&mut self, who: &K, is_good: bool, begun: Instant, now: Instant) -> bool {
         let settings = self.settings;
-        let Some(ejected) = self.known.get_mut(who).filter(|ejected| ejected.state == State::OnTrial) else {
-            return false;
-        };
+        let is_trial =
+            |ejected: &&mut Ejected| matches!(ejected.state, State::OnTrial(since) if since <= begun);
+        let Some(ejected) = self.known.get_mut(who).filter(is_trial) else { return false };
         if is_good {
             ejected.state = State::Back;
             return true;

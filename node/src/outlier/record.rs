@@ -7,7 +7,8 @@ use std::time::Duration;
 #[derive(Debug, Default)]
 pub(crate) struct Record {
     errors_in_a_row: AtomicU32,
-    /// When the last of them came, in microseconds on the endpoint's own clock.
+    broken_in_a_row: AtomicU32,
+    /// When the last of either came, in microseconds on the endpoint's own clock.
     last_error: AtomicU64,
     answers: AtomicU32,
     errors: AtomicU32,
@@ -45,11 +46,29 @@ impl Record {
     pub(crate) fn handle_error(&self, begun: u64, now: u64) -> u32 {
         self.answers.fetch_add(1, Ordering::Relaxed);
         self.errors.fetch_add(1, Ordering::Relaxed);
+        self.count_in_a_row(&self.errors_in_a_row, begun, now)
+    }
+
+    /// An answer that was good so far breaks off at `now`, of an attempt that had `begun` before; gives how many did
+    /// in a row.
+    pub(crate) fn handle_broken_answer(&self, begun: u64, now: u64) -> u32 {
+        self.errors.fetch_add(1, Ordering::Relaxed);
+        self.count_in_a_row(&self.broken_in_a_row, begun, now)
+    }
+
+    /// An answer has come to its end.
+    pub(crate) fn handle_end(&self) {
+        if self.broken_in_a_row.load(Ordering::Relaxed) != 0 {
+            self.broken_in_a_row.store(0, Ordering::Relaxed);
+        }
+    }
+
+    fn count_in_a_row(&self, count: &AtomicU32, begun: u64, now: u64) -> u32 {
         if begun < self.last_error.load(Ordering::Relaxed) {
-            return self.errors_in_a_row.load(Ordering::Relaxed);
+            return count.load(Ordering::Relaxed);
         }
         self.last_error.store(now, Ordering::Relaxed);
-        self.errors_in_a_row.fetch_add(1, Ordering::Relaxed).saturating_add(1)
+        count.fetch_add(1, Ordering::Relaxed).saturating_add(1)
     }
 
     /// Ends the interval, and gives what was in it.
@@ -79,6 +98,7 @@ impl Record {
     /// It is out from now on, or back with nothing against it.
     pub(crate) fn set_out(&self, is_out: bool) {
         self.errors_in_a_row.store(0, Ordering::Relaxed);
+        self.broken_in_a_row.store(0, Ordering::Relaxed);
         self.is_out.store(is_out, Ordering::Relaxed);
     }
 }

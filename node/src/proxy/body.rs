@@ -242,6 +242,9 @@ impl AnswerGuard {
         if let Some(stream) = &mut self.stream {
             stream.handle_end();
         }
+        if let Some(flight) = &self.flight {
+            flight.handle_end();
+        }
     }
 }
 
@@ -256,7 +259,11 @@ impl Body for RequestBody {
         match self.get_mut() {
             Self::Streamed { body, bytes, moved, .. } => {
                 ready!(ALLOWANCE.poll_some(context));
-                let polled = Pin::new(body).poll_frame(context).map_ok(|frame| {
+                let polled = Pin::new(body).poll_frame(context);
+                if let Some(moved) = moved {
+                    moved.set_awaited(polled.is_pending());
+                }
+                let polled = polled.map_ok(|frame| {
                     moved.iter().for_each(Moved::note);
                     if let Some(data) = frame.data_ref() {
                         ALLOWANCE.take(data.len());
@@ -316,7 +323,12 @@ impl Body for AnswerBody {
                     this.guard.handle_end();
                 }
             }
-            Poll::Ready(Some(Err(_))) => this.guard.handle_broken(),
+            Poll::Ready(Some(Err(error))) => {
+                this.guard.handle_broken();
+                if let (BodyError::Upstream(error), Some(flight)) = (error, &this.guard.flight) {
+                    flight.handle_broken_answer(error);
+                }
+            }
             Poll::Pending => {
                 if let Some(time) = &mut this.guard.time {
                     let elapsed = ready!(time.timer.poll_elapsed(context));

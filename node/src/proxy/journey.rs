@@ -150,7 +150,7 @@ impl<'a> Journey<'a> {
                     request = self.request_again(fate_of(&error), error.unsent, &mut timer).await;
                 }
                 Err(elapsed) => {
-                    if self.is_to_blame(elapsed) {
+                    if self.is_to_blame(elapsed, &timer) {
                         endpoint.handle_timeout(&flight);
                     }
                     drop(flight);
@@ -179,9 +179,9 @@ impl<'a> Journey<'a> {
 
     /// Whether an endpoint is to blame for the time that has run out, and not who waits for it: a caller may give
     /// less time than anybody needs, or take its own with a body.
-    fn is_to_blame(&self, elapsed: Elapsed) -> bool {
+    fn is_to_blame(&self, elapsed: Elapsed, timer: &Timer) -> bool {
         match elapsed {
-            Elapsed::Attempt => true,
+            Elapsed::Attempt => !timer.awaits_caller(),
             Elapsed::Total => !self.for_grpc && self.spare.is_some(),
             Elapsed::Idle => false,
         }

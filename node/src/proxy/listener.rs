@@ -6,7 +6,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::ArcSwapOption;
 use http::header::{CONNECTION, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
@@ -62,8 +62,9 @@ pub(crate) enum Serves {
 /// A bound local listener.
 pub(crate) struct Listener {
     pub(crate) socket: LocalSocket,
-    /// May change; a connection keeps what it began with.
-    pub(crate) serves: Arc<ArcSwap<Serves>>,
+    /// May change; a connection keeps what it began with. `None` where nothing is served any more, at a socket that
+    /// whoever passed it keeps open: who connects is told at once.
+    pub(crate) serves: Arc<ArcSwapOption<Serves>>,
     pub(crate) outbound: Arc<Outbound>,
     /// Who may connect, and for how long.
     pub(crate) clients: Clients,
@@ -113,14 +114,17 @@ impl Listener {
     }
 
     fn admit(&self, client: Plain) {
+        let Some(serves) = self.serves.load_full() else {
+            return tunnel::reset_plain_unless_ended(&client);
+        };
         if let (Some(pass), Some(descriptor)) =
             (self.clients.connections.enter(), self.clients.descriptors.enter())
         {
             let held = Held::new(pass, Some(descriptor)).coming_from(local_socket::source(&client));
-            return self.start(client, held);
+            return self.start(client, Serves::clone(&serves), held);
         }
         metrics::counter!("starling_local_refused_total", "flag" => Flag::Overflow.as_str()).increment(1);
-        let speaks_http = match &**self.serves.load() {
+        let speaks_http = match &*serves {
             Serves::ByName(_) => true,
             Serves::Service(service, _) => self.outbound.speaks(service) == Some(Protocol::Http),
         };
@@ -135,9 +139,8 @@ impl Listener {
         }
     }
 
-    fn start(&self, client: Plain, held: Held) {
-        let (serves, outbound) = (Serves::clone(&self.serves.load()), self.outbound.clone());
-        let clients = self.clients.clone();
+    fn start(&self, client: Plain, serves: Serves, held: Held) {
+        let (outbound, clients) = (self.outbound.clone(), self.clients.clone());
         tokio::spawn(async move {
             tokio::select! {
                 biased;

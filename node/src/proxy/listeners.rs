@@ -1,13 +1,14 @@
 //! The set of local listeners, which may change while a node runs.
 //!
 //! A change has two steps: [`Listeners::bind`] binds what is new, and may fail; [`Listeners::take`]
-//! starts it and stops what is gone, and cannot. Connections that were accepted live on.
+//! starts it and stops what is gone, and cannot. Connections that were accepted live on. A socket that was passed
+//! listens as long as whoever passed it holds it, so it is kept: to refuse, and to serve again should it be wanted.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
+use arc_swap::ArcSwapOption;
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::config::{Config, ListenAddress};
@@ -28,12 +29,18 @@ pub(crate) struct Listeners {
 }
 
 struct Running {
-    serves: Arc<ArcSwap<Serves>>,
+    is_passed: bool,
+    serves: Arc<ArcSwapOption<Serves>>,
     task: AbortHandle,
 }
 
 /// What a configuration wants: bound, where it does not run already.
-pub(crate) struct Bound(BTreeMap<Slot, (Serves, Option<LocalSocket>)>);
+pub(crate) struct Bound(BTreeMap<Slot, (Serves, Option<New>)>);
+
+struct New {
+    socket: LocalSocket,
+    is_passed: bool,
+}
 
 impl Listeners {
     /// None yet; all together let in what `clients` let in.
@@ -48,15 +55,15 @@ impl Listeners {
         for (address, key, serves) in wanted(config) {
             let same = bound.keys().filter(|(taken, _): &&Slot| *taken == address).count();
             let slot = (address, same);
-            let socket = match self.running.contains_key(&slot) {
+            let new = match self.running.contains_key(&slot) {
                 true => None,
-                false => Some(
-                    LocalSocket::bind(&slot.0, &key, sockets)
-                        .await
-                        .map_err(|error| self.explain(error, &slot.0))?,
-                ),
+                false => {
+                    let is_passed = sockets.has(&slot.0);
+                    let socket = LocalSocket::bind(&slot.0, &key, sockets).await;
+                    Some(New { socket: socket.map_err(|error| self.explain(error, &slot.0))?, is_passed })
+                }
             };
-            bound.insert(slot, (serves, socket));
+            bound.insert(slot, (serves, new));
         }
         Ok(Bound(bound))
     }
@@ -64,21 +71,23 @@ impl Listeners {
     /// Serves exactly `bound` from now on.
     pub(crate) fn take(&mut self, Bound(bound): Bound) {
         self.running.retain(|slot, running| {
-            let stays = bound.contains_key(slot);
-            if !stays {
-                running.task.abort();
+            let is_wanted = bound.contains_key(slot);
+            match running.is_passed {
+                _ if is_wanted => {}
+                true => running.serves.store(None),
+                false => running.task.abort(),
             }
-            stays
+            is_wanted || running.is_passed
         });
-        for (slot, (serves, socket)) in bound {
+        for (slot, (serves, new)) in bound {
             if let Some(running) = self.running.get(&slot) {
-                running.serves.store(Arc::new(serves));
-            } else if let Some(socket) = socket {
-                let serves = Arc::new(ArcSwap::from_pointee(serves));
+                running.serves.store(Some(Arc::new(serves)));
+            } else if let Some(New { socket, is_passed }) = new {
+                let serves = Arc::new(ArcSwapOption::from_pointee(serves));
                 let (outbound, clients) = (self.outbound.clone(), self.clients.clone());
                 let listener = Listener { socket, serves: serves.clone(), outbound, clients };
                 let task = self.tasks.spawn(listener.run());
-                self.running.insert(slot, Running { serves, task });
+                self.running.insert(slot, Running { is_passed, serves, task });
             }
         }
         while self.tasks.try_join_next().is_some() {}

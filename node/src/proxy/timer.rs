@@ -21,9 +21,17 @@ pub(crate) struct Timer {
     elsewhere: Option<Moved>,
 }
 
-/// Whether bytes have moved since somebody last asked; cheap to clone.
+/// What moves elsewhere; cheap to clone.
 #[derive(Clone, Default)]
-pub(crate) struct Moved(Arc<AtomicBool>);
+pub(crate) struct Moved(Arc<Upload>);
+
+#[derive(Default)]
+struct Upload {
+    /// Whether bytes have moved since somebody last asked.
+    has_moved: AtomicBool,
+    /// Whether its caller is to send more before anything can move.
+    is_awaited: AtomicBool,
+}
 
 impl Timer {
     /// A call that begins now.
@@ -57,6 +65,11 @@ impl Timer {
         self.elsewhere.get_or_insert_default().clone()
     }
 
+    /// Whether it is the caller that has to send more.
+    pub(crate) fn awaits_caller(&self) -> bool {
+        self.elsewhere.as_ref().is_some_and(|moved| moved.0.is_awaited.load(Ordering::Relaxed))
+    }
+
     /// Does `work`, as far as there is time.
     pub(crate) async fn limit<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Elapsed> {
         tokio::select! {
@@ -88,11 +101,16 @@ impl Timer {
 impl Moved {
     /// Something has moved.
     pub(crate) fn note(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.has_moved.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether more of an upload was asked for than its caller has sent.
+    pub(crate) fn set_awaited(&self, is_awaited: bool) {
+        self.0.is_awaited.store(is_awaited, Ordering::Relaxed);
     }
 
     fn take(&self) -> bool {
-        self.0.swap(false, Ordering::Relaxed)
+        self.0.has_moved.swap(false, Ordering::Relaxed)
     }
 }
 

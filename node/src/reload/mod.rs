@@ -80,6 +80,8 @@ pub(crate) struct Parts {
     pub(crate) manager: ServiceManager,
     pub(crate) clock: Clock,
     pub(crate) credentials: Credentials,
+    /// The admin API's.
+    pub(crate) token: watch::Sender<Option<String>>,
 }
 
 /// Reads the configuration again when it is time to.
@@ -199,7 +201,7 @@ impl Reloader {
     async fn reload(&mut self) -> Outcome {
         let outcome = if self.file.may_be_read_again().await {
             match self.read().await {
-                Ok(next) => self.apply(&next).await,
+                Ok((next, files)) => self.apply(&next, files.token).await,
                 Err(outcome) => outcome,
             }
         } else {
@@ -215,12 +217,12 @@ impl Reloader {
     }
 
     /// The whole configuration, and the files it names, judged as before a start.
-    async fn read(&self) -> Result<Config, Outcome> {
+    async fn read(&self) -> Result<(Config, Files), Outcome> {
         let (path, environment) = (self.file.path.clone(), self.file.environment.clone());
         let wall = self.parts.clock.wall();
         let reading = tokio::task::spawn_blocking(move || {
             let config = Config::load(&path, environment)?;
-            Files::load(&config, wall).map(|_| config)
+            Files::load(&config, wall).map(|files| (config, files))
         });
         match reading.await {
             Ok(read) => read.map_err(Outcome::Mistaken),
@@ -228,12 +230,12 @@ impl Reloader {
         }
     }
 
-    async fn apply(&mut self, next: &Config) -> Outcome {
+    async fn apply(&mut self, next: &Config, token: Option<String>) -> Outcome {
         let plan = plan(&self.parts.running.borrow(), next);
         if let Err(why) = plan.judge(self.parts.credentials.id()) {
             return Outcome::Failed(why);
         }
-        let Plan { config, changes, needs_restart } = plan;
+        let Plan { config, mut changes, needs_restart } = plan;
         let parts = &mut self.parts;
         let bound = match parts.listeners.bind(&config, &mut Sockets::default()).await {
             Ok(bound) => bound,
@@ -248,6 +250,11 @@ impl Reloader {
         parts.capacity.set_limits(&config.limits, descriptors::reserved(&config));
         parts.outbound.set_attempts_max(config.limits.attempts_max as usize);
         self.file.log_level.set(&config.log.level);
+        // One from another file waits with its key for a restart.
+        if config.admin.token_file == next.admin.token_file && *parts.token.borrow() != token {
+            parts.token.send_replace(token);
+            changes.push("admin.token_file: another token".to_owned());
+        }
         parts.running.send_replace(Arc::new(config));
         Outcome::Applied { changes, needs_restart }
     }

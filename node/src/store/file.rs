@@ -18,6 +18,7 @@ use redb::{
 };
 use starling_gossip::clock::WallTime;
 use starling_gossip::limits::MEMORY_VALUE_BYTES_MAX;
+use starling_gossip::memory::LIFE_KEY;
 
 use super::directory::FILE_MODE;
 use super::{STORE_BYTES_MAX, about};
@@ -171,8 +172,13 @@ fn make_tables(database: &Database) -> Result<(), redb::Error> {
 
 fn entries(transaction: &redb::ReadTransaction) -> Result<BTreeMap<String, Vec<u8>>, redb::Error> {
     let mut entries = BTreeMap::new();
+    let table = transaction.open_table(ENTRIES)?;
+    // A full store takes a new life all the same: it is read whatever else is too much.
+    if let Some(life) = table.get(LIFE_KEY)?.filter(|life| life.value().len() <= MEMORY_VALUE_BYTES_MAX) {
+        entries.insert(LIFE_KEY.to_owned(), life.value().to_vec());
+    }
     let mut bytes = 0;
-    for entry in transaction.open_table(ENTRIES)?.iter()? {
+    for entry in table.iter()? {
         let (key, value) = entry?;
         let (key, value) = (key.value(), value.value());
         bytes += key.len() + value.len();

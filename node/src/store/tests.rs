@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
+use super::file::StoreFile;
 use super::*;
 
 /// Longer than two batches and a retry.
@@ -239,6 +240,22 @@ fn a_full_store_takes_a_life_but_nothing_else() {
     assert!(state.put("1".to_owned(), None, Urgency::Soon));
     assert!(state.put("new".to_owned(), value(), Urgency::Soon), "what is forgotten makes room");
     assert!(!state.put("large".to_owned(), Some(vec![0; MEMORY_VALUE_BYTES_MAX + 1]), Urgency::Soon));
+}
+
+#[test]
+fn a_life_is_read_from_a_store_that_is_too_full() {
+    let place = tempfile::tempdir().expect("a directory");
+    let (file, _) = StoreFile::open(place.path()).expect("a new file");
+    let value = vec![7; MEMORY_VALUE_BYTES_MAX];
+    let names: Vec<String> = (0..=STORE_BYTES_MAX / value.len()).map(|nth| format!("{nth:08}")).collect();
+    let mut changes: file::Changes<'_> =
+        names.iter().map(|name| (name.as_str(), Some(value.as_slice()))).collect();
+    changes.insert(LIFE_KEY, Some(b"12345678"));
+    file.write(&changes).expect("written");
+    drop(file);
+    let (_, entries) = StoreFile::open(place.path()).expect("it is there");
+    assert_eq!(entries.get(LIFE_KEY).map(Vec::as_slice), Some(&b"12345678"[..]));
+    assert!(entries.len() - 1 < names.len(), "and not all of the rest");
 }
 
 /// Kills a writer with SIGKILL at random moments and opens what it left.

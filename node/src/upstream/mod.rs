@@ -22,6 +22,7 @@ use starling_transport::connection::Connection;
 use starling_transport::header::RefusalReason;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::proxy::body::RequestError;
 use crate::proxy::failure::Flag;
 use crate::proxy::forward::Underway;
 use crate::proxy::gate::Pass;
@@ -175,6 +176,15 @@ impl SendFailure {
         let cause = http2_cause(error).filter(|cause| cause.is_remote() && cause.is_reset())?;
         cause.reason().filter(|reason| *reason != Reason::NO_ERROR)
     }
+}
+
+/// Whether a connection's `error` is that the caller broke off its request's body. What is sent of a request ends its
+/// stream then, in HTTP/1.1 its connection, and with it the answer.
+pub(crate) fn is_callers(error: &hyper::Error) -> bool {
+    let is_of_body = |error: &(dyn std::error::Error + 'static)| error.is::<RequestError>();
+    let is_reset_here = |cause: &h2::Error| cause.is_reset() && !cause.is_remote() && !cause.is_library();
+    std::iter::successors(error.source(), |error| (*error).source()).any(is_of_body)
+        || http2_cause(error).is_some_and(is_reset_here)
 }
 
 fn http2_cause(error: &hyper::Error) -> Option<&h2::Error> {

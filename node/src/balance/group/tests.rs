@@ -164,6 +164,15 @@ fn a_few_usable_ones_among_many_share_the_work() {
     }
 }
 
+#[test]
+fn the_last_of_many_that_can_take_it_is_found() {
+    for policy in policies() {
+        let usable = |index| index == 3 || index == 77;
+        let field = Endpoints { usable: &usable, tried: Some(3), ..Endpoints::default() };
+        assert_eq!(counts(&group(&[100; 100], &policy), &field)[77], 10_000, "{policy:?}");
+    }
+}
+
 /// The promise that a request costs the same with 5,000 endpoints as with five.
 #[test]
 fn a_choice_looks_at_a_handful_however_many_there_are() {
