@@ -1,5 +1,6 @@
 //! Instances that take work and do it badly are left out for a while, a few at a time.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use http::{Method, Request, StatusCode};
@@ -157,10 +158,10 @@ async fn nobody_is_left_out_for_a_caller_that_is_slow_to_send() {
     let workload = hung(&mesh).await;
     let _one = mesh.node("one").serves("web", workload.address()).start().await;
     let _two = mesh.node("two").serves("web", workload.address()).start().await;
-    let caller = mesh.node("caller").times("attempt_timeout = \"50ms\"").sections(&in_turn(""));
+    let caller = mesh.node("caller").times("attempt_timeout = \"500ms\"").sections(&in_turn(""));
     let caller = caller.start().await;
     caller.finds("web", 2).await;
-    for _ in 0..20 {
+    for _ in 0..12 {
         let mut slow = TcpStream::connect(caller.http_proxy()).await.expect("a connection");
         slow.write_all(BEGINNING).await.expect("it is read");
         let mut told = [0; 12];
@@ -172,30 +173,70 @@ async fn nobody_is_left_out_for_a_caller_that_is_slow_to_send() {
     assert_eq!(ejected(&caller).await, []);
 }
 
+/// Answers while it reads, and for as long.
+async fn answering(mesh: &Mesh) -> Tcp {
+    let answer = async |mut stream: TcpStream| {
+        let mut bytes = [0; 4096];
+        let _head = stream.read(&mut bytes).await;
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n").await;
+        while let Ok(1..) = stream.read(&mut bytes).await {}
+    };
+    Tcp::start(mesh.ip(), answer).await
+}
+
+/// Ends its side in the midst of an upload, whose answer has begun or does not come.
+async fn break_off(proxy: SocketAddr, host: &str, is_answered: bool) {
+    let mut gone = TcpStream::connect(proxy).await.expect("a connection");
+    let beginning = format!("POST / HTTP/1.1\r\nhost: {host}\r\ncontent-length: 100\r\n\r\nhalf");
+    gone.write_all(beginning.as_bytes()).await.expect("it is read");
+    if is_answered {
+        gone.read_exact(&mut [0; 12]).await.expect("an answer");
+    } else {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    gone.shutdown().await.expect("its end");
+    let _ = gone.read_to_end(&mut Vec::new()).await;
+}
+
+async fn break_off_in_http2(proxy: SocketAddr, host: &str, is_answered: bool) {
+    let connection = TcpStream::connect(proxy).await.expect("a connection");
+    let (mut sender, connection) = h2::client::handshake(connection).await.expect("HTTP/2");
+    tokio::spawn(connection);
+    for _ in 0..8 {
+        let upload = Request::post(format!("http://{host}/")).body(()).expect("a request");
+        let (answer, mut body) = sender.send_request(upload, false).expect("room");
+        body.send_data("half".into(), false).expect("room");
+        if is_answered {
+            assert_eq!(answer.await.expect("an answer").status(), StatusCode::OK);
+        } else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        body.send_reset(h2::Reason::CANCEL);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 #[tokio::test]
 async fn nobody_is_left_out_for_a_caller_that_breaks_off() {
     let mesh = Mesh::new();
-    let _servers = servers(&mesh, &["a", "b"]).await;
-    let caller = mesh.node("caller").sections(&in_turn("consecutive_errors = 2")).start().await;
+    let (answering, hung) = (answering(&mesh).await, hung(&mesh).await);
+    let mut servers = Vec::new();
+    for (name, service, workload) in
+        [("a", "web", &answering), ("b", "web", &answering), ("c", "mute", &hung), ("d", "mute", &hung)]
+    {
+        servers.push(mesh.node(name).serves(service, workload.address()).start().await);
+    }
+    let caller = mesh.node("caller").sections(&in_turn("consecutive_errors = 1")).start().await;
     caller.finds("web", 2).await;
-    for _ in 0..20 {
-        let mut gone = TcpStream::connect(caller.http_proxy()).await.expect("a connection");
-        gone.write_all(BEGINNING).await.expect("it is read");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    let connection = TcpStream::connect(caller.http_proxy()).await.expect("a connection");
-    let (mut sender, connection) = h2::client::handshake(connection).await.expect("HTTP/2");
-    tokio::spawn(connection);
-    for _ in 0..20 {
-        let upload = Request::post("http://web.mesh/").body(()).expect("a request");
-        let (answer, mut body) = sender.send_request(upload, false).expect("room");
-        body.send_data("half".into(), false).expect("room");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-        body.send_reset(h2::Reason::CANCEL);
-        drop(answer);
-    }
-    assert_eq!(ask(&caller, 2).await, [200, 200]);
-    assert_eq!(ejected(&caller).await, []);
+    caller.finds("mute", 2).await;
+    tokio::join!(
+        break_off(caller.http_proxy(), "web.mesh", true),
+        break_off(caller.http_proxy(), "mute.mesh", false),
+        break_off_in_http2(caller.http_proxy(), "web.mesh", true),
+        break_off_in_http2(caller.http_proxy(), "mute.mesh", false),
+    );
+    let metrics = caller.admin().get("/metrics").await.text;
+    assert!(!metrics.contains("starling_ejections_total{"), "{metrics}");
 }
 
 #[tokio::test]

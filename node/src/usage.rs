@@ -27,10 +27,14 @@ pub(crate) struct Usage {
     interval_end: AtomicU64,
 }
 
+/// What was answered before nothing was asked for so many intervals says nothing of now. Work that comes in batches, once
+/// a minute, is judged.
+const INTERVALS_KEPT: u64 = 6;
+
 /// When an interval ended that nobody has judged yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
-    /// Within the last one.
+    /// Within the last [`INTERVALS_KEPT`].
     Now,
     /// Before that: nothing has been asked since.
     LongAgo,
@@ -90,10 +94,15 @@ impl Usage {
         }
     }
 
+    /// Errors in a row after which an endpoint is out; 0 is never.
+    pub(crate) fn consecutive_errors(&self) -> u32 {
+        self.consecutive_errors.load(Ordering::Relaxed)
+    }
+
     /// An endpoint has failed so often in a row. An endpoint that stays in for want of others is looked at
     /// again after as many errors more.
     pub(crate) fn handle_errors(&self, target: &Target, in_a_row: u32, now: Instant) {
-        let limit = self.consecutive_errors.load(Ordering::Relaxed);
+        let limit = self.consecutive_errors();
         if limit == 0 || !in_a_row.is_multiple_of(limit) {
             return;
         }
@@ -118,11 +127,11 @@ impl Usage {
         let interval = self.interval.load(Ordering::Relaxed);
         let next = millis + interval;
         self.interval_end.compare_exchange(end, next, Ordering::Relaxed, Ordering::Relaxed).ok()?;
-        Some(if millis < end + interval { Ended::Now } else { Ended::LongAgo })
+        Some(if millis < end + interval * INTERVALS_KEPT { Ended::Now } else { Ended::LongAgo })
     }
 
     /// Compares what the endpoints have done in the interval that has ended. What they did before nobody asked
-    /// anything for longer than one is forgotten: it says nothing of them now.
+    /// anything for some of them is forgotten: it says nothing of them now.
     pub(crate) fn judge(&self, ended: Ended, now: Instant) {
         let mut watched = self.lock();
         let windows: Vec<(Target, Window)> =
@@ -170,6 +179,8 @@ impl Usage {
         if watched.outliers.forgive(target) {
             self.let_back(target, record, "its node has begun anew");
             self.show(&watched);
+        } else {
+            record.set_out(false);
         }
     }
 
@@ -226,8 +237,9 @@ mod tests {
         assert_eq!(at(9_999), None);
         assert_eq!((at(10_001), at(10_002)), (Some(Ended::Now), None));
         assert_eq!(at(29_000), Some(Ended::Now), "a few seconds late");
-        assert_eq!((at(49_001), at(49_002)), (Some(Ended::LongAgo), None));
-        assert_eq!(at(59_001), Some(Ended::Now));
+        assert_eq!(at(69_000), Some(Ended::Now), "the next batch");
+        assert_eq!((at(139_001), at(139_002)), (Some(Ended::LongAgo), None));
+        assert_eq!(at(149_001), Some(Ended::Now));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! that has more than its share of the work under way is passed over for the next on the circle (Mirrokni,
 //! Thorup and Zadimoghaddam, 2016), so a key that everybody wants does not bury one endpoint.
 
-/// Points of an endpoint of the mean weight, if there are few: their shares differ by a few percent then.
+/// Points of an endpoint of the median weight, if there are few: their shares differ by a few percent then.
 const POINTS_MAX: usize = 256;
 
 /// The same, if there are many: a bounded load evens out the rest.
@@ -80,13 +80,18 @@ pub(super) fn has_room(in_flight: u32, total: u32, share: f32) -> bool {
     in_flight as f32 + 1.0 <= most
 }
 
-/// So that an endpoint of the mean weight has what it should. A power of two, so that one endpoint more or less, or
-/// heavier than the others, seldom changes everybody's.
+/// So that an endpoint of the median weight has what it should, whoever is lighter or heavier comes or goes. A power of
+/// two, so that one endpoint more or less seldom changes everybody's.
 fn points_per_weight(members: &[(u64, u16)]) -> f64 {
-    let total: f64 = members.iter().map(|(_, weight)| f64::from(*weight)).sum();
-    let count = members.len().max(1);
-    let points = RING_POINTS.clamp(count * POINTS_MIN, count * POINTS_MAX) as f64;
-    (points / total.max(1.0)).log2().floor().exp2()
+    let mut weights: Vec<u16> =
+        members.iter().map(|(_, weight)| *weight).filter(|weight| *weight > 0).collect();
+    weights.sort_unstable();
+    let Some(median) = weights.get(weights.len() / 2).copied().map(f64::from) else { return 0.0 };
+    let points = (RING_POINTS / weights.len()).clamp(POINTS_MIN, POINTS_MAX) as f64;
+    // However heavy the others are.
+    let total: f64 = weights.iter().copied().map(f64::from).sum();
+    let most = (weights.len() * POINTS_MAX).max(RING_POINTS) as f64;
+    (points / median).min(most / total).log2().floor().exp2()
 }
 
 fn point(name: u64, nth: usize) -> u32 {
@@ -124,15 +129,24 @@ mod tests {
     }
 
     #[test]
-    fn a_heavier_endpoint_that_leaves_moves_its_own_keys_only() {
-        let all = vec![(1, 100), (2, 100), (3, 100), (4, 100), (5, 150)];
-        let before = Ring::new(all.clone());
-        let after = Ring::new(all[..4].to_vec());
-        for key in keys() {
-            let owner = |ring: &Ring| ring.find(key, |_| true, |_| true).expect("one");
-            let was = owner(&before);
-            assert!(was == 4 || was == owner(&after));
+    fn whoever_is_heavier_or_lighter_moves_its_own_keys_only() {
+        let others = [(1, 100), (2, 100), (3, 100), (4, 100), (5, 5), (6, 5)];
+        let after = Ring::new(others.to_vec());
+        for weight in [5, 150, 1_000] {
+            let before = Ring::new(others.into_iter().chain([(7, weight)]).collect());
+            for key in keys() {
+                let owner = |ring: &Ring| ring.find(key, |_| true, |_| true).expect("one");
+                let was = owner(&before);
+                assert!(was == 6 || was == owner(&after), "{weight}");
+            }
         }
+    }
+
+    #[test]
+    fn a_circle_is_bounded_however_heavy_a_few_are() {
+        let mut members: Vec<(u64, u16)> = (0..99).map(|name| (name, 1)).collect();
+        members.push((99, u16::MAX));
+        assert!(Ring::new(members).points.len() <= RING_POINTS + 100);
     }
 
     #[test]

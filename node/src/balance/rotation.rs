@@ -38,7 +38,9 @@ impl Rotation {
     pub(super) fn continuing(self, previous: &Self) -> Self {
         let turn = previous.next.load(Ordering::Relaxed) % previous.order.len().max(1);
         // Endpoints that come or go change a few places: near its place a turn keeps its neighbours.
-        let place = (turn * self.order.len()).checked_div(previous.order.len()).unwrap_or_default();
+        let length = previous.order.len();
+        // Rounded to the nearest: rounded down, the first would get all where endpoints come and go with each turn.
+        let place = (turn * self.order.len() + length / 2).checked_div(length).unwrap_or_default();
         self.next.store(place, Ordering::Relaxed);
         self
     }
@@ -90,6 +92,13 @@ mod tests {
         assert_eq!(take(&larger, 2), [2, 3]);
         let fewer = Rotation::new(&[100; 2], 0).continuing(&larger);
         assert_eq!(take(&fewer, 2), [1, 0]);
+        let mut flapping = Rotation::new(&[100; 3], 0);
+        let taken = (0..30).map(|nth| {
+            flapping = Rotation::new(&vec![100; 3 + nth % 2], 0).continuing(&flapping);
+            take(&flapping, 1)[0]
+        });
+        let taken: std::collections::BTreeSet<_> = taken.collect();
+        assert_eq!(taken.len(), 4);
         assert_eq!(take(&Rotation::new(&[], 0).continuing(&fewer), 1), Vec::<usize>::new());
         assert_eq!(take(&Rotation::new(&[1], 0).continuing(&Rotation::new(&[], 0)), 1), [0]);
     }

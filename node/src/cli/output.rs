@@ -51,7 +51,10 @@ impl Failure {
                 let refusal = error.downcast_ref::<Refusal>();
                 let is_mistaken = refusal.is_some_and(|refusal| refusal.status == UNPROCESSABLE);
                 let json = match refusal.and_then(|refusal| refusal.answer.clone()) {
-                    Some(answer) if answer.is_object() => answer,
+                    Some(Value::Object(mut answer)) => {
+                        answer.entry("ok").or_insert(false.into());
+                        Value::Object(answer)
+                    }
                     _ => json!({ "ok": false, "error": text }),
                 };
                 (format!("starling: {text}"), json, if is_mistaken { 2 } else { 1 })

@@ -7,7 +7,6 @@ use starling_gossip::clock::Instant;
 
 use super::Endpoint;
 use crate::circuit::Room;
-use crate::upstream::is_callers;
 
 /// Counts one piece of work as long as it lives.
 pub(crate) struct Flight {
@@ -33,11 +32,9 @@ impl Flight {
         self.endpoint.record.handle_end();
     }
 
-    /// Its answer has ended in the midst, with `error`.
-    pub(crate) fn handle_broken_answer(&self, error: &hyper::Error) {
-        if !is_callers(error) {
-            self.endpoint.handle_broken_answer(self.begun);
-        }
+    /// Its answer has ended in the midst, and its caller is not to blame.
+    pub(crate) fn handle_broken_answer(&self) {
+        self.endpoint.handle_broken_answer(self.begun);
     }
 
     /// It holds `room` as well.

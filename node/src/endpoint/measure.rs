@@ -108,6 +108,7 @@ impl Endpoint {
         let is_out = self.record.is_out();
         if is_out && self.usage.handle_trial(&self.target, &self.record, is_good, begun, now) {
             self.join(now);
+            self.record.handle_good_trial(self.usage.consecutive_errors(), self.micros(begun));
         }
         if let Some(ended) = self.usage.poll_interval(now) {
             let usage = self.usage.clone();

@@ -218,7 +218,9 @@ impl<K: Ord + Clone> Outliers<K> {
             Some(ejected) if now < ejected.until => false,
             Some(ejected) => {
                 ejected.until = now + TRIAL_MAX;
-                ejected.state = State::OnTrial(now);
+                // One that takes longer than the next begins is as good.
+                let since = if let State::OnTrial(since) = ejected.state { since } else { now };
+                ejected.state = State::OnTrial(since);
                 true
             }
             None => true,

@@ -34,6 +34,7 @@ fn errors_in_a_row_put_one_out_and_a_good_trial_brings_it_back() {
     assert!(!service.handle_trial(&1, true, early, end), "nor does it while another is on trial");
     assert!(!service.handle_trial(&1, false, early, end));
     assert_eq!(service.verdict(&1, end + TRIAL_MAX), Verdict::Trial, "it is on trial still");
+    assert!(service.begin_trial(&1, end + TRIAL_MAX), "nobody waits for a slow one");
     assert!(service.handle_trial(&1, true, end, end));
     assert_eq!((service.verdict(&1, end), service.ejection(&1)), (Verdict::In, None));
 }

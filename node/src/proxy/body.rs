@@ -271,7 +271,10 @@ impl Body for RequestBody {
                     }
                     without_own_trailers(frame)
                 });
-                polled.map_err(RequestError::from)
+                polled.map_err(|error| {
+                    moved.iter().for_each(Moved::set_broken);
+                    RequestError::from(error)
+                })
             }
             Self::Expected(body) => Pin::new(body).poll_frame(context),
             Self::Kept(body) => Pin::new(body).poll_frame(context),
@@ -319,14 +322,17 @@ impl Body for AnswerBody {
             Poll::Ready(None) => this.guard.handle_end(),
             Poll::Ready(Some(Ok(frame))) => {
                 this.guard.handle_frame(frame);
-                if this.source.is_end_stream() {
+                // Nobody asks again after trailers.
+                if this.source.is_end_stream() || frame.is_trailers() {
                     this.guard.handle_end();
                 }
             }
-            Poll::Ready(Some(Err(error))) => {
+            Poll::Ready(Some(Err(_))) => {
                 this.guard.handle_broken();
-                if let (BodyError::Upstream(error), Some(flight)) = (error, &this.guard.flight) {
-                    flight.handle_broken_answer(error);
+                // With what its caller breaks off of a request, the connection ends, and the answer.
+                let is_callers = this.guard.time.as_ref().is_some_and(|time| time.timer.is_broken_off());
+                if let (false, Some(flight)) = (is_callers, &this.guard.flight) {
+                    flight.handle_broken_answer();
                 }
             }
             Poll::Pending => {

@@ -31,6 +31,8 @@ struct Upload {
     has_moved: AtomicBool,
     /// Whether its caller is to send more before anything can move.
     is_awaited: AtomicBool,
+    /// Whether its caller broke it off.
+    is_broken: AtomicBool,
 }
 
 impl Timer {
@@ -70,6 +72,11 @@ impl Timer {
         self.elsewhere.as_ref().is_some_and(|moved| moved.0.is_awaited.load(Ordering::Relaxed))
     }
 
+    /// Whether the caller broke off what it sent.
+    pub(crate) fn is_broken_off(&self) -> bool {
+        self.elsewhere.as_ref().is_some_and(|moved| moved.0.is_broken.load(Ordering::Relaxed))
+    }
+
     /// Does `work`, as far as there is time.
     pub(crate) async fn limit<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Elapsed> {
         tokio::select! {
@@ -107,6 +114,11 @@ impl Moved {
     /// Whether more of an upload was asked for than its caller has sent.
     pub(crate) fn set_awaited(&self, is_awaited: bool) {
         self.0.is_awaited.store(is_awaited, Ordering::Relaxed);
+    }
+
+    /// The caller of an upload has broken it off.
+    pub(crate) fn set_broken(&self) {
+        self.0.is_broken.store(true, Ordering::Relaxed);
     }
 
     fn take(&self) -> bool {

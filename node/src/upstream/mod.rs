@@ -178,8 +178,7 @@ impl SendFailure {
     }
 }
 
-/// Whether a connection's `error` is that the caller broke off its request's body. What is sent of a request ends its
-/// stream then, in HTTP/1.1 its connection, and with it the answer.
+/// Whether a request has no answer because its caller broke off its body.
 pub(crate) fn is_callers(error: &hyper::Error) -> bool {
     let is_of_body = |error: &(dyn std::error::Error + 'static)| error.is::<RequestError>();
     let is_reset_here = |cause: &h2::Error| cause.is_reset() && !cause.is_remote() && !cause.is_library();
