@@ -191,6 +191,25 @@ async fn a_node_that_does_not_answer_is_exit_code_1_and_says_where_it_was_asked(
 }
 
 #[tokio::test]
+async fn what_a_node_refuses_is_told_in_its_words() {
+    let mesh = Mesh::new();
+    let node = mesh.node("node").start().await;
+    let port = node.admin().address().to_string();
+    let nowhere = starling(["routes", "nobody", "--admin", &port, "-o", "json"]).await;
+    assert_eq!((nowhere.code, &nowhere.json()["ok"]), (1, &false.into()));
+
+    let socket = format!("unix:{}", node.socket().display());
+    let good = std::fs::read_to_string(node.config()).expect("a configuration");
+    node.configure(&format!("{good}\n[nonsense]\n"));
+    let text = starling(["reload", "--admin", &socket]).await;
+    assert_eq!(text.code, 2, "{}", text.err);
+    assert!(text.err.contains("nonsense"), "{}", text.err);
+    let json = starling(["reload", "--admin", &socket, "-o", "json"]).await;
+    assert_eq!((json.code, &json.json()["ok"]), (2, &false.into()));
+    assert!(json.out.contains("nonsense") && json.json()["error"].is_string(), "{}", json.out);
+}
+
+#[tokio::test]
 async fn members_services_and_routes_are_tables_or_json() {
     let mesh = Mesh::new();
     let workload = Http::start(mesh.ip(), "web").await;
