@@ -155,7 +155,8 @@ impl Usage {
         self.lock().outliers.begin_trial(target, now)
     }
 
-    /// How work went that an endpoint had `begun` then, and that is out; `true` if it is back.
+    /// How work went that an endpoint had `begun` then, and that is out. Gives the beginning of its trial if it is
+    /// back.
     pub(crate) fn handle_trial(
         &self,
         target: &Target,
@@ -163,14 +164,14 @@ impl Usage {
         is_good: bool,
         begun: Instant,
         now: Instant,
-    ) -> bool {
+    ) -> Option<Instant> {
         let mut watched = self.lock();
-        let is_back = watched.outliers.handle_trial(target, is_good, begun, now);
-        if is_back {
+        let trial = watched.outliers.handle_trial(target, is_good, begun, now);
+        if trial.is_some() {
             self.let_back(target, record, "its trial was good");
             self.show(&watched);
         }
-        is_back
+        trial
     }
 
     /// The endpoint is not what it was.

@@ -90,7 +90,7 @@ fn points_per_weight(members: &[(u64, u16)]) -> f64 {
     let points = (RING_POINTS / weights.len()).clamp(POINTS_MIN, POINTS_MAX) as f64;
     // However heavy the others are.
     let total: f64 = weights.iter().copied().map(f64::from).sum();
-    let most = (weights.len() * POINTS_MAX).max(RING_POINTS) as f64;
+    let most = (weights.len() * POINTS_MIN).max(RING_POINTS) as f64;
     (points / median).min(most / total).log2().floor().exp2()
 }
 
@@ -147,6 +147,8 @@ mod tests {
         let mut members: Vec<(u64, u16)> = (0..99).map(|name| (name, 1)).collect();
         members.push((99, u16::MAX));
         assert!(Ring::new(members).points.len() <= RING_POINTS + 100);
+        let many = (0..4_000).map(|name| (name, if name < 2_100 { 10 } else { 1_000 }));
+        assert!(Ring::new(many.collect()).points.len() <= RING_POINTS + 4_000);
     }
 
     #[test]

@@ -105,10 +105,11 @@ impl Endpoint {
 
     /// Ends a trial that this work was, and an interval where it is time.
     fn handle_outcome(&self, is_good: bool, begun: Instant, now: Instant) {
-        let is_out = self.record.is_out();
-        if is_out && self.usage.handle_trial(&self.target, &self.record, is_good, begun, now) {
+        if self.record.is_out()
+            && let Some(since) = self.usage.handle_trial(&self.target, &self.record, is_good, begun, now)
+        {
             self.join(now);
-            self.record.handle_good_trial(self.usage.consecutive_errors(), self.micros(begun));
+            self.record.handle_good_trial(self.usage.consecutive_errors(), self.micros(since));
         }
         if let Some(ended) = self.usage.poll_interval(now) {
             let usage = self.usage.clone();

@@ -228,20 +228,28 @@ impl<K: Ord + Clone> Outliers<K> {
     }
 
     /// How work of one that is out went, which had `begun` then. What was under way before its trial says nothing
-    /// new. `true` if it is back.
-    pub(crate) fn handle_trial(&mut self, who: &K, is_good: bool, begun: Instant, now: Instant) -> bool {
+    /// new. Gives the beginning of its trial if it is back.
+    pub(crate) fn handle_trial(
+        &mut self,
+        who: &K,
+        is_good: bool,
+        begun: Instant,
+        now: Instant,
+    ) -> Option<Instant> {
         let settings = self.settings;
-        let is_trial =
-            |ejected: &&mut Ejected| matches!(ejected.state, State::OnTrial(since) if since <= begun);
-        let Some(ejected) = self.known.get_mut(who).filter(is_trial) else { return false };
+        let ejected = self.known.get_mut(who)?;
+        let State::OnTrial(since) = ejected.state else { return None };
+        if begun < since {
+            return None;
+        }
         if is_good {
             ejected.state = State::Back;
-            return true;
+            return Some(since);
         }
         ejected.times = ejected.times.saturating_add(1);
         ejected.until = now + ejection_time(&settings, ejected.times);
         ejected.state = State::Out;
-        false
+        None
     }
 
     /// It is not what it was: nothing speaks against it. `true` if it was out.

@@ -60,8 +60,9 @@ impl Record {
     /// there were in a row.
     pub(crate) fn handle_broken_answer(&self, begun: u64, now: u64) -> u32 {
         let last_error = self.last_error.load(Ordering::Relaxed);
-        let before = self.errors_before.swap(0, Ordering::Relaxed);
+        // What breaks together with another is that one error, and ends nothing.
         if begun >= last_error {
+            let before = self.errors_before.swap(0, Ordering::Relaxed);
             self.broken.fetch_add(1, Ordering::Relaxed);
             let is_in_a_row = now.saturating_sub(last_error) < IN_A_ROW.as_micros() as u64;
             if is_in_a_row {
@@ -120,7 +121,7 @@ impl Record {
         self.is_out.store(is_out, Ordering::Relaxed);
     }
 
-    /// It is back for an answer to what had `begun` then. That is to end well, too: should it break off, it is the last
+    /// It is back for an answer to what was sent it since its trial had `begun`. That is to end well, too: should it break off, it is the last
     /// of the `limit` of errors in a row.
     pub(crate) fn handle_good_trial(&self, limit: u32, begun: u64) {
         self.errors_before.store(limit.saturating_sub(1), Ordering::Relaxed);
@@ -166,12 +167,25 @@ mod tests {
     }
 
     #[test]
+    fn what_overlaps_does_not_end_the_count() {
+        let record = Record::default();
+        let mut most = 0;
+        // Two at a time, each with a good head, and each breaks off.
+        for at in (0..40).map(|nth| nth * 10) {
+            record.handle_answer(GOOD);
+            most = most.max(record.handle_broken_answer(at, at + 15));
+        }
+        assert!(most >= 5, "{most}");
+    }
+
+    #[test]
     fn who_is_back_on_trial_is_out_with_the_first_answer_that_breaks_off() {
         let record = Record::default();
         record.handle_good_trial(5, 100);
         assert_eq!(record.handle_broken_answer(100, 101), 5);
         let record = Record::default();
         record.handle_good_trial(5, 200);
+        assert_eq!(record.handle_broken_answer(150, 200), 0, "another's, which is older");
         record.handle_end();
         assert_eq!(record.handle_broken_answer(200, 201), 1);
     }

@@ -20,7 +20,7 @@ fn errors_in_a_row_put_one_out_and_a_good_trial_brings_it_back() {
     assert_eq!(service.handle_errors(&1, 4, 0, now), None);
     assert_eq!(service.handle_errors(&1, 5, 0, now), Some(Reason::ConsecutiveErrors(5)));
     assert_eq!((service.verdict(&1, now), service.verdict(&2, now)), (Verdict::Out, Verdict::In));
-    assert!(!service.handle_trial(&1, true, now, now), "what was under way says nothing new");
+    assert!(service.handle_trial(&1, true, now, now).is_none(), "what was under way says nothing new");
     let end = now + SECOND * 30;
     assert_eq!(service.ejection(&1), Some((Reason::ConsecutiveErrors(5), end)));
     assert_eq!(service.verdict(&1, end), Verdict::Trial);
@@ -31,11 +31,11 @@ fn errors_in_a_row_put_one_out_and_a_good_trial_brings_it_back() {
     assert_eq!(service.verdict(&1, end), Verdict::Out);
     assert_eq!(service.verdict(&1, end + TRIAL_MAX), Verdict::Trial, "nobody reported on it");
     let early = end - SECOND;
-    assert!(!service.handle_trial(&1, true, early, end), "nor does it while another is on trial");
-    assert!(!service.handle_trial(&1, false, early, end));
+    assert!(service.handle_trial(&1, true, early, end).is_none(), "nor does it while another is on trial");
+    assert!(service.handle_trial(&1, false, early, end).is_none());
     assert_eq!(service.verdict(&1, end + TRIAL_MAX), Verdict::Trial, "it is on trial still");
     assert!(service.begin_trial(&1, end + TRIAL_MAX), "nobody waits for a slow one");
-    assert!(service.handle_trial(&1, true, end, end));
+    assert!(service.handle_trial(&1, true, end, end).is_some());
     assert_eq!((service.verdict(&1, end), service.ejection(&1)), (Verdict::In, None));
 }
 
@@ -48,11 +48,11 @@ fn ejections_grow_to_a_bound_and_good_behaviour_is_remembered() {
         assert_eq!(until - now, (SECOND * 30 * times).min(SECOND * 300));
         now = until;
         service.begin_trial(&1, now);
-        assert!(!service.handle_trial(&1, false, now, now));
+        assert!(service.handle_trial(&1, false, now, now).is_none());
     }
     now = service.ejection(&1).expect("out").1;
     service.begin_trial(&1, now);
-    assert!(service.handle_trial(&1, true, now, now));
+    assert!(service.handle_trial(&1, true, now, now).is_some());
     assert!(service.handle_errors(&1, 5, 0, now).is_some());
     let (_, until) = service.ejection(&1).expect("out");
     assert_eq!(until - now, SECOND * 300, "its past counts");
