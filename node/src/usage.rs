@@ -27,8 +27,8 @@ pub(crate) struct Usage {
     interval_end: AtomicU64,
 }
 
-/// What was answered before nothing was asked for so many intervals says nothing of now. Work that comes in batches, once
-/// a minute, is judged.
+/// What was answered before nothing was asked for so many intervals says nothing of now. Work that comes in batches,
+/// once a minute, is judged.
 const INTERVALS_KEPT: u64 = 6;
 
 /// When an interval ended that nobody has judged yet.

@@ -121,8 +121,8 @@ impl Record {
         self.is_out.store(is_out, Ordering::Relaxed);
     }
 
-    /// It is back for an answer to what was sent it since its trial had `begun`. That is to end well, too: should it break off, it is the last
-    /// of the `limit` of errors in a row.
+    /// It is back for an answer to what was sent it since its trial had `begun`. That is to end well, too: should it
+    /// break off, it is the last of the `limit` of errors in a row.
     pub(crate) fn handle_good_trial(&self, limit: u32, begun: u64) {
         self.errors_before.store(limit.saturating_sub(1), Ordering::Relaxed);
         self.last_error.store(begun, Ordering::Relaxed);
