@@ -22,6 +22,9 @@ const GIVE_BACK_PERIOD: Duration = Duration::from_millis(250);
 /// And in so many times as long as it took: nobody gets memory meanwhile.
 const GIVE_BACK_PAUSE: u32 = 20;
 
+/// When a node has started, and its start's code is used no more.
+const STARTED_AFTER: Duration = Duration::from_secs(5);
+
 /// Work of one kind, which can be refused and cut off.
 struct Watched {
     what: &'static str,
@@ -65,12 +68,16 @@ fn look_until(is_ended: &AtomicBool, bytes_max: u64, gates: Vec<(&'static str, G
     let mut was_short = false;
     let mut next_give_back = clock.now();
     let mut next_look = clock.now();
+    let mut started_at = Some(clock.now() + STARTED_AFTER);
     let kernel = KernelShare::find();
     let mut of_kernel = 0;
     metrics::gauge!("starling_memory_max_bytes").set(bytes_max as f64);
     ALLOWANCE.look_from_here();
     while !is_ended.load(Ordering::Relaxed) {
         let is_due = clock.now() >= next_look;
+        if started_at.take_if(|at| clock.now() >= *at).is_some() {
+            surplus::give_back_code();
+        }
         if is_due && was_short && clock.now() >= next_give_back {
             let began = clock.now();
             surplus::give_back();
