@@ -90,13 +90,6 @@ async fn calls(caller: &Node) -> (Duration, Duration) {
     (took[took.len() / 2], took[took.len() - 1])
 }
 
-fn resident_bytes(node: &Node) -> u64 {
-    let path = format!("/proc/{}/statm", node.pid().as_raw_nonzero());
-    let pages = std::fs::read_to_string(path).expect("a process");
-    let resident: u64 = pages.split(' ').nth(1).and_then(|pages| pages.parse().ok()).expect("a number");
-    resident * 4096
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_go_on_and_memory_stays_under_a_flood_of_first_packets() {
     let mesh = Mesh::new();
@@ -106,13 +99,13 @@ async fn calls_go_on_and_memory_stays_under_a_flood_of_first_packets() {
     caller.finds("web", 1).await;
     let packets = first_packets(&mesh).await;
     let quiet = calls(&caller).await;
-    let before = resident_bytes(&server);
+    let before = server.anonymous_bytes();
 
     let (ended, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let (target, end, count) = (server.listen(), ended.clone(), sent.clone());
     let flooding = std::thread::spawn(move || count.store(flood(target, &packets, &end), Ordering::Relaxed));
     let flooded = calls(&caller).await;
-    let after = resident_bytes(&server);
+    let after = server.anonymous_bytes();
     // Somebody new gets in, too, by proving its address.
     let late = mesh.node("late").start().await;
     late.finds("web", 1).await;

@@ -189,7 +189,7 @@ async fn served_beside<T>(address: SocketAddr, busy: impl Future<Output = T>) ->
 }
 
 fn check_memory(node: &Node, before: u64, what: &str, sent: usize) {
-    let after = node.resident_bytes();
+    let after = node.anonymous_bytes();
     let grown = after.saturating_sub(before);
     eprintln!("{what}: {sent} bytes sent, {} KiB grown to {} KiB", grown / 1024, after / 1024);
     assert!(grown < GROWTH_BYTES_MAX, "{what}: grown by {grown} bytes after {sent}");
@@ -208,7 +208,7 @@ async fn a_local_client_costs_its_sidecar_nothing_but_its_own_connection() {
     caller.finds("other", 1).await;
     let (address, beside) = (caller.outbound("web"), caller.outbound("other"));
     for (what, pieces) in client_floods() {
-        let before = caller.resident_bytes();
+        let before = caller.anonymous_bytes();
         let sent = served_beside(beside, async {
             let mut stream = TcpStream::connect(address).await.expect("the port accepts");
             stream.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).await.expect("written");
@@ -251,7 +251,7 @@ async fn a_workload_costs_its_sidecar_nothing_but_its_own_connection() {
         let caller = mesh.node("caller").calls("web").calls("other").sections(SMALL).start().await;
         caller.finds("web", 1).await;
         caller.finds("other", 1).await;
-        let before = (victim.resident_bytes(), caller.resident_bytes());
+        let before = (victim.anonymous_bytes(), caller.anonymous_bytes());
         let (address, beside) = (caller.outbound("web"), caller.outbound("other"));
         let sent = served_beside(beside, async {
             let asking = tokio::spawn(async move { ask_http2(address).await });

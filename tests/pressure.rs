@@ -113,7 +113,7 @@ async fn ten_thousand_idle_connections_cost_little_and_nobody_else() {
     let caller = mesh.node("caller").start().await;
     caller.finds("web", 1).await;
     assert_eq!(get(caller.http_proxy(), "web.mesh", "/").await.status(), StatusCode::OK);
-    let before = caller.resident_bytes();
+    let before = caller.anonymous_bytes();
     let mut held = Vec::with_capacity(IDLE_CONNECTIONS);
     while held.len() < IDLE_CONNECTIONS - 10 {
         held.push(TcpStream::connect(caller.http_proxy()).await.expect("a place"));
@@ -126,7 +126,7 @@ async fn ten_thousand_idle_connections_cost_little_and_nobody_else() {
         let read = stream.read(&mut [0; 512]).await.expect("an answer");
         assert!(read > 0);
     }
-    let each = (caller.resident_bytes() - before) / held.len() as u64;
+    let each = (caller.anonymous_bytes() - before) / held.len() as u64;
     println!("{} idle connections cost {each} bytes each", held.len());
     assert!(each < 32 * 1024, "{each} bytes for each idle connection");
     drop(held);

@@ -13,7 +13,7 @@ use tokio::process::{Child, ChildStdin};
 use crate::admin::Admin;
 use crate::mesh::{Mesh, replace_file};
 use crate::passed::PassedSockets;
-use crate::process::resident_bytes;
+use crate::process::{anonymous_bytes, resident_bytes};
 use crate::wait::{eventually, within};
 use crate::{LEASH, program};
 
@@ -309,6 +309,11 @@ impl Node {
     /// Its resident memory, as the system counts it.
     pub fn resident_bytes(&self) -> u64 {
         resident_bytes(self.pid())
+    }
+
+    /// What of it has grown or shrunk by its own doing: a node lets go of the pages of its program once it has started.
+    pub fn anonymous_bytes(&self) -> u64 {
+        anonymous_bytes(self.pid())
     }
 
     /// Its process.
