@@ -311,7 +311,7 @@ impl Node {
         resident_bytes(self.pid())
     }
 
-    /// What of it has grown or shrunk by its own doing: a node lets go of the pages of its program once it has started.
+    /// What of that is its own memory: pages of its program come and go, for a node lets go of them after its start.
     pub fn anonymous_bytes(&self) -> u64 {
         anonymous_bytes(self.pid())
     }
