@@ -276,6 +276,35 @@ async fn a_callees_sidecar_is_killed_between_two_requests() {
     assert_eq!((reply.text().as_str(), world.arrivals.of(path)), ("answered", 1), "it goes to the other");
 }
 
+/// Nothing is under way when its sidecar dies, so nothing fails: its silence alone speaks against it, and still does
+/// when the silent connection has been given up.
+#[tokio::test]
+async fn a_callee_that_was_silent_to_the_end_gets_no_request_before_it_is_reached() {
+    let mut world = World::new(Stage::BeforeHead, 1).await;
+    let mut connection = HttpConnection::open(world.caller.outbound("web")).await;
+    let reply = connection.send(request(Method::GET, "web.mesh", "/before", "")).await;
+    assert_eq!(reply.text(), "answered");
+    world.servers[0].kill().await;
+    let candidate = async || {
+        let route = world.caller.admin().get("/v1/routes/web").await.json;
+        route["candidates"][0].clone()
+    };
+    let is_silent = async || candidate().await["trouble"].as_str() == Some("its node has fallen silent");
+    eventually("silence", async || is_silent().await.then_some(())).await;
+    eventually("the end of its connection", async || (!is_silent().await).then_some(())).await;
+    let before = candidate().await;
+    assert_eq!(
+        (&before["node"], &before["requests"]),
+        (&"server-0".into(), &1.into()),
+        "its lease is not over"
+    );
+    let reply = connection.send(request(Method::GET, "web.mesh", "/after", "")).await;
+    assert_eq!(reply.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_ne!(candidate().await["requests"], 2, "the request waited for a dial that failed");
+    world.servers[0].restart().await;
+    world.is_served().await;
+}
+
 /// One that waits for bytes, and sends nothing.
 #[tokio::test]
 async fn a_tcp_connection_is_reset_with_its_callee() {

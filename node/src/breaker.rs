@@ -65,6 +65,15 @@ impl Breaker {
         self.open.as_ref().map(|open| open.fault)
     }
 
+    /// Nothing has failed, and yet the node may not be there: a trial is due at once. `false` if a failure is known.
+    pub fn suspect(&mut self, now: Instant) -> bool {
+        if self.open.is_some() {
+            return false;
+        }
+        self.open = Some(Open { fault: Fault::Unreachable, failures: 0, until: now, trial: false });
+        true
+    }
+
     /// The asker makes the trial: nobody else does until it is reported or overdue.
     pub fn begin_trial(&mut self, now: Instant) {
         if let Some(open) = &mut self.open {
@@ -116,6 +125,20 @@ mod tests {
         assert_eq!(breaker.verdict(start + PAUSE_MIN * 3), Verdict::Trial(Fault::Unreachable));
         breaker.handle_success();
         assert_eq!(breaker.verdict(start + PAUSE_MIN * 3), Verdict::Closed);
+    }
+
+    #[test]
+    fn a_suspect_gets_a_trial_at_once_and_a_pause_only_if_that_fails() {
+        let start = Clock::System.now();
+        let mut breaker = Breaker::default();
+        assert!(breaker.suspect(start));
+        assert!(!breaker.suspect(start), "it is one already");
+        assert_eq!(breaker.verdict(start), Verdict::Trial(Fault::Unreachable));
+        breaker.begin_trial(start);
+        assert_eq!(breaker.verdict(start), Verdict::Open, "the trial is taken");
+        breaker.handle_failure(Fault::Unreachable, start);
+        assert_eq!(breaker.verdict(start + PAUSE_MIN / 2), Verdict::Open);
+        assert_eq!(breaker.verdict(start + PAUSE_MIN), Verdict::Trial(Fault::Unreachable), "its first pause");
     }
 
     #[test]

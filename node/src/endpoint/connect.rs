@@ -52,9 +52,14 @@ impl MeshConnect {
         connection.as_ref().is_some_and(|connection| !connection.is_closed() && !connection.is_responsive())
     }
 
+    /// Whether its node was silent until the connection was given up, and has not been reached since.
+    pub(super) fn is_given_up(&self) -> bool {
+        self.connection.load().as_ref().is_some_and(|connection| connection.is_given_up())
+    }
+
     /// What is silent belongs to a life of its node that is over: the next work asks for a connection anew.
     pub(super) fn forget_silent(&self) {
-        if self.is_silent() {
+        if self.is_silent() || self.is_given_up() {
             self.connection.store(None);
         }
     }

@@ -168,7 +168,10 @@ impl Endpoint {
 
     /// Whether it would get new work at once: who cannot be reached is tried without any.
     pub(crate) fn may_be_moved_to(&self, now: Instant) -> bool {
-        let must_be_reached = || self.is_troubled() && self.lock().fault() == Some(Fault::Unreachable);
+        let must_be_reached = || match self.is_troubled() {
+            true => self.lock().fault() == Some(Fault::Unreachable),
+            false => self.connector().is_given_up(),
+        };
         self.may_be_tried(now) && !must_be_reached()
     }
 
@@ -203,10 +206,13 @@ impl Endpoint {
         if self.record.is_out() && !self.usage.begin_trial(&self.target, now) {
             return Claim::BeingTried;
         }
-        if !self.is_troubled() {
+        if !self.is_troubled() && !self.connector().is_given_up() {
             return Claim::Granted;
         }
         let mut breaker = self.lock();
+        if self.connector().is_given_up() && breaker.suspect(now) {
+            self.record.set_broken(true);
+        }
         match breaker.verdict(now) {
             Verdict::Closed => Claim::Granted,
             Verdict::Trial(Fault::Refused) => {
