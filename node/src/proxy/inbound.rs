@@ -193,8 +193,11 @@ impl Caller {
         let caller = Arc::new(self);
         let service = service_fn(move |request| {
             let caller = caller.clone();
-            // On the heap: hyper moves a request's future a dozen times, and this one is large.
-            Box::pin(async move { failure::reset_or(caller.answer(request).await) })
+            // On the heap: hyper moves a request's future a dozen times, and this one is large. Made there, as
+            // `listener` does.
+            Box::into_pin(Box::write(Box::new_uninit(), async move {
+                failure::reset_or(caller.answer(request).await)
+            }))
         });
         let io = TokioIo::new(stream);
         let ended = match version {

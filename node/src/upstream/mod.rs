@@ -260,8 +260,11 @@ impl<C: Connect> HttpUpstream<C> {
     ) -> Result<Answered, SendError> {
         match version {
             HttpVersion::Http1 => self.http1.send(&self.connect, request, give_up, Reuse::Allowed).await,
-            // On the heap: the future of a request in HTTP/1.1 needs no room for it.
-            HttpVersion::Http2 => Box::pin(self.http2.send(&self.connect, request, give_up)).await,
+            // On the heap, and made there: the future of a request in HTTP/1.1 needs no room for it.
+            HttpVersion::Http2 => {
+                let room = Box::new_uninit();
+                Box::into_pin(Box::write(room, self.http2.send(&self.connect, request, give_up))).await
+            }
         }
     }
 
