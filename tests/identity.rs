@@ -5,38 +5,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::crypto::rustls::QuicClientConfig;
-use rand::SeedableRng as _;
-use rand::rngs::StdRng;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use starling::ca::Issued;
-use starling_gossip::clock::Clock;
-use starling_gossip::svid::{Svid, TrustBundle};
 use starling_tests::workload::{Http, Tcp};
-use starling_tests::{Mesh, UNPROBED, eventually, get, starling, within};
+use starling_tests::{Mesh, UNPROBED, credentials, eventually, get, member, starling, within};
 use starling_transport::answer::AnswerError;
-use starling_transport::credentials::Credentials;
-use starling_transport::endpoint::{Endpoint, Incoming};
 use starling_transport::header::{RefusalReason, StreamHeader, StreamKind};
-use starling_transport::limits::Windows;
 use starling_transport::pool::Target;
 use starling_transport::tls;
 use starling_transport::verify::{Expected, PeerVerifier};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-
-fn credentials(mesh: &Mesh, id: &str) -> Credentials {
-    let issued = mesh.issue(id);
-    let svid = Svid::from_pem(issued.certificate.as_bytes(), issued.key.as_bytes()).expect("an SVID");
-    let bundle = TrustBundle::from_pem(svid.id().trust_domain(), mesh.trust_bundle().as_bytes());
-    Credentials::new(svid, bundle.expect("a bundle"), Clock::System).expect("good credentials")
-}
-
-/// A member that speaks the transport's protocol by itself, and need not be honest.
-fn member(mesh: &Mesh, id: &str, listen: SocketAddr) -> (Endpoint, Incoming) {
-    Endpoint::bind(listen, credentials(mesh, id), Windows::within(None), StdRng::seed_from_u64(1))
-        .expect("bound")
-}
 
 /// How a node ends the connection of a QUIC client that shows this certificate, or none.
 async fn refusal(mesh: &Mesh, address: SocketAddr, shown: Option<&Issued>) -> quinn::ConnectionError {

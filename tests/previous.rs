@@ -4,9 +4,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::{Method, Request};
+use http_body_util::Full;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use starling_gossip::clock::Clock;
 use starling_tests::workload::{Http, Tcp};
-use starling_tests::{Mesh, Node, get, within};
+use starling_tests::{HttpConnection, Mesh, Node, Reply, get, request, within};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -22,12 +26,34 @@ async fn echo(mut stream: TcpStream) {
     let _ = tokio::io::copy(&mut from, &mut to).await;
 }
 
+/// Longer than what sidecars tell one another in messages of their own: this goes in HTTP.
+const LONG_BYTES: usize = 100_000;
+
+/// A request with a body in HTTP/2, which must come back whole.
+async fn echo_in_http2(caller: &Node, http: &str, body: &Bytes) {
+    let stream = TcpStream::connect(caller.http_proxy()).await.expect("accepted");
+    let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let (mut sender, connection) = handshake.await.expect("HTTP/2");
+    tokio::spawn(connection);
+    let request = Request::post(format!("http://{http}.mesh/echo")).body(Full::new(body.clone()));
+    let answer = within("an answer", sender.send_request(request.expect("a request"))).await;
+    let reply = Reply::read(answer.expect("answered")).await;
+    assert_eq!(reply.status(), 200, "{} to {http}: {}", caller.name(), reply.text());
+    assert!(reply.body == *body, "{} to {http}: {} bytes", caller.name(), reply.body.len());
+}
+
 /// One kept TCP connection and many requests, all of which must be answered.
 async fn calls(caller: &Node, http: &str, tcp: &str) {
     let mut kept = TcpStream::connect(caller.outbound(tcp)).await.expect("accepted");
     for number in 0..CALLS {
         let reply = get(caller.http_proxy(), &format!("{http}.mesh"), "/").await;
         assert_eq!(reply.status(), 200, "{} to {http}: {}", caller.name(), reply.text());
+        let body = if number % 2 == 0 { Bytes::from_static(b"short") } else { vec![b'x'; LONG_BYTES].into() };
+        let mut kept_http = HttpConnection::open(caller.http_proxy()).await;
+        let request = request(Method::POST, &format!("{http}.mesh"), "/echo", body.clone());
+        let reply = kept_http.send(request).await;
+        assert!(reply.status() == 200 && reply.body == body, "{} to {http}: {}", caller.name(), reply.text());
+        echo_in_http2(caller, http, &body).await;
         let byte = u8::try_from(number).expect("few");
         kept.write_u8(byte).await.expect("written");
         assert_eq!(

@@ -16,7 +16,11 @@ use starling_transport::header::{Answer, PREAMBLE_BYTES, Preamble, RefusalReason
 const WALL: WallTime = WallTime { unix_millis: 1_767_225_600_000 };
 
 fn fixture(name: &str) -> Vec<u8> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures/wire-1").join(name);
+    fixture_of("wire-1", name)
+}
+
+fn fixture_of(directory: &str, name: &str) -> Vec<u8> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(directory).join(name);
     fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
@@ -73,17 +77,18 @@ fn a_record_of_a_later_version_is_refused_by_name() {
 
 #[test]
 fn headers_and_answers_mean_what_they_meant() {
-    let read = |name: &str| {
-        let bytes = fixture(name);
+    let read_of = |directory: &str, name: &str| {
+        let bytes = fixture_of(directory, name);
         let (first, body) = bytes.split_first_chunk::<PREAMBLE_BYTES>().expect("a preamble");
         let preamble = Preamble::decode(*first).expect("a version that is read");
         assert_eq!(preamble.body_bytes(), body.len(), "{name}");
         (preamble, body.to_vec())
     };
-    let header = |name: &str| {
-        let (preamble, body) = read(name);
+    let header_of = |directory: &str, name: &str| {
+        let (preamble, body) = read_of(directory, name);
         StreamHeader::decode(preamble, &body).expect(name).kind
     };
+    let header = |name: &str| header_of("wire-1", name);
     let (cart, web) = ("cart.shop".parse().expect("a name"), || "web".parse().expect("a name"));
     let instance = || "cart-1".to_owned();
     assert_eq!(header("header-gossip"), StreamKind::Gossip);
@@ -92,8 +97,17 @@ fn headers_and_answers_mean_what_they_meant() {
     assert_eq!(header("header-tcp"), StreamKind::Tcp { service: cart, instance: instance() });
     assert_eq!(header("header-http1"), StreamKind::Http1 { service: web(), instance: instance() });
     assert_eq!(header("header-http2"), StreamKind::Http2 { service: web(), instance: instance() });
+    let header = |name: &str| header_of("messages-1", name);
+    assert_eq!(
+        header("header-http1-messages"),
+        StreamKind::Http1Messages { service: web(), instance: instance() }
+    );
+    assert_eq!(
+        header("header-http2-messages"),
+        StreamKind::Http2Messages { service: web(), instance: instance() }
+    );
     let answer = |name: &str| {
-        let (preamble, body) = read(name);
+        let (preamble, body) = read_of("wire-1", name);
         Answer::decode(preamble, &body).expect(name)
     };
     assert_eq!(answer("answer-accepted"), Answer::Accepted);

@@ -4,6 +4,7 @@
 //! |---|---|---|---|
 //! | a connection | ALPN in TLS, `starling/1` | 1 | 0.1 |
 //! | a stream's header, and its answer | first byte | 1 | 0.1 |
+//! | a message between sidecars (`node::messages`) | its stream's kind, 19 and 20 | 1 | 0.2 |
 //! | a sealed record | first byte, signed with the rest | 1 | 0.1 |
 //! | a renewal, and where records are filed | the key: `l`, `n`, `i/…` | | 0.1 |
 //! | a gossip message | third byte, after the magic | 1 | 0.2 |
@@ -20,7 +21,7 @@
 //!
 //! **What an old node does with it.** A record of a newer version is passed on and not used
 //! (`unreadable`); a stream is answered `UnsupportedVersion`, one of a newer kind `UnsupportedKind`, and
-//! the connection lives; an unknown key in a map is passed on and not used; an unknown capability in a node
+//! the connection lives (requests to such a node go in HTTP from then on, until its next life); an unknown key in a map is passed on and not used; an unknown capability in a node
 //! record is ignored. A newer refusal reason makes its answer malformed, which counts as a refusal.
 
 use std::fmt;

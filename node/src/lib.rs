@@ -24,6 +24,7 @@ pub mod fuzzing;
 mod live;
 mod local;
 mod memory;
+mod messages;
 pub mod notify;
 mod outlier;
 mod patience;

@@ -59,6 +59,20 @@ pub enum StreamKind {
         /// Which instance of it, by the id in its record.
         instance: String,
     },
+    /// Requests of HTTP/1.1 to an instance, one after the other, as sidecars' own messages.
+    Http1Messages {
+        /// The service called.
+        service: ServiceName,
+        /// Which instance of it, by the id in its record.
+        instance: String,
+    },
+    /// The same of HTTP/2.
+    Http2Messages {
+        /// The service called.
+        service: ServiceName,
+        /// Which instance of it, by the id in its record.
+        instance: String,
+    },
 }
 
 /// The callee's answer to a bidirectional stream.
@@ -131,6 +145,8 @@ const GOODBYE: u8 = 3;
 const TCP: u8 = 16;
 const HTTP1: u8 = 17;
 const HTTP2: u8 = 18;
+const HTTP1_MESSAGES: u8 = 19;
+const HTTP2_MESSAGES: u8 = 20;
 
 const ACCEPTED: u8 = 0;
 const REFUSED: u8 = 1;
@@ -150,18 +166,25 @@ impl StreamHeader {
             StreamKind::Tcp { service, instance } => target(TCP, service, instance),
             StreamKind::Http1 { service, instance } => target(HTTP1, service, instance),
             StreamKind::Http2 { service, instance } => target(HTTP2, service, instance),
+            StreamKind::Http1Messages { service, instance } => target(HTTP1_MESSAGES, service, instance),
+            StreamKind::Http2Messages { service, instance } => target(HTTP2_MESSAGES, service, instance),
         }
     }
 
     /// Reads the body that `preamble` announced.
     pub fn decode(preamble: Preamble, body: &[u8]) -> Result<Self, HeaderError> {
+        let call = |kind: fn(ServiceName, String) -> StreamKind| {
+            read_target(body).map(|(service, instance)| kind(service, instance))
+        };
         let kind = match preamble.kind {
             GOSSIP => empty(body, StreamKind::Gossip),
             WELCOME => empty(body, StreamKind::Welcome),
             GOODBYE => empty(body, StreamKind::Goodbye),
-            TCP => read_target(body).map(|(service, instance)| StreamKind::Tcp { service, instance }),
-            HTTP1 => read_target(body).map(|(service, instance)| StreamKind::Http1 { service, instance }),
-            HTTP2 => read_target(body).map(|(service, instance)| StreamKind::Http2 { service, instance }),
+            TCP => call(|service, instance| StreamKind::Tcp { service, instance }),
+            HTTP1 => call(|service, instance| StreamKind::Http1 { service, instance }),
+            HTTP2 => call(|service, instance| StreamKind::Http2 { service, instance }),
+            HTTP1_MESSAGES => call(|service, instance| StreamKind::Http1Messages { service, instance }),
+            HTTP2_MESSAGES => call(|service, instance| StreamKind::Http2Messages { service, instance }),
             unknown => Err(HeaderError::UnsupportedKind(unknown)),
         }?;
         Ok(Self { kind })
@@ -171,7 +194,7 @@ impl StreamHeader {
 impl StreamKind {
     /// Whether the stream has an answer, and so both directions.
     pub fn is_call(&self) -> bool {
-        matches!(self, Self::Tcp { .. } | Self::Http1 { .. } | Self::Http2 { .. })
+        self.target().is_some()
     }
 
     /// The service and instance called, if any.
@@ -179,7 +202,9 @@ impl StreamKind {
         match self {
             Self::Tcp { service, instance }
             | Self::Http1 { service, instance }
-            | Self::Http2 { service, instance } => Some((service, instance)),
+            | Self::Http2 { service, instance }
+            | Self::Http1Messages { service, instance }
+            | Self::Http2Messages { service, instance } => Some((service, instance)),
             Self::Gossip | Self::Welcome | Self::Goodbye => None,
         }
     }
@@ -364,7 +389,7 @@ mod tests {
     }
 
     fn kinds() -> impl Strategy<Value = StreamKind> {
-        let named = ("[a-z]([a-z0-9]{0,61}[a-z0-9])?(\\.[a-z0-9]{1,63})?", "[a-zA-Z0-9._-]{0,63}", 0..3);
+        let named = ("[a-z]([a-z0-9]{0,61}[a-z0-9])?(\\.[a-z0-9]{1,63})?", "[a-zA-Z0-9._-]{0,63}", 0..5);
         prop_oneof![
             Just(StreamKind::Gossip),
             Just(StreamKind::Welcome),
@@ -374,7 +399,9 @@ mod tests {
                 match which {
                     0 => StreamKind::Tcp { service, instance },
                     1 => StreamKind::Http1 { service, instance },
-                    _ => StreamKind::Http2 { service, instance },
+                    2 => StreamKind::Http2 { service, instance },
+                    3 => StreamKind::Http1Messages { service, instance },
+                    _ => StreamKind::Http2Messages { service, instance },
                 }
             }),
         ]
@@ -396,7 +423,7 @@ mod tests {
         #[test]
         fn no_bytes_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..600), steer: bool) {
             if steer && bytes.len() >= 4 {
-                (bytes[0], bytes[1], bytes[2]) = (STREAM.written, TCP + bytes[1] % 4, 0);
+                (bytes[0], bytes[1], bytes[2]) = (STREAM.written, TCP + bytes[1] % 6, 0);
             }
             let _ = decode_header(&bytes);
             let _ = decode_answer(&bytes);

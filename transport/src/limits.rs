@@ -79,7 +79,7 @@ impl Windows {
         let eighth = u32::try_from(memory_bytes / 8).unwrap_or(u32::MAX);
         let connection_bytes = eighth.clamp(CONNECTION_WINDOW_BYTES_MIN, CONNECTION_RECEIVE_WINDOW_BYTES);
         Self {
-            stream_bytes: (connection_bytes / 8).min(STREAM_RECEIVE_WINDOW_BYTES),
+            stream_bytes: (connection_bytes / STREAMS_UNREAD).min(STREAM_RECEIVE_WINDOW_BYTES),
             connection_bytes,
             send_bytes: (memory_bytes / 16)
                 .clamp(CONNECTION_WINDOW_BYTES_MIN.into(), CONNECTION_SEND_WINDOW_BYTES),
@@ -87,6 +87,9 @@ impl Windows {
         }
     }
 }
+
+/// So many streams that nobody reads use a connection up where memory is short; two hundred where it is not.
+const STREAMS_UNREAD: u32 = 32;
 
 /// Less than this and a path of 100 ms carries less than 10 MB/s.
 const CONNECTION_WINDOW_BYTES_MIN: u32 = 1024 * 1024;
@@ -96,9 +99,9 @@ const CONNECTION_WINDOW_BYTES_MIN: u32 = 1024 * 1024;
 pub const STREAM_RECEIVE_WINDOW_BYTES: u32 = 1_250_000;
 
 /// The same for all streams of one connection together, and so all that a peer can make one
-/// connection hold: 10 Gbit/s at 53 ms. Fifty streams that nobody reads use it up, and then the
-/// peer's other streams wait as well; more would be isolation paid with memory.
-pub const CONNECTION_RECEIVE_WINDOW_BYTES: u32 = 64 * 1024 * 1024;
+/// connection hold: as much as HTTP/2's windows. Streams that nobody reads use it up, and then
+/// the peer's other streams wait as well; more would be isolation paid with memory.
+pub const CONNECTION_RECEIVE_WINDOW_BYTES: u32 = 256 * 1024 * 1024;
 
 /// Bytes kept for one connection until the peer acknowledges them: 1 Gbit/s at 130 ms.
 pub const CONNECTION_SEND_WINDOW_BYTES: u64 = 16 * 1024 * 1024;

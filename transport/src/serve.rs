@@ -113,7 +113,11 @@ async fn read_message(mut recv: RecvStream, connection: Connection, gossip: mpsc
         StreamKind::Gossip => read_gossip(recv, &connection, &gossip).await,
         StreamKind::Welcome => drop(connection.mark(WELCOMED, true)),
         StreamKind::Goodbye => drop(connection.mark(PEER_LEFT, true)),
-        StreamKind::Tcp { .. } | StreamKind::Http1 { .. } | StreamKind::Http2 { .. } => {
+        StreamKind::Tcp { .. }
+        | StreamKind::Http1 { .. }
+        | StreamKind::Http2 { .. }
+        | StreamKind::Http1Messages { .. }
+        | StreamKind::Http2Messages { .. } => {
             let refusal = Refusal::new(RefusalReason::UnsupportedKind, "a call needs both directions");
             reject_message(&mut recv, &connection, &refusal);
         }

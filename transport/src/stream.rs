@@ -48,6 +48,7 @@ pub enum BeginError {
 pub struct SendHalf {
     stream: SendStream,
     finished: bool,
+    is_reset: bool,
     /// There until the half is dropped; then it moves to whoever waits for the acknowledgement.
     work: Option<WorkGuard>,
 }
@@ -109,7 +110,7 @@ impl MeshStream {
 
 impl SendHalf {
     pub(crate) fn new(stream: SendStream, work: WorkGuard) -> Self {
-        Self { stream, finished: false, work: Some(work) }
+        Self { stream, finished: false, is_reset: false, work: Some(work) }
     }
 
     pub(crate) async fn write_first(&mut self, bytes: &[u8]) -> Result<(), BeginError> {
@@ -125,13 +126,27 @@ impl SendHalf {
         self.stream.write_chunk(bytes).await.map_err(write_error)
     }
 
+    /// Writes all of `chunks` without copying them, and leaves them empty.
+    pub async fn write_chunks(&mut self, chunks: &mut [Bytes]) -> io::Result<()> {
+        self.touch();
+        self.stream.write_all_chunks(chunks).await.map_err(write_error)
+    }
+
+    /// Ends the direction early, and lets the peer see why by `code` ([`reset_code`]). What it has not read of the
+    /// direction is lost.
+    pub fn reset(mut self, code: u32) {
+        let _ = self.stream.reset(VarInt::from_u32(code));
+        self.is_reset = true;
+    }
+
     fn touch(&self) {
         if let Some(work) = &self.work {
             work.connection().touch();
         }
     }
 
-    fn finish(&mut self) {
+    /// Ends the direction cleanly: the peer sees an end of file.
+    pub fn finish(&mut self) {
         if !self.finished {
             self.touch();
             // It fails when the peer stopped the stream, and then there is nothing to end.
@@ -143,6 +158,9 @@ impl SendHalf {
 
 impl Drop for SendHalf {
     fn drop(&mut self) {
+        if self.is_reset {
+            return;
+        }
         if !self.finished {
             let _ = self.stream.reset(VarInt::from_u32(stream_code::ABANDONED));
             return;
@@ -219,6 +237,17 @@ impl RecvHalf {
         chunks.await.map_err(read_error)
     }
 
+    /// Fills `chunks` with the next bytes, without copying them, and says how many it filled; 0 is the clean end.
+    /// Where it says that there is nothing, whoever asked last is woken when there is.
+    pub fn poll_chunks(&mut self, cx: &mut Context<'_>, chunks: &mut [Bytes]) -> Poll<io::Result<usize>> {
+        if self.answer.is_some() {
+            ready!(self.poll_answer(cx))?;
+        }
+        let Self { stream, bell, .. } = self;
+        let read = ready!(bell.poll(cx, |cx| pin!(stream.read_chunks(chunks)).poll(cx)));
+        Poll::Ready(read.map(Option::unwrap_or_default).map_err(read_error))
+    }
+
     fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), AnswerError>> {
         let Self { stream, bell, answer, .. } = self;
         let Some(answer) = answer else { return Poll::Ready(Ok(())) };
@@ -285,6 +314,14 @@ impl AsyncWrite for MeshStream {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.send).poll_shutdown(cx)
+    }
+}
+
+/// The code with which the peer reset its direction of a stream, if that is why reading failed.
+pub fn reset_code(error: &io::Error) -> Option<u64> {
+    match error.get_ref()?.downcast_ref::<ReadError>()? {
+        ReadError::Reset(code) => Some(code.into_inner()),
+        _ => None,
     }
 }
 

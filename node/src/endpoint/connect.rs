@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use starling_gossip::identity::ServiceName;
-use starling_transport::answer::AnswerError;
 use starling_transport::connection::{Connection, OpenError};
 use starling_transport::header::{RefusalReason, StreamHeader, StreamKind};
 use starling_transport::pool::{Pool, Target as Peer};
@@ -13,15 +12,12 @@ use starling_transport::stream::MeshStream;
 use starling_transport::verify::Expected;
 
 use crate::route::Target;
+use crate::upstream::messages::{OpenMessages, Opened, accepted};
 use crate::upstream::{Connect, ConnectFailure, HttpVersion, NextHop};
 
 /// A request waits so long for a connection to a new peer (two round trips) before it looks
 /// elsewhere; the dial goes on behind it.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(1);
-
-/// A callee that accepts a stream connects to its workload first, which on one machine takes
-/// less than a millisecond.
-const ACCEPT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Opens streams to an instance over the mesh.
 pub(crate) struct MeshConnect {
@@ -86,31 +82,36 @@ impl MeshConnect {
         }
     }
 
+    /// A stream whose callee has accepted it.
     async fn open(&self, kind: StreamKind) -> Result<(MeshStream, Connection), ConnectFailure> {
+        let Opened { mut stream, connection } = self.begin(kind).await?;
+        accepted(stream.accepted(), &connection).await?;
+        Ok((stream, connection))
+    }
+
+    /// A stream to which there is no answer yet.
+    async fn begin(&self, kind: StreamKind) -> Result<Opened, ConnectFailure> {
         let connection = self.connection().await?;
-        let unreachable = |error: &dyn std::fmt::Display| ConnectFailure::Unreachable(error.to_string());
         let opened = connection.open(&StreamHeader::new(kind)).await;
-        let mut stream = opened.map_err(|error| match error {
+        let stream = opened.map_err(|error| match error {
             // It is there and has no room: nothing speaks against the streams it carries already.
             OpenError::TooManyStreams { .. } => {
                 ConnectFailure::Refused(RefusalReason::Overloaded, error.to_string())
             }
-            error => unreachable(&error),
+            error => ConnectFailure::Unreachable(error.to_string()),
         })?;
-        let answer = tokio::select! {
-            answer = tokio::time::timeout(ACCEPT_PATIENCE, stream.accepted()) => answer,
-            () = connection.unresponsive() => {
-                return Err(ConnectFailure::Unreachable("the peer has fallen silent".into()));
-            }
-        };
-        match answer {
-            Ok(Ok(())) => Ok((stream, connection)),
-            Ok(Err(AnswerError::Refused(refusal))) => {
-                Err(ConnectFailure::Refused(refusal.reason, refusal.detail))
-            }
-            Ok(Err(error)) => Err(unreachable(&error)),
-            Err(_elapsed) => Err(unreachable(&"the peer did not answer in time")),
-        }
+        Ok(Opened { stream, connection })
+    }
+}
+
+impl OpenMessages for MeshConnect {
+    async fn open(&self, version: HttpVersion) -> Result<Opened, ConnectFailure> {
+        let (service, instance) = (self.service.clone(), self.instance.clone());
+        self.begin(match version {
+            HttpVersion::Http1 => StreamKind::Http1Messages { service, instance },
+            HttpVersion::Http2 => StreamKind::Http2Messages { service, instance },
+        })
+        .await
     }
 }
 

@@ -6,6 +6,7 @@
 mod connect;
 mod flight;
 mod measure;
+mod peer;
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,13 +25,12 @@ use crate::outlier::{self, Reason, Record};
 use crate::proxy::forward::Underway;
 use crate::route::Target;
 use crate::telemetry::exchange::{Direction, Meter};
-use crate::upstream::{
-    Answered, ConnectFailure, HttpUpstream, HttpVersion, SendError, SendFailure, UpstreamLimits, is_callers,
-};
+use crate::upstream::{Answered, ConnectFailure, HttpVersion, SendError, SendFailure, UpstreamLimits};
 use crate::usage::Usage;
 
 use connect::MeshConnect;
 use measure::Measure;
+use peer::PeerUpstream;
 
 pub(crate) use flight::Flight;
 
@@ -38,7 +38,7 @@ pub(crate) use flight::Flight;
 pub(crate) struct Endpoint {
     target: Target,
     meter: Arc<Meter>,
-    upstream: HttpUpstream<MeshConnect>,
+    upstream: PeerUpstream,
     clock: Clock,
     created: Instant,
     in_flight: AtomicU32,
@@ -80,7 +80,7 @@ impl Endpoint {
         Arc::new(Self {
             target,
             meter,
-            upstream: HttpUpstream::new(connect, limits),
+            upstream: PeerUpstream::new(connect, limits),
             created: clock.now(),
             clock,
             in_flight: AtomicU32::new(0),
@@ -193,6 +193,7 @@ impl Endpoint {
             return;
         }
         self.connector().forget_silent();
+        self.upstream.forget_program();
         self.reset_trouble();
         if before != 0 {
             self.estimate.reset();
@@ -278,7 +279,7 @@ impl Endpoint {
             }
             Err(error) => {
                 match &error.failure {
-                    SendFailure::Broken(error) if is_callers(error) => measure.leave_out(),
+                    SendFailure::Broken(error) if error.is_callers() => measure.leave_out(),
                     SendFailure::Broken(_) => measure.handle_error(),
                     // Whether it can be reached is the breaker's question.
                     SendFailure::Silent | SendFailure::Connect(_) => measure.handle_refusal(),

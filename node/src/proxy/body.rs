@@ -9,7 +9,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
-use hyper::body::Incoming;
 
 use crate::allowance::ALLOWANCE;
 use crate::endpoint::Flight;
@@ -25,6 +24,7 @@ use crate::proxy::own_headers;
 use crate::proxy::timer::{Moved, Timer};
 use crate::telemetry::exchange::Exchange;
 use crate::upstream::LentSender;
+use crate::upstream::hop::{HopBody, HopError};
 use crate::upstream::http2::Stream;
 
 /// A request's body on its way upstream.
@@ -32,7 +32,7 @@ pub(crate) enum RequestBody {
     /// As the caller sends it.
     Streamed {
         /// What is left of it.
-        body: Incoming,
+        body: HopBody,
         /// What of it has gone up; whoever counts the request reads it.
         bytes: Arc<AtomicU64>,
         /// Where it is noted that it moves, once it is sent.
@@ -53,7 +53,7 @@ pub(crate) enum RequestBody {
 pub(crate) enum RequestError {
     /// Its caller broke off.
     #[error(transparent)]
-    Caller(#[from] hyper::Error),
+    Caller(#[from] HopError),
     /// The answer came without it, and its caller holds it back.
     #[error("the body was never asked for")]
     Withheld,
@@ -61,11 +61,18 @@ pub(crate) enum RequestError {
 
 impl RequestBody {
     /// A body as it comes in, by a connection that is busy with it.
-    pub(crate) fn new(body: Incoming, uploading: Option<Uploading>) -> Self {
+    pub(crate) fn new(body: HopBody, uploading: Option<Uploading>) -> Self {
         if body.is_end_stream() {
             Self::Empty
         } else {
             Self::Streamed { body, bytes: Arc::default(), moved: None, _uploading: uploading }
+        }
+    }
+
+    /// Looks at what there is of it at once, for that may be all; see [`HopBody::look_for_end`].
+    pub(crate) fn look_for_end(&mut self) {
+        if let Self::Streamed { body, .. } = self {
+            body.look_for_end();
         }
     }
 
@@ -107,7 +114,7 @@ pub(crate) struct AnswerBody {
 }
 
 enum Source {
-    Upstream(Incoming),
+    Upstream(HopBody),
     Own(Full<Bytes>),
 }
 
@@ -151,7 +158,7 @@ pub(crate) struct BodyTime {
 pub(crate) enum BodyError {
     /// It broke on its way here.
     #[error(transparent)]
-    Upstream(#[from] hyper::Error),
+    Upstream(#[from] HopError),
     /// It took longer than it may.
     #[error("the answer took longer than it may")]
     TimedOut,
@@ -160,7 +167,7 @@ pub(crate) enum BodyError {
 impl AnswerBody {
     /// The upstream's body. `guard` is told at once if there is nothing to carry (204, HEAD): such
     /// a body is never polled.
-    pub(crate) fn upstream(body: Incoming, guard: Box<AnswerGuard>) -> Self {
+    pub(crate) fn upstream(body: HopBody, guard: Box<AnswerGuard>) -> Self {
         let mut answer = Self { source: Source::Upstream(body), guard };
         if answer.source.is_end_stream() {
             answer.guard.handle_end();

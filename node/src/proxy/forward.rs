@@ -4,13 +4,13 @@
 use http::header::{CONNECTION, HeaderValue, UPGRADE};
 use http::{Request, Response, StatusCode, Version};
 use http_body::Body as _;
-use hyper::body::Incoming;
 
 use crate::proxy::body::{AnswerBody, AnswerGuard, RequestBody};
 use crate::proxy::expectation::{self, Expectation};
 use crate::proxy::overdue::Uploading;
 use crate::proxy::tunnel::Switched;
 use crate::proxy::{headers, tunnel};
+use crate::upstream::hop::HopBody;
 use crate::upstream::{Answered, HttpVersion};
 
 /// A request on its way. On the heap: each future that it passes through would have room for it, twice, and be
@@ -38,7 +38,7 @@ pub(crate) struct Awaiting {
 impl Passing {
     /// Takes a request over. An intermediary sends its own version (RFC 9110, section 6.2): a
     /// caller of HTTP/1.0 costs no connection of its own.
-    pub(crate) fn new(mut request: Request<Incoming>) -> Self {
+    pub(crate) fn new(mut request: Request<HopBody>) -> Self {
         let (version, may_expect) =
             (HttpVersion::of(request.version()), request.version() == Version::HTTP_11);
         let upgrade = headers::upgrade(request.headers(), request.version());
@@ -55,9 +55,19 @@ impl Passing {
     }
 }
 
-/// Whether a request may be sent twice: idempotent, and without a body.
+impl Passing {
+    /// Takes over a request that came as a message (`crate::messages`): such a one switches no protocol, and holds nothing
+    /// back.
+    pub(crate) fn of_message(mut request: Underway, version: HttpVersion) -> Self {
+        headers::remove_hop_by_hop(request.headers_mut(), None);
+        Self { request, version, awaiting: Awaiting { switched: None, expectation: None } }
+    }
+}
+
+/// Whether a request may be sent twice: idempotent, and without a body from the first. (One that had a body which has come
+/// to its end meanwhile has no spare.)
 pub(crate) fn may_be_sent_twice(request: &Request<RequestBody>) -> bool {
-    request.body().is_end_stream() && headers::is_idempotent(request.method())
+    matches!(request.body(), RequestBody::Empty) && headers::is_idempotent(request.method())
 }
 
 /// Passes an answer on. One of HTTP/1.0 is told in HTTP/1.1, whose end cannot be mistaken.

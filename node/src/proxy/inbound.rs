@@ -31,8 +31,10 @@ use crate::proxy::forward::{self, Passing};
 use crate::proxy::gate::{Gate, Held, Pass};
 use crate::proxy::heads::PASSED_HEAD_BYTES_MAX;
 use crate::proxy::workload::{CalledBy, Workload, Workloads, tcp_under};
-use crate::proxy::{calling, headers, intake, own_headers, reported_load, tunnel};
+use crate::proxy::{calling, headers, intake, messages, own_headers, reported_load, tunnel};
 use crate::telemetry::exchange::{Exchange, Meter};
+use crate::upstream::HttpVersion::{Http1, Http2};
+use crate::upstream::hop::HopBody;
 use crate::upstream::http2::Windows;
 use crate::upstream::{ConnectFailure, HttpVersion, SendError, SendFailure};
 
@@ -52,8 +54,17 @@ pub(crate) struct Inbound {
     pub(crate) clock: Clock,
 }
 
+/// In which words a peer's requests come.
+#[derive(Clone, Copy)]
+enum Spoken {
+    /// HTTP's.
+    Http(HttpVersion),
+    /// Messages of that version.
+    Messages(HttpVersion),
+}
+
 /// One peer's HTTP stream.
-struct Caller {
+pub(super) struct Caller {
     inbound: Arc<Inbound>,
     instance: Arc<str>,
     workload: Arc<Workload>,
@@ -79,10 +90,16 @@ impl Inbound {
 
     async fn serve(self: Arc<Self>, incoming: IncomingStream, held: Held) {
         let IncomingStream { peer, header, stream } = incoming;
-        let (version, service, instance) = match header.kind {
+        let (spoken, service, instance) = match header.kind {
             StreamKind::Tcp { service, instance } => (None, service, instance),
-            StreamKind::Http1 { service, instance } => (Some(HttpVersion::Http1), service, instance),
-            StreamKind::Http2 { service, instance } => (Some(HttpVersion::Http2), service, instance),
+            StreamKind::Http1 { service, instance } => (Some(Spoken::Http(Http1)), service, instance),
+            StreamKind::Http2 { service, instance } => (Some(Spoken::Http(Http2)), service, instance),
+            StreamKind::Http1Messages { service, instance } => {
+                (Some(Spoken::Messages(Http1)), service, instance)
+            }
+            StreamKind::Http2Messages { service, instance } => {
+                (Some(Spoken::Messages(Http2)), service, instance)
+            }
             // The transport hands gossip to its own link, and nothing else has a bidirectional stream.
             _ => return stream.refuse(RefusalReason::UnsupportedKind, "not a call").await,
         };
@@ -98,18 +115,21 @@ impl Inbound {
                 return stream.refuse(RefusalReason::Denied, failure.detail).await;
             }
         };
-        if version.is_none() && workload.protocol == Protocol::Http {
+        if spoken.is_none() && workload.protocol == Protocol::Http {
             // Unparsed, its bytes could name any caller in `x-starling-peer`.
             return stream.refuse(RefusalReason::UnsupportedKind, "this service takes HTTP only").await;
         }
         let meter = workload.meter(&peer.id);
         // Each on the heap: a stream that carries bytes needs no room for HTTP.
-        match version {
+        match spoken {
             None => Box::pin(self.carry(&workload, &admission, peer.address, &meter, stream)).await,
-            Some(version) => {
+            Some(spoken) => {
                 let instance = instance.into();
                 let caller = Caller { inbound: self, instance, workload, admission, meter, held };
-                Box::pin(caller.serve(version, stream)).await;
+                match spoken {
+                    Spoken::Http(version) => Box::pin(caller.serve(version, stream)).await,
+                    Spoken::Messages(version) => Box::pin(caller.serve_messages(version, stream)).await,
+                }
             }
         }
     }
@@ -191,12 +211,12 @@ impl Caller {
         let (gate, windows) = (self.inbound.gate.clone(), self.inbound.windows);
         let workload_gate = self.workload.gate.clone();
         let caller = Arc::new(self);
-        let service = service_fn(move |request| {
-            let caller = caller.clone();
+        let service = service_fn(move |request: Request<Incoming>| {
+            let (caller, passing) = (caller.clone(), Passing::new(request.map(HopBody::from)));
             // On the heap: hyper moves a request's future a dozen times, and this one is large. Made there, as
             // `listener` does.
             Box::into_pin(Box::write(Box::new_uninit(), async move {
-                failure::reset_or(caller.answer(request).await)
+                failure::reset_or(caller.answer(passing).await)
             }))
         });
         let io = TokioIo::new(stream);
@@ -240,7 +260,31 @@ impl Caller {
         }
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Response<AnswerBody> {
+    async fn serve_messages(self, version: HttpVersion, stream: UnansweredStream) {
+        if let Err(failure) = calling::warm(&self.workload, version, &self.inbound.clock).await {
+            return refuse_messages(stream, &failure).await;
+        }
+        let Ok(stream) = stream.accept().await else { return };
+        if let Err(error) = messages::serve(&self, version, stream).await {
+            debug!(%error, "stream of messages ended");
+        }
+    }
+
+    /// Whether nothing that comes now is looked at: it may go elsewhere.
+    pub(super) fn takes_nothing(&self) -> bool {
+        self.inbound.gate.is_closed() || self.workload_now().is_none()
+    }
+
+    /// Counts a request that was refused unread.
+    pub(super) fn note_refused(&self, flag: Flag) {
+        let mut exchange = self.meter.start(&self.inbound.clock);
+        exchange.set_caller(self.admission.peer(), None);
+        exchange.set_flag(flag);
+    }
+
+    /// What its workload answers, or this node in its place.
+    pub(super) async fn answer(&self, passing: Passing) -> Response<AnswerBody> {
+        let Passing { mut request, version, awaiting } = passing;
         let mut exchange = self.meter.start(&self.inbound.clock);
         exchange.set_request(request.method(), request.uri().path());
         let for_grpc = headers::is_grpc(request.headers());
@@ -253,7 +297,7 @@ impl Caller {
             return answer;
         };
         if let Err(reason) = self.admission.check() {
-            return self.deny(reason, for_grpc, request.version(), exchange);
+            return self.deny(reason, for_grpc, version, exchange);
         }
         exchange.set_caller(self.admission.peer(), Some(&self.admission.rule()));
         let mut guard = AnswerGuard::counting(exchange);
@@ -264,7 +308,6 @@ impl Caller {
             Err(failure) => return fail(&failure, for_grpc, true, guard),
         };
         guard.workload_pass = workload.gate.enter();
-        let Passing { mut request, version, awaiting } = Passing::new(request);
         guard.exchange.iter_mut().for_each(|exchange| exchange.set_body_bytes(request.body().bytes()));
         if let Some(exchange) = &mut guard.exchange
             && let Err(failure) = intake::of_peer(&mut request, &self.admission, exchange)
@@ -299,12 +342,12 @@ impl Caller {
         &self,
         reason: Reason,
         for_grpc: bool,
-        version: http::Version,
+        version: HttpVersion,
         mut exchange: Exchange,
     ) -> Response<AnswerBody> {
         let failure = self.inbound.deny(&self.workload, self.admission.peer(), reason, &mut exchange);
         let mut answer = fail(&failure, for_grpc, true, AnswerGuard::counting(exchange));
-        if version != http::Version::HTTP_2 {
+        if version == HttpVersion::Http1 {
             // The next stream is refused before a request is spent on it.
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
@@ -322,7 +365,7 @@ impl Caller {
     }
 
     /// Whether the peer should begin a new stream for its next request.
-    fn is_retired(&self) -> bool {
+    pub(super) fn is_retired(&self) -> bool {
         self.inbound.gate.is_draining() || self.workload.gate.is_draining()
     }
 }
@@ -334,6 +377,14 @@ async fn refuse(stream: UnansweredStream, failure: &ConnectFailure) {
         ConnectFailure::Unreachable(_) | ConnectFailure::HungUp => RefusalReason::WorkloadUnreachable,
     };
     stream.refuse(reason, failure.to_string()).await;
+}
+
+/// The same where `UnsupportedKind` says that messages are not understood at all.
+async fn refuse_messages(stream: UnansweredStream, failure: &ConnectFailure) {
+    if failure.is_other_version() {
+        return stream.refuse(RefusalReason::WorkloadUnreachable, failure.to_string()).await;
+    }
+    refuse(stream, failure).await;
 }
 
 fn flag_of(failure: &ConnectFailure) -> Flag {

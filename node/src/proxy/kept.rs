@@ -33,7 +33,7 @@ pub(crate) struct Before {
 }
 
 /// What is needed to begin a body again. What is kept for it goes with the last one.
-struct Rewind(Arc<Mutex<State>>);
+pub(crate) struct Rewind(Arc<Mutex<State>>);
 
 struct State {
     body: RequestBody,
@@ -62,19 +62,20 @@ pub(crate) fn keep(request: Underway) -> (Underway, Before) {
 /// Keeps `request`, unless its body is longer than `bytes_max`. What is kept of it already stays as it is.
 pub(crate) fn keep_up_to(bytes_max: usize, request: Request<RequestBody>) -> (Request<RequestBody>, Before) {
     let (head, body) = request.into_parts();
-    let (body, rewind) = match body {
-        RequestBody::Empty => (RequestBody::Empty, None),
-        body => {
-            let kept = match body {
-                RequestBody::Kept(kept) => kept,
-                body => Kept { shared: Arc::new(Mutex::new(State::new(body, bytes_max))), turn: 0 },
-            };
-            let rewind = Rewind::new(kept.shared.clone());
-            (RequestBody::Kept(kept), Some(rewind))
-        }
-    };
+    let (body, rewind) = keep_body(bytes_max, body);
     let before = Before { head: head.clone(), body: rewind };
     (Request::from_parts(head, body), before)
+}
+
+/// The same of a body alone; there is nothing to keep of one that is empty.
+pub(crate) fn keep_body(bytes_max: usize, body: RequestBody) -> (RequestBody, Option<Rewind>) {
+    let kept = match body {
+        RequestBody::Empty => return (RequestBody::Empty, None),
+        RequestBody::Kept(kept) => kept,
+        body => Kept { shared: Arc::new(Mutex::new(State::new(body, bytes_max))), turn: 0 },
+    };
+    let rewind = Rewind::new(kept.shared.clone());
+    (RequestBody::Kept(kept), Some(rewind))
 }
 
 impl Before {
@@ -95,7 +96,7 @@ impl Rewind {
     }
 
     /// The body from its beginning, unless too much of it has gone.
-    fn body(self) -> Option<RequestBody> {
+    pub(crate) fn body(self) -> Option<RequestBody> {
         let mut state = lock(&self.0);
         if state.is_lost {
             return None;

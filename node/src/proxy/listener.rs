@@ -222,13 +222,14 @@ async fn serve_http(
             }
             let (shared, mut busy, request) = (shared.clone(), watch.begin_request(), Box::new(request));
             busy.ends_with_connection = request.version() <= Version::HTTP_10;
+            let is_http2 = request.version() == Version::HTTP_2;
             // On the heap: hyper moves a request's future a dozen times, and this one is large. Its room is there before
             // it is made: what `Box::pin` is given lies on the stack, and all of it would be copied.
             Box::into_pin(Box::write(Box::new_uninit(), async move {
                 let (serves, outbound, clients, held) = &*shared;
                 let mut response = answer_and_end(serves, outbound, clients, held, request).await;
                 response.body_mut().guard_mut().busy = Some(busy);
-                failure::reset_or(response)
+                if is_http2 { failure::reset_or(response) } else { Ok(response) }
             }))
         })
     };

@@ -6,6 +6,7 @@
 
 pub(crate) mod access;
 pub(crate) mod affinity;
+pub(crate) mod arrival;
 mod aside;
 pub(crate) mod attempt;
 pub(crate) mod body;
@@ -27,6 +28,7 @@ pub(crate) mod kept;
 pub(crate) mod listener;
 pub(crate) mod listeners;
 pub(crate) mod local_socket;
+pub(crate) mod messages;
 pub(crate) mod name;
 pub(crate) mod normal;
 pub(crate) mod outbound;

@@ -33,6 +33,7 @@ use crate::retry::{self, Fate};
 use crate::route::{Target, subset};
 use crate::telemetry::exchange::{Direction, Exchange, Meter, count_retry};
 use crate::upstream::HttpVersion;
+use crate::upstream::hop::HopBody;
 use crate::upstream::http2::Windows;
 
 /// Carries local programs' calls into the mesh.
@@ -125,7 +126,7 @@ impl Outbound {
         let mut exchange = self.unknown.start(&self.clock);
         exchange.set_request(request.method(), request.uri().path());
         let for_grpc = headers::is_grpc(request.headers());
-        let Passing { mut request, version, awaiting } = Passing::new(*request);
+        let Passing { mut request, version, awaiting } = Passing::new(request.map(HopBody::from));
         let for_grpc_in_http2 =
             for_grpc && version == HttpVersion::Http2 && headers::needs_http2(request.headers());
         exchange.set_body_bytes(request.body().bytes());

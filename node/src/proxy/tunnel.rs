@@ -1,7 +1,6 @@
 //! Bytes in both directions until both ends are done: opaque TCP, and HTTP that switched to
 //! another protocol.
 
-use hyper::body::Incoming;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
@@ -25,6 +24,7 @@ use crate::proxy::timer::{Moved, Timer};
 use crate::proxy::workload::{Plain, WorkloadIo, tcp_under};
 use crate::telemetry::exchange::Exchange;
 use crate::upstream::greeting::Greeted;
+use crate::upstream::hop::HopBody;
 
 /// What one connection carries; dropped, it tells how much that was, however it ended.
 struct Carrying<'a> {
@@ -146,7 +146,7 @@ pub(crate) struct Switched {
 
 impl Switched {
     /// That of whoever sent `request`.
-    pub(crate) fn take(request: &mut Request<Incoming>) -> Self {
+    pub(crate) fn take<B>(request: &mut Request<B>) -> Self {
         let busy = request.extensions_mut().remove();
         Self { down: hyper::upgrade::on(request), busy }
     }
@@ -159,7 +159,7 @@ impl Switched {
 
 /// Joins both halves of an exchange whose server agreed to switch protocols (101). `guard` lasts
 /// as long as the tunnel.
-pub(crate) fn join_upgrade(down: Switched, answer: &mut Response<Incoming>, guard: Box<AnswerGuard>) {
+pub(crate) fn join_upgrade(down: Switched, answer: &mut Response<HopBody>, guard: Box<AnswerGuard>) {
     let up = hyper::upgrade::on(answer);
     tokio::spawn(async move {
         let mut guard = guard;

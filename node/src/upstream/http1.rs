@@ -11,6 +11,7 @@ use tokio::task::AbortHandle;
 use tracing::debug;
 
 use super::greeting::{Beginning, Greeted, Greeting};
+use super::hop::HopBody;
 use super::{Answered, Connect, ConnectFailure, HttpVersion, NextHop, SendError, SendFailure};
 use crate::proxy::body::RequestBody;
 use crate::proxy::forward::Underway;
@@ -83,6 +84,7 @@ impl Http1Pool {
             match sent {
                 Ok(response) => {
                     let sender = Some(LentSender { kept, pool: self.clone() });
+                    let response = response.map(HopBody::from);
                     return Ok(Answered { response, sender, stream: None });
                 }
                 Err(mut error) => match error.take_message().map(Box::new) {
@@ -93,11 +95,11 @@ impl Http1Pool {
                     // It had been closed while idle; that says nothing about the next hop.
                     Some(unsent) if was_idle => request = unsent,
                     unsent if was_used => {
-                        let failure = kept.next_hop.explain(SendFailure::Stale(error.into_error()));
+                        let failure = kept.next_hop.explain(SendFailure::Stale(error.into_error().into()));
                         return Err(SendError { failure, unsent });
                     }
                     unsent => {
-                        let failure = kept.next_hop.explain(error.into_error().into());
+                        let failure = kept.next_hop.explain(SendFailure::Broken(error.into_error().into()));
                         return Err(SendError { failure, unsent });
                     }
                 },
@@ -106,10 +108,12 @@ impl Http1Pool {
     }
 
     pub(super) async fn warm<C: Connect>(&self, connect: &C) -> Result<(), ConnectFailure> {
-        let kept = match self.take() {
+        let mut kept = match self.take() {
             Some(kept) => kept,
             None => Box::pin(open(connect)).await?,
         };
+        // Until its task has run, it takes no request, and the next would open another.
+        let _ = kept.sender.ready().await;
         self.put(kept);
         Ok(())
     }

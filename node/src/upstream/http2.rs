@@ -15,6 +15,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tracing::debug;
 
 use super::greeting::{Beginning, Greeted};
+use super::hop::HopBody;
 use super::lent::{self, LentBody};
 use super::pump::{Pump, Pumps};
 use super::{Answered, Connect, ConnectFailure, HttpVersion, NextHop, SendError, SendFailure};
@@ -27,7 +28,7 @@ const STREAM_WINDOW_BYTES: u32 = 512 * 1024;
 const STREAM_WINDOW_BYTES_MIN: u32 = 64 * 1024;
 
 /// Of all streams together: five hundred that nobody reads stall a connection's others. As much as
-/// QUIC carries on one connection without anybody reading, times four.
+/// QUIC carries on one connection without anybody reading.
 const CONNECTION_WINDOW_BYTES: u32 = 256 * 1024 * 1024;
 const CONNECTION_WINDOW_BYTES_MIN: u32 = 1024 * 1024;
 
@@ -121,7 +122,10 @@ impl Http2Pool {
             let (lent, before) = lent::lend(*request);
             stream.pump = lent.body().pump();
             let error = match shared.send(lent, before, &give_up).await {
-                Ok(response) => return Ok(Answered { response, sender: None, stream: Some(stream) }),
+                Ok(response) => {
+                    let response = response.map(HopBody::from);
+                    return Ok(Answered { response, sender: None, stream: Some(stream) });
+                }
                 Err(error) => error,
             };
             match error {

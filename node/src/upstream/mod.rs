@@ -5,24 +5,23 @@
 //! sent. How bytes reach the next hop is [`Connect`]'s; which hop it is, the caller's.
 
 pub(crate) mod greeting;
+pub(crate) mod hop;
 mod http1;
 pub(crate) mod http2;
 mod lent;
+pub(crate) mod messages;
 mod pump;
 
-use std::error::Error as _;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use h2::Reason;
 use http::Response;
-use hyper::body::Incoming;
 use starling_transport::connection::Connection;
 use starling_transport::header::RefusalReason;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::proxy::body::RequestError;
 use crate::proxy::failure::Flag;
 use crate::proxy::forward::Underway;
 use crate::proxy::gate::Pass;
@@ -30,6 +29,7 @@ use crate::proxy::headers::{FLAGS, UNSENT};
 use crate::proxy::heads::{HEAD_BYTES_MAX, HEADERS_MAX, PASSED_HEAD_BYTES_MAX};
 use crate::proxy::own_headers;
 
+use hop::{HopBody, HopError};
 use http1::Reuse;
 
 pub(crate) use http1::LentSender;
@@ -55,6 +55,14 @@ impl HttpVersion {
     /// What a received message came by.
     pub(crate) fn of(version: http::Version) -> Self {
         if version == http::Version::HTTP_2 { Self::Http2 } else { Self::Http1 }
+    }
+
+    /// As messages say it.
+    pub(crate) fn spoken(self) -> http::Version {
+        match self {
+            Self::Http1 => http::Version::HTTP_11,
+            Self::Http2 => http::Version::HTTP_2,
+        }
     }
 
     /// The one that it is not.
@@ -140,15 +148,15 @@ pub(crate) enum SendFailure {
     Connect(#[from] ConnectFailure),
     /// The connection ended before the answer.
     #[error("the connection ended before the answer: {0}")]
-    Broken(#[from] hyper::Error),
+    Broken(HopError),
     /// A kept connection, which had carried other requests, ended before the answer: its other end
     /// may have closed it without a look at this one.
     #[error("the kept connection ended before the answer: {0}")]
-    Stale(hyper::Error),
+    Stale(HopError),
     /// The next hop says that it did not process it (RFC 9113, section 8.7): it may be sent again,
     /// whatever it asks.
     #[error("refused unprocessed: {0}")]
-    Unprocessed(hyper::Error),
+    Unprocessed(HopError),
     /// The peer has fallen silent with the request outstanding.
     #[error("the peer has fallen silent")]
     Silent,
@@ -157,42 +165,31 @@ pub(crate) enum SendFailure {
 impl SendFailure {
     /// What an HTTP/2 connection's `error` means for a request that it failed.
     fn of_http2(error: hyper::Error) -> Self {
-        let Some(cause) = http2_cause(&error) else { return Self::Broken(error) };
+        let Some(cause) = hop::http2_cause(&error) else { return Self::Broken(error.into()) };
         let reason = cause.reason();
         // h2 gives the GOAWAY to the streams above its last stream identifier only. One with an error
         // may be our request's fault; the next connection need not die of it.
         let gone_away = cause.is_go_away() && reason == Some(Reason::NO_ERROR);
         let refused = cause.is_reset() && reason == Some(Reason::REFUSED_STREAM);
         if cause.is_remote() && (gone_away || refused) {
-            return Self::Unprocessed(error);
+            return Self::Unprocessed(error.into());
         }
-        Self::Broken(error)
+        Self::Broken(error.into())
     }
 
     /// The code with which the next hop reset the request's stream instead of answering, if it meant
     /// to say something to whoever asks.
     pub(crate) fn reset_code(&self) -> Option<Reason> {
-        let Self::Broken(error) = self else { return None };
-        let cause = http2_cause(error).filter(|cause| cause.is_remote() && cause.is_reset())?;
-        cause.reason().filter(|reason| *reason != Reason::NO_ERROR)
+        match self {
+            Self::Broken(error) => error.reset_code(),
+            _ => None,
+        }
     }
-}
-
-/// Whether a request has no answer because its caller broke off its body.
-pub(crate) fn is_callers(error: &hyper::Error) -> bool {
-    let is_of_body = |error: &(dyn std::error::Error + 'static)| error.is::<RequestError>();
-    let is_reset_here = |cause: &h2::Error| cause.is_reset() && !cause.is_remote() && !cause.is_library();
-    std::iter::successors(error.source(), |error| (*error).source()).any(is_of_body)
-        || http2_cause(error).is_some_and(is_reset_here)
-}
-
-fn http2_cause(error: &hyper::Error) -> Option<&h2::Error> {
-    error.source()?.downcast_ref()
 }
 
 /// An answer's head and body, and the connection that carries it.
 pub(crate) struct Answered {
-    pub(crate) response: Response<Incoming>,
+    pub(crate) response: Response<HopBody>,
     /// To be given back when the body has ended; `None` where connections are shared.
     pub(crate) sender: Option<LentSender>,
     /// Counts among its connection's streams, where they are.

@@ -15,6 +15,7 @@ use starling_transport::header::{Answer, Refusal, RefusalReason, StreamHeader, S
 
 fuzz_target!(|_input: &[u8]| {
     stream_headers();
+    messages();
     records();
     gossip_messages();
     certificates();
@@ -35,7 +36,12 @@ fn stream_headers() {
         ("goodbye", StreamKind::Goodbye),
         ("tcp", StreamKind::Tcp { service, instance: instance.clone() }),
         ("http1", StreamKind::Http1 { service: "web".parse().expect("a name"), instance: instance.clone() }),
-        ("http2", StreamKind::Http2 { service: "web".parse().expect("a name"), instance }),
+        ("http2", StreamKind::Http2 { service: "web".parse().expect("a name"), instance: instance.clone() }),
+        (
+            "http1_messages",
+            StreamKind::Http1Messages { service: "web".parse().expect("a name"), instance: instance.clone() },
+        ),
+        ("http2_messages", StreamKind::Http2Messages { service: "web".parse().expect("a name"), instance }),
     ];
     for (name, kind) in kinds {
         write("stream_header", name, StreamHeader::new(kind).encode().expect("a header"));
@@ -43,6 +49,17 @@ fn stream_headers() {
     write("stream_header", "accepted", Answer::Accepted.encode());
     let refusal = Refusal::new(RefusalReason::NoSuchInstance, "no such instance of this service here");
     write("stream_header", "refused", Answer::Refused(refusal).encode());
+}
+
+/// Those that `tests/fixtures` holds all programs to, one after the other.
+fn messages() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/messages-1");
+    let read = |name: &str| fs::read(directory.join(name)).expect("a fixture");
+    let (request, short) = (read("request"), read("request-without-a-body"));
+    write("messages", "http1", [&[0], short.as_slice(), &short].concat());
+    write("messages", "http2", [&[1], request.as_slice(), &short].concat());
+    write("messages", "http2-in-pieces", [&[7], request.as_slice(), &request].concat());
+    write("messages", "answers", [&[1], read("answer-without-a-body").as_slice(), &read("answer")].concat());
 }
 
 fn records() {
