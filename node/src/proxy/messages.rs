@@ -38,13 +38,17 @@ pub(super) async fn serve(
     loop {
         let (head, place) = match poll_fn(|context| reader.poll_head(context)).await {
             Ok(Some(head)) => head,
-            Ok(None) => return Ok(send.finish()),
+            Ok(None) => {
+                send.finish();
+                return Ok(());
+            }
             Err(error) => return Err(refuse(caller, send, error)),
         };
         if caller.takes_nothing() {
             caller.note_refused(Flag::ConnectFailure);
             // It may go elsewhere, whatever it asks.
-            return Ok(send.reset(reset_with(Reason::REFUSED_STREAM)));
+            send.reset(reset_with(Reason::REFUSED_STREAM));
+            return Ok(());
         }
         let mut request = Box::new(Request::new(RequestBody::Empty));
         let length = match head::decode_request(head, version, place, &mut request) {
@@ -66,7 +70,8 @@ pub(super) async fn serve(
         drop(answering);
         let closes = answer.headers_mut().remove(CONNECTION).is_some();
         if let Some(Reset(reason)) = answer.extensions().get() {
-            return Ok(send.reset(reset_with(*reason)));
+            send.reset(reset_with(*reason));
+            return Ok(());
         }
         // What the last frame says is decided when that is written.
         let (is_back, is_kept) = (AtomicBool::new(false), AtomicBool::new(false));
@@ -93,7 +98,8 @@ pub(super) async fn serve(
             Some(Err(Unsent::Stream(error))) => return Err(error.into()),
             Some(Err(Unsent::Body(error))) => {
                 write::broken(&mut send, reason_of(&error)).await?;
-                return Ok(send.finish());
+                send.finish();
+                return Ok(());
             }
         }
         reader = match reading.idle.take() {
@@ -101,7 +107,8 @@ pub(super) async fn serve(
             _ => {
                 send.finish();
                 // The workload may want the rest of the request, though it has answered.
-                return Ok(poll_fn(|context| reading.poll_left(context)).await);
+                poll_fn(|context| reading.poll_left(context)).await;
+                return Ok(());
             }
         };
     }
