@@ -6,9 +6,9 @@
 //! synced, and it verifies every page when told to.
 
 use std::collections::BTreeMap;
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
@@ -24,6 +24,9 @@ use super::directory::FILE_MODE;
 use super::{STORE_BYTES_MAX, about};
 
 const FILE_NAME: &str = "store.redb";
+
+/// What it is called while it is made; a kill in these milliseconds leaves one behind.
+const NEW_PREFIX: &str = ".store-new-";
 
 /// The layout of the tables and of what gossip writes into them. A program that meets another
 /// number sets the file aside: what it holds can be learned again.
@@ -63,17 +66,12 @@ impl StoreFile {
     /// Opens the file in `directory`, or makes one; verifies and reads all of it.
     pub(super) fn open(directory: &Path) -> Result<(Self, BTreeMap<String, Vec<u8>>), FileError> {
         let path = directory.join(FILE_NAME);
-        // redb would make it readable for others; it takes an empty file for a new one.
-        OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(FILE_MODE)
-            .open(&path)
-            .map_err(|error| FileError::Disk(about(&path, &error)))?;
         // A damaged file can make redb panic, which must not end the node.
-        catch_unwind(AssertUnwindSafe(|| open_and_read(&path)))
-            .unwrap_or_else(|_| Err(FileError::Damaged("reading it made redb panic".to_owned())))
+        catch_unwind(AssertUnwindSafe(|| {
+            make(directory, &path)?;
+            open_and_read(&path)
+        }))
+        .unwrap_or_else(|_| Err(FileError::Damaged("reading it made redb panic".to_owned())))
     }
 
     /// Writes `changes`, all or nothing; they survive a crash when this returns.
@@ -128,6 +126,29 @@ pub(super) fn read_only(directory: &Path) -> Option<BTreeMap<String, Vec<u8>>> {
         (format == FORMAT).then(|| entries(&transaction).ok())?
     };
     catch_unwind(AssertUnwindSafe(read)).ok()?
+}
+
+/// Makes the file if there is none. It has its name from the moment it is whole: redb takes one whose making was cut short
+/// for damaged.
+fn make(directory: &Path, path: &Path) -> Result<(), FileError> {
+    let disk = |error: &io::Error| FileError::Disk(about(path, error));
+    match fs::metadata(path) {
+        Ok(metadata) if metadata.len() > 0 => return Ok(()),
+        Ok(_empty) => fs::remove_file(path).map_err(|error| disk(&error))?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(disk(&error)),
+    }
+    // redb would make it readable for others.
+    let permissions = fs::Permissions::from_mode(FILE_MODE);
+    let new = tempfile::Builder::new().prefix(NEW_PREFIX).permissions(permissions).tempfile_in(directory);
+    let new = new.map_err(|error| disk(&error))?;
+    drop(open_and_read(new.path())?);
+    match new.persist_noclobber(path) {
+        // Another process was quicker; its lock decides.
+        Err(error) if error.error.kind() != io::ErrorKind::AlreadyExists => return Err(disk(&error.error)),
+        _ => {}
+    }
+    fs::File::open(directory).and_then(|directory| directory.sync_all()).map_err(|error| disk(&error))
 }
 
 fn open_and_read(path: &Path) -> Result<(StoreFile, BTreeMap<String, Vec<u8>>), FileError> {

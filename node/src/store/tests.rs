@@ -258,6 +258,19 @@ fn a_life_is_read_from_a_store_that_is_too_full() {
     assert!(entries.len() - 1 < names.len(), "and not all of the rest");
 }
 
+/// Where redb was killed while it made its file: with all of it but its first bytes, which it writes last.
+#[test]
+fn a_file_whose_making_was_cut_short_is_never_there() {
+    let place = tempfile::tempdir().expect("a directory");
+    std::fs::write(place.path().join(".store-new-cut"), vec![0; 4096]).expect("a file");
+    std::fs::write(place.path().join("store.redb"), []).expect("an empty one, as programs before left it");
+    let (file, entries) = StoreFile::open(place.path()).expect("it is made anew");
+    assert!(entries.is_empty());
+    drop(file);
+    let (_file, _) = StoreFile::open(place.path()).expect("it is whole");
+    assert!(names(place.path()).iter().all(|name| !name.contains("damaged")));
+}
+
 /// Kills a writer with SIGKILL at random moments and opens what it left.
 const KILLS: u64 = 60;
 
