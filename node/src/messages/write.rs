@@ -86,11 +86,6 @@ pub(crate) async fn broken(stream: &mut SendHalf, reason: Reason) -> io::Result<
     stream.write_chunk(frame.into()).await
 }
 
-/// Sends a message that is only a head.
-pub(crate) async fn head(stream: &mut SendHalf, head: Bytes) -> io::Result<()> {
-    stream.write_chunk(head).await
-}
-
 enum Next<E> {
     /// Not yet.
     Nothing,

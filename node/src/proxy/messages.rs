@@ -201,7 +201,7 @@ async fn send_answer(
     let length = answer.body().size_hint().exact().filter(|_| !is_empty);
     if is_empty || is_head {
         let head = head::encode_answer(&answer, Place::Last { keeps: keeps() }, length);
-        return write::head(send, head.freeze()).await.map_err(Unsent::Stream);
+        return send.write_chunk(head.freeze()).await.map_err(Unsent::Stream);
     }
     let head = head::encode_answer(&answer, Place::Inside, length);
     write::message(send, head, answer.into_body(), keeps).await

@@ -6,9 +6,9 @@
 //! synced, and it verifies every page when told to.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
@@ -25,8 +25,8 @@ use super::{STORE_BYTES_MAX, about};
 
 const FILE_NAME: &str = "store.redb";
 
-/// What it is called while it is made; a kill in these milliseconds leaves one behind.
-const NEW_PREFIX: &str = ".store-new-";
+/// What it is called while it is made. Nobody else makes one: the directory is locked ([`super::directory::Lock`]).
+const NEW_FILE_NAME: &str = "store.redb.new";
 
 /// The layout of the tables and of what gossip writes into them. A program that meets another
 /// number sets the file aside: what it holds can be learned again.
@@ -128,27 +128,21 @@ pub(super) fn read_only(directory: &Path) -> Option<BTreeMap<String, Vec<u8>>> {
     catch_unwind(AssertUnwindSafe(read)).ok()?
 }
 
-/// Makes the file if there is none. It has its name from the moment it is whole: redb takes one whose making was cut short
-/// for damaged.
+/// Makes the file if there is none, or an empty one. It has its name from the moment it is whole: redb takes one whose
+/// making was cut short for damaged.
 fn make(directory: &Path, path: &Path) -> Result<(), FileError> {
-    let disk = |error: &io::Error| FileError::Disk(about(path, error));
+    let disk = |error: io::Error| FileError::Disk(about(path, &error));
     match fs::metadata(path) {
         Ok(metadata) if metadata.len() > 0 => return Ok(()),
-        Ok(_empty) => fs::remove_file(path).map_err(|error| disk(&error))?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(disk(&error)),
-    }
-    // redb would make it readable for others.
-    let permissions = fs::Permissions::from_mode(FILE_MODE);
-    let new = tempfile::Builder::new().prefix(NEW_PREFIX).permissions(permissions).tempfile_in(directory);
-    let new = new.map_err(|error| disk(&error))?;
-    drop(open_and_read(new.path())?);
-    match new.persist_noclobber(path) {
-        // Another process was quicker; its lock decides.
-        Err(error) if error.error.kind() != io::ErrorKind::AlreadyExists => return Err(disk(&error.error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(disk(error)),
         _ => {}
     }
-    fs::File::open(directory).and_then(|directory| directory.sync_all()).map_err(|error| disk(&error))
+    let new = directory.join(NEW_FILE_NAME);
+    // Emptied, for a kill may have left it; and made here, for redb would make it readable for others.
+    OpenOptions::new().write(true).create(true).truncate(true).mode(FILE_MODE).open(&new).map_err(disk)?;
+    drop(open_and_read(&new)?);
+    fs::rename(&new, path).map_err(disk)?;
+    fs::File::open(directory).and_then(|directory| directory.sync_all()).map_err(disk)
 }
 
 fn open_and_read(path: &Path) -> Result<(StoreFile, BTreeMap<String, Vec<u8>>), FileError> {

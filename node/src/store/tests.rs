@@ -1,9 +1,9 @@
 //! The store against damage, a second process, a disk that goes away, and kills at any moment.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -258,19 +258,6 @@ fn a_life_is_read_from_a_store_that_is_too_full() {
     assert!(entries.len() - 1 < names.len(), "and not all of the rest");
 }
 
-/// Where redb was killed while it made its file: with all of it but its first bytes, which it writes last.
-#[test]
-fn a_file_whose_making_was_cut_short_is_never_there() {
-    let place = tempfile::tempdir().expect("a directory");
-    std::fs::write(place.path().join(".store-new-cut"), vec![0; 4096]).expect("a file");
-    std::fs::write(place.path().join("store.redb"), []).expect("an empty one, as programs before left it");
-    let (file, entries) = StoreFile::open(place.path()).expect("it is made anew");
-    assert!(entries.is_empty());
-    drop(file);
-    let (_file, _) = StoreFile::open(place.path()).expect("it is whole");
-    assert!(names(place.path()).iter().all(|name| !name.contains("damaged")));
-}
-
 /// Kills a writer with SIGKILL at random moments and opens what it left.
 const KILLS: u64 = 60;
 
@@ -297,19 +284,46 @@ async fn writer_that_is_killed() {
     }
 }
 
+fn start_writer(directory: &Path) -> Child {
+    Command::new(std::env::current_exe().expect("this test"))
+        .args(["--ignored", "--exact", "--nocapture", "store::tests::writer_that_is_killed"])
+        .env(WRITES_HERE, directory)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("a writer")
+}
+
+/// As soon as there is anything of it: redb writes the first bytes of its file last.
+#[test]
+fn a_kill_while_the_file_is_made_leaves_no_damaged_one() {
+    for kill in 0..KILLS / 2 {
+        let place = tempfile::tempdir().expect("a directory");
+        let mut writer = start_writer(place.path());
+        let has_begun = |entry: io::Result<fs::DirEntry>| {
+            entry.is_ok_and(|entry| {
+                entry.file_name().to_string_lossy().starts_with("store.redb")
+                    && entry.metadata().is_ok_and(|metadata| metadata.len() > 0)
+            })
+        };
+        while !fs::read_dir(place.path()).expect("a directory").any(has_begun) {
+            assert!(matches!(writer.try_wait(), Ok(None)), "the writer goes on");
+        }
+        writer.kill().expect("SIGKILL");
+        writer.wait().expect("its end");
+        let opened = StoreFile::open(place.path());
+        assert!(opened.is_ok(), "kill {kill}: {:?}", opened.err());
+        assert_eq!(names(place.path()), ["lock", "store.redb"]);
+    }
+}
+
 #[test]
 fn kills_lose_nothing_but_the_newest() {
     let place = tempfile::tempdir().expect("a directory");
     let mut rng = StdRng::seed_from_u64(2);
     let mut survived = 0;
     for kill in 0..KILLS {
-        let mut writer = Command::new(std::env::current_exe().expect("this test"))
-            .args(["--ignored", "--exact", "--nocapture", "store::tests::writer_that_is_killed"])
-            .env(WRITES_HERE, place.path())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("a writer");
+        let mut writer = start_writer(place.path());
         let told = BufReader::new(writer.stdout.take().expect("a pipe"));
         let reader = std::thread::spawn(move || {
             let safe = told

@@ -213,7 +213,7 @@ impl MessagePool {
         let opening = async {
             if let (Some(send), Some(head)) = (&mut send.0, early) {
                 // A callee that refuses takes no more of it, and says why all the same.
-                let _ = write::head(send, head).await;
+                let _ = send.write_chunk(head).await;
             }
             reader.stream_mut().accepted().await
         };
@@ -237,7 +237,7 @@ impl MessagePool {
     fn take(&self) -> Option<Kept> {
         let mut idle = self.lock();
         while let Some(mut kept) = idle.pop() {
-            // What its callee has ended, or lost, it says itself; and whoever reads next has been registered by the look.
+            // Its callee may have ended it, or be lost. Whoever reads the answer asks again, and is the one who is woken.
             if kept.connection.is_usable()
                 && poll_once(|context| kept.reader.poll_disturbed(context)).is_none()
             {
@@ -292,7 +292,7 @@ impl<G: Fn() -> bool + Send + Sync> Exchange<'_, G> {
         let answer = async {
             // It is empty where it went ahead.
             if let Some(send) = send.0.as_mut().filter(|_| !head.is_empty()) {
-                let written = write::head(send, head.freeze()).await;
+                let written = send.write_chunk(head.freeze()).await;
                 written.map_err(|error| broken(MessageError::Lost(error)))?;
             }
             next_head(self.reader).await
