@@ -18,8 +18,8 @@ pub struct Limits {
     /// Requests and TCP streams under way at once, inbound and outbound each. Ten thousand is a
     /// second of queue at 10,000 requests a second; more waiting helps nobody.
     pub requests_in_flight_max: u32,
-    /// Kept-alive streams waiting for the next HTTP/1.1 request to one endpoint. As many as requests
-    /// usually overlap; each costs a few KiB at both ends.
+    /// Kept-alive streams waiting for the next request to one endpoint, of HTTP/1.1 and of HTTP/2 each. As many as
+    /// requests usually overlap, or streams are closed and opened all the time; each costs a few KiB at both ends.
     pub idle_streams_per_endpoint_max: u32,
     /// Memory this process may use, in bytes; `None` is what its control group allows, else half of
     /// the machine's. Above four fifths of it new work is refused, above nine tenths work is cut off.
@@ -35,7 +35,7 @@ impl Default for Limits {
         Self {
             connections_max: 10_000,
             requests_in_flight_max: 10_000,
-            idle_streams_per_endpoint_max: 64,
+            idle_streams_per_endpoint_max: 256,
             memory_max: None,
             attempts_max: 3,
         }

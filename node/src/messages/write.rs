@@ -13,7 +13,8 @@ use starling_transport::stream::SendHalf;
 use crate::messages::frame::{CODE_BYTES, Kind, Place, Preamble};
 use crate::messages::head;
 
-/// Shorter data are copied beside what goes with them: to hand them on alone costs more.
+/// Shorter data are copied beside what goes with them: a piece of its own would keep all that it came in with until the
+/// peer has acknowledged it.
 const COPIED_BYTES_MAX: usize = 2 * 1024;
 
 /// So much is gathered, while there is more at once, before it is sent.
