@@ -5,8 +5,8 @@
 //! `registry` says which of two connections is the better one.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use quinn::VarInt;
@@ -19,6 +19,7 @@ use tracing::debug;
 use crate::datagram::{Datagram, MARK_BYTES};
 use crate::header::{HeaderError, StreamHeader};
 use crate::limits::{DATAGRAM_BYTES_LEAST, OPEN_TIMEOUT};
+use crate::silence::Doubt;
 use crate::stream::{BeginError, MeshStream, SendHalf};
 use crate::telemetry;
 
@@ -55,6 +56,8 @@ struct Shared {
     /// Whether a message went or came since the supervisor looked.
     used: AtomicBool,
     wake: Notify,
+    /// What the supervisor has not looked at yet.
+    doubt: Mutex<Option<Doubt>>,
 }
 
 /// Counts as work on a connection while it lives: the peer is watched for silence, and the
@@ -104,7 +107,8 @@ pub(crate) const CLOSED: u8 = 8;
 pub(crate) const SUPERSEDED: u8 = 16;
 pub(crate) const WELCOMED: u8 = 32;
 pub(crate) const GONE: u8 = 64;
-const UNUSABLE: u8 = SILENT | LEAVING | PEER_LEFT | CLOSED;
+pub(crate) const DOUBTED: u8 = 128;
+const UNUSABLE: u8 = SILENT | DOUBTED | LEAVING | PEER_LEFT | CLOSED;
 
 /// The supervisor's attention: sleeping until told, looking regularly, or told since it looked.
 const PARKED: u8 = 0;
@@ -133,6 +137,7 @@ impl Connection {
             attention: AtomicU8::new(LOOKING),
             used: AtomicBool::new(false),
             wake: Notify::new(),
+            doubt: Mutex::new(None),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -153,7 +158,7 @@ impl Connection {
         &self.shared.local
     }
 
-    /// Whether a new stream should go here: open, responsive, and nobody is leaving. One atomic
+    /// Whether a new stream should go here: open, responsive, not in doubt, and nobody is leaving. One atomic
     /// read.
     pub fn is_usable(&self) -> bool {
         self.flags_now() & UNUSABLE == 0
@@ -357,6 +362,17 @@ impl Connection {
     /// The supervisor looks: did anything happen since?
     pub(crate) fn take_touch(&self) -> bool {
         self.shared.attention.swap(LOOKING, Ordering::SeqCst) == TOUCHED
+    }
+
+    /// Another connection to the same place has fallen silent: the supervisor asks whether this one has, too.
+    pub(crate) fn doubt(&self, doubt: Doubt) {
+        *self.shared.doubt.lock().unwrap_or_else(PoisonError::into_inner) = Some(doubt);
+        self.shared.wake.notify_one();
+    }
+
+    /// The supervisor looks: what has another connection shown since?
+    pub(crate) fn take_doubt(&self) -> Option<Doubt> {
+        self.shared.doubt.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// The supervisor means to sleep; `false` if somebody wrote meanwhile.

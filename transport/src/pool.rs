@@ -367,7 +367,10 @@ impl Pool {
     /// Starts what runs for as long as the connection is open.
     fn attend(&self, connection: &Connection) {
         tokio::spawn(serve(connection.clone(), self.shared.inbox.clone()));
-        let watched = supervise(connection.clone(), self.clock().clone(), self.shared.changes.clone());
+        let (others, silent) = (self.clone(), connection.clone());
+        let doubt_others = move |doubt| others.table().registry.doubt_others(&silent, doubt);
+        let (clock, changes) = (self.clock().clone(), self.shared.changes.clone());
+        let watched = supervise(connection.clone(), clock, changes, doubt_others);
         let (pool, leaving) = (self.clone(), connection.clone());
         let see_out = async move {
             leaving.reached(LEAVING | PEER_LEFT | CLOSED).await;

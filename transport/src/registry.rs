@@ -12,6 +12,7 @@ use starling_gossip::identity::SpiffeId;
 
 use crate::admission::{Occupancy, source};
 use crate::connection::{Connection, SUPERSEDED};
+use crate::silence::Doubt;
 use crate::verify::Expected;
 
 /// All open connections.
@@ -84,6 +85,15 @@ impl Registry {
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Connection> {
         self.by_address.values().flatten()
+    }
+
+    /// `silent` has fallen silent: who else is connected to the same process must show that it lives.
+    pub(crate) fn doubt_others(&self, silent: &Connection, doubt: Doubt) {
+        let peer = silent.peer();
+        let others = self.by_address.get(&peer.address).into_iter().flatten();
+        for other in others.filter(|other| other.peer().id == peer.id && !other.is_same(silent)) {
+            other.doubt(doubt);
+        }
     }
 
     /// Says of each connection to `address` whether there is a better one for the same pair.

@@ -8,6 +8,9 @@
 //! A peer that stays silent while work is under way is gone in the end: soon if its host says that nobody
 //! listens there, else when nothing that lives would be silent for so long.
 //!
+//! All connections to one process live and die with it. When one falls silent, the others that the same process
+//! had and that have said nothing since get no new work until they say something, for which they are asked at once.
+//!
 //! Counters go in, decisions come out; it sends nothing and reads no clock. Silence is this
 //! node's own evidence and steers only its own calls.
 
@@ -38,6 +41,17 @@ pub struct Sample {
     pub touched: bool,
     /// Whether the peer's host has said since the last sample that nobody listens there.
     pub refused: bool,
+    /// What another connection to the same place has shown since the last sample.
+    pub doubt: Option<Doubt>,
+}
+
+/// What speaks against the other connections to a peer when one has fallen silent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Doubt {
+    /// When the silent one last heard the peer, at the earliest: a connection that stood by then was one of the same process.
+    pub last_heard: Instant,
+    /// Since when the silent one has waited.
+    pub unanswered_since: Instant,
 }
 
 /// What to do about a sample.
@@ -45,6 +59,8 @@ pub struct Sample {
 pub struct Verdict {
     /// Whether the peer answers, as far as can be told.
     pub responsive: bool,
+    /// Whether another connection of the peer's process has fallen silent, and nothing was heard on this one since.
+    pub doubted: bool,
     /// Whether to send something the peer must acknowledge.
     pub probe: bool,
     /// Whether the peer is gone, and with it what is under way.
@@ -55,9 +71,13 @@ pub struct Verdict {
 #[derive(Clone, Debug)]
 pub struct Silence {
     last: Sample,
+    began: Instant,
     /// When the next sample is due; a much later one means that we ourselves were held up.
     due: Option<Instant>,
+    looked: Instant,
     heard: Instant,
+    /// When that was at the earliest: at the look before.
+    heard_after: Instant,
     streamed: Instant,
     /// Since when something has been under way with nothing heard.
     unanswered_since: Option<Instant>,
@@ -65,6 +85,7 @@ pub struct Silence {
     refused_since: Option<Instant>,
     probed: Option<Instant>,
     responsive: bool,
+    doubted: bool,
 }
 
 impl Silence {
@@ -72,13 +93,17 @@ impl Silence {
     pub fn new(first: Sample, now: Instant) -> Self {
         Self {
             last: first,
+            began: now,
             due: None,
+            looked: now,
             heard: now,
+            heard_after: now,
             streamed: now,
             unanswered_since: None,
             refused_since: None,
             probed: None,
             responsive: true,
+            doubted: false,
         }
     }
 
@@ -97,9 +122,9 @@ impl Silence {
         if sample.datagrams_received != self.last.datagrams_received {
             // Which came first, the last datagram or our last frame? If the frame was later and
             // gets lost, quinn repeats it after one probe timeout, and we see that.
-            self.heard = now;
+            (self.heard, self.heard_after) = (now, self.looked);
             (self.unanswered_since, self.refused_since) = (None, None);
-            self.responsive = true;
+            (self.responsive, self.doubted) = (true, false);
         } else if sent {
             self.unanswered_since.get_or_insert(now);
         }
@@ -109,14 +134,26 @@ impl Silence {
         if self.unanswered_since.is_some_and(|since| now >= since + patience(sample.rtt)) {
             self.responsive = false;
         }
+        let newly_doubted = sample.doubt.is_some_and(|doubt| self.is_doubted_by(&doubt));
+        self.doubted |= newly_doubted;
         let gone = sample.busy && self.is_gone(sample.refused, now);
-        let probe = self.wants_probe(&sample, now);
+        let probe = newly_doubted || self.wants_probe(&sample, now);
         if probe {
             self.probed = Some(now);
         }
-        self.last = sample;
+        (self.last, self.looked) = (sample, now);
         self.due = self.next_look(&sample, sent || probe, now);
-        Verdict { responsive: self.responsive, probe, gone }
+        Verdict { responsive: self.responsive, doubted: self.doubted, probe, gone }
+    }
+
+    /// What this connection's silence says about the peer's others.
+    pub fn doubt(&self) -> Option<Doubt> {
+        let unanswered_since = self.unanswered_since.filter(|_| !self.responsive)?;
+        Some(Doubt { last_heard: self.heard_after, unanswered_since })
+    }
+
+    fn is_doubted_by(&self, doubt: &Doubt) -> bool {
+        self.began <= doubt.last_heard && self.heard_after < doubt.unanswered_since
     }
 
     /// A node that did not run cannot say who was silent meanwhile.
@@ -346,6 +383,44 @@ mod tests {
             bench.run(1_000, None);
             assert!(!bench.gone, "{turn}");
         }
+    }
+
+    #[test]
+    fn doubt_is_of_the_same_process_and_lasts_until_something_is_heard() {
+        // In seconds: this connection stands from 1 on, was looked at at 2 and 5, and heard the peer between.
+        for (last_heard, unanswered_since, expected) in
+            [(1, 4, true), (0, 4, false), (1, 2, false), (3, 3, true)]
+        {
+            let start = Clock::System.now();
+            let at = |seconds| start + Duration::from_secs(seconds);
+            let mut sample = Sample::default();
+            let mut silence = Silence::new(sample, at(1));
+            silence.handle_sample(sample, at(2));
+            sample.datagrams_received += 1;
+            silence.handle_sample(sample, at(5));
+            let (last_heard, unanswered_since) = (at(last_heard), at(unanswered_since));
+            sample.doubt = Some(Doubt { last_heard, unanswered_since });
+            let verdict = silence.handle_sample(sample, at(6));
+            assert_eq!((verdict.doubted, verdict.probe), (expected, expected));
+            assert!(verdict.responsive, "what is under way goes on");
+            sample.doubt = None;
+            sample.datagrams_received += 1;
+            assert!(!silence.handle_sample(sample, at(7)).doubted);
+        }
+    }
+
+    #[test]
+    fn doubt_that_nothing_answers_becomes_silence() {
+        let mut bench = bench(false);
+        bench.answers = false;
+        bench.now += Duration::from_secs(1);
+        bench.start = bench.now;
+        bench.sample.doubt = Some(Doubt { last_heard: bench.now, unanswered_since: bench.now });
+        bench.look();
+        bench.sample.doubt = None;
+        let after = bench.run(1_000, Some(false)).expect("silent");
+        assert!((300..=350).contains(&after), "{after}");
+        assert_eq!(bench.silence.doubt().map(|doubt| doubt.last_heard < bench.start), Some(true));
     }
 
     #[test]

@@ -10,12 +10,12 @@ use tokio::sync::watch;
 
 use starling_gossip::clock::{Clock, Instant};
 
-use crate::connection::{CLOSED, Connection, GONE, LEAVING, PEER_LEFT, SILENT, SUPERSEDED};
+use crate::connection::{CLOSED, Connection, DOUBTED, GONE, LEAVING, PEER_LEFT, SILENT, SUPERSEDED};
 use crate::header::{StreamHeader, StreamKind};
 use crate::knock::Knock;
 use crate::limits::SILENCE_TICK;
 use crate::retirement::{Retirement, Situation, Step};
-use crate::silence::{Sample, Silence};
+use crate::silence::{Doubt, Sample, Silence};
 use crate::telemetry;
 
 /// Codes with which a connection is closed (RFC 9000, section 19.19, application codes).
@@ -39,8 +39,14 @@ pub(crate) mod close_code {
 /// What a peer hears with [`close_code::SHUNNED`].
 pub(crate) const SHUNNED_REASON: &str = "you sent more than you may";
 
-/// Watches `connection` until it is closed. `changes` hears of silence and of its end.
-pub(crate) async fn supervise(connection: Connection, clock: Clock, changes: Arc<watch::Sender<u64>>) {
+/// Watches `connection` until it is closed. `changes` hears of silence and of its end, `doubt_others` what
+/// silence says about the peer's other connections.
+pub(crate) async fn supervise(
+    connection: Connection,
+    clock: Clock,
+    changes: Arc<watch::Sender<u64>>,
+    doubt_others: impl Fn(Doubt),
+) {
     telemetry::connection_opened();
     let mut silence = Silence::new(sample(&connection, false, false), clock.now());
     let mut retirement = Retirement::default();
@@ -48,7 +54,11 @@ pub(crate) async fn supervise(connection: Connection, clock: Clock, changes: Arc
     let closed = connection.quinn().closed();
     tokio::pin!(closed);
     loop {
+        let was_responsive = connection.is_responsive();
         let due = look(&connection, &mut silence, &mut retirement, &mut knock, clock.now(), &changes);
+        if was_responsive && let Some(doubt) = silence.doubt() {
+            doubt_others(doubt);
+        }
         tokio::select! {
             why = &mut closed => {
                 tracing::debug!(peer = %connection.peer().id, address = %connection.peer().address, %why, "connection closed");
@@ -85,6 +95,7 @@ fn look(
             tracing::info!(peer = %peer.id, address = %peer.address, "peer does not answer");
         }
     }
+    connection.mark(DOUBTED, verdict.doubted);
     if verdict.gone {
         let peer = connection.peer();
         tracing::info!(peer = %peer.id, address = %peer.address, refused, "peer is taken for dead");
@@ -145,6 +156,7 @@ fn sample(connection: &Connection, touched: bool, refused: bool) -> Sample {
         busy: connection.is_busy(),
         touched,
         refused,
+        doubt: connection.take_doubt(),
     }
 }
 

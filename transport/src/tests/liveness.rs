@@ -6,7 +6,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::Instant;
 
 use crate::connection::Connection;
+use crate::pool::Target;
+use crate::silence::Doubt;
 use crate::stream::MeshStream;
+use crate::verify::Expected;
 
 use super::harness::{Ca, Node, Relay, eventually, tcp, within};
 
@@ -129,6 +132,73 @@ async fn a_restarted_peer_is_noticed_at_once() {
     assert!(asked.elapsed() < Duration::from_millis(1_000), "{:?}: {why}", asked.elapsed());
     assert!(why.contains("reset"), "{why}");
     assert!(web.dial_at(second.0.local_addr(), id).await.is_ok());
+}
+
+/// Both ends dialled at once. Silence of one connection speaks against the other, which is to the same process.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_peer_gets_nothing_on_its_other_connection() {
+    let ca = Ca::new();
+    let (web, process) = loop {
+        let web = ca.node("web");
+        if let Some(process) = doubly_connected(&ca, &web).await {
+            break (web, process);
+        }
+    };
+    let (peer, runtime) = process;
+    let pool = web.endpoint.pool();
+    let first = within("a connection", pool.connect(&peer)).await.expect("connected");
+    // It is in use while both stand.
+    first.probe();
+    first.touch();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    runtime.shutdown_background();
+    let _stream = first.open(&tcp()).await.expect("written, and no more");
+    within("silence", first.unresponsive()).await;
+    eventually("doubt", || pool.established(&peer).is_none()).await;
+    let second = within("an end of the dial", pool.connect(&peer)).await;
+    assert!(second.is_err(), "the other one was not asked whether it lives: {second:?}");
+}
+
+/// Another connection of a peer that lives is in doubt until it answers, and what is under way there goes on.
+#[tokio::test]
+async fn doubt_ends_with_an_answer() {
+    let ca = Ca::new();
+    let (web, payments) = (ca.node("web"), ca.node("payments"));
+    let (relay, connection, mut caller, mut callee) = call_by_relay(&web, &payments).await;
+    let last_heard = Instant::now();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    relay.cut(true);
+    connection.doubt(Doubt { last_heard, unanswered_since: Instant::now() });
+    eventually("doubt", || !connection.is_usable()).await;
+    assert!(connection.is_responsive());
+    relay.cut(false);
+    eventually("an answer", || connection.is_usable()).await;
+    caller.write_all(b"x").await.expect("not cut");
+    within("the byte", callee.read_exact(&mut [0; 1])).await.expect("not cut");
+}
+
+/// A peer in a process of its own, as far as sockets go, if it and `web` have dialled each other at once.
+async fn doubly_connected(ca: &Ca, web: &Node) -> Option<(Target, tokio::runtime::Runtime)> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime = runtime.expect("a runtime");
+    let back = Target { address: web.address(), expected: Expected::Exactly(web.id()) };
+    let credentials = ca.credentials("payments");
+    let (tell, told) = tokio::sync::oneshot::channel();
+    runtime.spawn(async move {
+        let node = Node::bind("127.0.0.1:0", credentials);
+        let _ = tell.send((node.address(), node.id()));
+        let _connection = node.endpoint.pool().connect(&back).await;
+        std::future::pending::<()>().await;
+    });
+    let (address, id) = told.await.expect("bound");
+    let peer = Target { address, expected: Expected::Exactly(id) };
+    let _ = within("a dial's end", web.endpoint.pool().connect(&peer)).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    if web.connections() == 2 {
+        return Some((peer, runtime));
+    }
+    runtime.shutdown_background();
+    None
 }
 
 #[tokio::test]
