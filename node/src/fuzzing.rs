@@ -76,10 +76,10 @@ impl Source for Pieces<'_> {
     }
 }
 
-struct Back<'b, 'a>(&'b std::sync::Mutex<Option<MessageReader<Pieces<'a>>>>);
+struct Back<'b, 'a>(&'b std::sync::Mutex<Option<Box<MessageReader<Pieces<'a>>>>>);
 
 impl<'a> TakesBack<Pieces<'a>> for Back<'_, 'a> {
-    fn take_back(self, reader: MessageReader<Pieces<'a>>, _: bool) {
+    fn take_back(self, reader: Box<MessageReader<Pieces<'a>>>, _: bool) {
         *self.0.lock().expect("no panic") = Some(reader);
     }
 }

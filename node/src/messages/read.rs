@@ -62,10 +62,11 @@ impl Source for RecvHalf {
 }
 
 impl<S: Source> MessageReader<S> {
-    /// Of `stream`, at the beginning of a message.
-    pub(crate) fn new(stream: S) -> Self {
+    /// Of `stream`, at the beginning of a message. On the heap, for it is large, and goes from hand to hand with every
+    /// message.
+    pub(crate) fn new(stream: S) -> Box<Self> {
         let chunks = Default::default();
-        Self { stream, chunks, filled: 0, passed: 0, partial: BytesMut::new(), frame: None }
+        Box::new(Self { stream, chunks, filled: 0, passed: 0, partial: BytesMut::new(), frame: None })
     }
 
     /// The stream.
@@ -209,13 +210,13 @@ impl<S: Source> MessageReader<S> {
 /// Who takes a stream back when a message on it has been read to its end.
 pub(crate) trait TakesBack<S = RecvHalf>: Send {
     /// The stream, between two messages; `keeps` as its sender said ([`Place::Last`]).
-    fn take_back(self, reader: MessageReader<S>, keeps: bool);
+    fn take_back(self, reader: Box<MessageReader<S>>, keeps: bool);
 }
 
 /// The body of a message. Given up before its end, its sender is told to stop.
 pub(crate) struct MessageBody<T, S = RecvHalf> {
     /// Until the end.
-    source: Option<(MessageReader<S>, T)>,
+    source: Option<(Box<MessageReader<S>>, T)>,
     /// What is still to come, if the head says it.
     left: Option<u64>,
     /// What was read before it was asked for.
@@ -224,7 +225,7 @@ pub(crate) struct MessageBody<T, S = RecvHalf> {
 
 impl<S: Source, T: TakesBack<S>> MessageBody<T, S> {
     /// What follows a head that is not all of its message, and says that its body has `length` bytes.
-    pub(crate) fn new(reader: MessageReader<S>, length: Option<u64>, owner: T) -> Self {
+    pub(crate) fn new(reader: Box<MessageReader<S>>, length: Option<u64>, owner: T) -> Self {
         Self { source: Some((reader, owner)), left: length, ahead: None }
     }
 
@@ -371,17 +372,17 @@ mod tests {
         }
     }
 
-    type Returned = Arc<Mutex<Option<MessageReader<Arrived>>>>;
+    type Returned = Arc<Mutex<Option<Box<MessageReader<Arrived>>>>>;
 
     struct Owner(Returned);
 
     impl TakesBack<Arrived> for Owner {
-        fn take_back(self, reader: MessageReader<Arrived>, _: bool) {
+        fn take_back(self, reader: Box<MessageReader<Arrived>>, _: bool) {
             *self.0.lock().expect("no panic") = Some(reader);
         }
     }
 
-    fn arrived(bytes: &[u8], piece: usize) -> MessageReader<Arrived> {
+    fn arrived(bytes: &[u8], piece: usize) -> Box<MessageReader<Arrived>> {
         MessageReader::new(Arrived(bytes.chunks(piece).map(Bytes::copy_from_slice).collect()))
     }
 
@@ -398,8 +399,8 @@ mod tests {
 
     /// What one message says, and the stream if that can carry another.
     async fn read(
-        mut reader: MessageReader<Arrived>,
-    ) -> (Result<(Bytes, Option<HeaderMap>), MessageError>, Option<MessageReader<Arrived>>) {
+        mut reader: Box<MessageReader<Arrived>>,
+    ) -> (Result<(Bytes, Option<HeaderMap>), MessageError>, Option<Box<MessageReader<Arrived>>>) {
         let head = match std::future::poll_fn(|context| reader.poll_head(context)).await {
             Ok(head) => head.expect("a head"),
             Err(error) => return (Err(error), None),

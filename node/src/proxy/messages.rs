@@ -25,7 +25,7 @@ use crate::upstream::HttpVersion;
 use crate::upstream::hop::HopBody;
 
 /// A stream whose request's body is being read goes back when that has come to its end.
-struct Borrowed(oneshot::Sender<MessageReader>);
+struct Borrowed(oneshot::Sender<Box<MessageReader>>);
 
 /// Serves the requests that come by `stream`, until its caller ends it, or one breaks it.
 pub(super) async fn serve(
@@ -126,7 +126,7 @@ fn refuse(caller: &Caller, send: SendHalf, error: MessageError) -> MessageError 
 /// The direction from the caller, while a request is answered.
 struct Reading {
     /// Between two messages.
-    idle: Option<MessageReader>,
+    idle: Option<Box<MessageReader>>,
     /// Within one.
     arriving: Option<Arriving>,
 }
@@ -136,7 +136,7 @@ struct Arriving {
     body: Box<MessageBody<Borrowed>>,
     inbox: Inbox,
     /// What gives the stream back when the body has come to its end.
-    returned: oneshot::Receiver<MessageReader>,
+    returned: oneshot::Receiver<Box<MessageReader>>,
 }
 
 impl Reading {
@@ -208,7 +208,7 @@ async fn send_answer(
 }
 
 impl TakesBack for Borrowed {
-    fn take_back(self, reader: MessageReader, _keeps: bool) {
+    fn take_back(self, reader: Box<MessageReader>, _keeps: bool) {
         // Nobody takes it if the exchange was given up meanwhile.
         let _ = self.0.send(reader);
     }

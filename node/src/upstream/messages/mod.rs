@@ -51,7 +51,7 @@ pub(crate) struct MessagePool {
 /// A stream between two exchanges.
 struct Kept {
     send: Sent,
-    reader: MessageReader,
+    reader: Box<MessageReader>,
     connection: Connection,
     /// Idle since before the last sweep.
     swept: bool,
@@ -192,9 +192,10 @@ impl MessagePool {
                 HopBody::Empty
             }
             Place::Inside => {
-                let mut body = Box::new(MessageBody::new(reader, length, lent));
-                let whole = poll_fn(|context| Poll::Ready(body.look_for_whole(context))).await;
-                whole.map_or_else(|| HopBody::Answer(body), HopBody::Whole)
+                let mut body = MessageBody::new(reader, length, lent);
+                // Whoever reads the rest asks again, and is the one who is woken.
+                let whole = body.look_for_whole(&mut Context::from_waker(Waker::noop()));
+                whole.map_or_else(|| HopBody::Answer(Box::new(body)), HopBody::Whole)
             }
         };
         Ok(Answered { response: response.map(|()| body), sender: None, stream: None })
@@ -412,7 +413,7 @@ impl Drop for Sending {
 }
 
 impl TakesBack for Lent {
-    fn take_back(mut self, reader: MessageReader, keeps: bool) {
+    fn take_back(mut self, reader: Box<MessageReader>, keeps: bool) {
         let sent = match &mut self.upload {
             Upload::Done(sent) => sent.take(),
             Upload::Underway(task) => match task.now_or_never() {
