@@ -25,6 +25,7 @@ use crate::proxy::aside::Aside;
 use crate::proxy::body::AnswerBody;
 use crate::proxy::failure::{self, Failure, Flag};
 use crate::proxy::gate::{Gate, Held, Pass};
+use crate::proxy::gathered::{Gathered, Turns};
 use crate::proxy::heads::{HEAD_BYTES_MAX, HEADERS_MAX};
 use crate::proxy::local_socket::{self, LocalSocket};
 use crate::proxy::outbound::Outbound;
@@ -234,7 +235,9 @@ async fn serve_http(
         })
     };
     let builder = http_builder(&outbound);
-    let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(client), service));
+    let (client, writer) = Gathered::new(client);
+    let connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(client), service));
+    let mut turns = Turns::new(connection, writer);
     let asked_to_end = Aside::new(async {
         tokio::select! {
             overdue = watch.overdue() => Some(overdue),
@@ -243,7 +246,7 @@ async fn serve_http(
     });
     let mut ended = tokio::select! {
         biased;
-        ended = connection.as_mut() => Some(ended),
+        ended = &mut turns => Some(ended),
         overdue = asked_to_end => {
             if let Some(overdue) = overdue {
                 debug!(?overdue, "local HTTP connection closed: it holds its place in vain");
@@ -255,8 +258,8 @@ async fn serve_http(
         }
     };
     if ended.is_none() {
-        connection.as_mut().graceful_shutdown();
-        ended = end_of(connection, &watch).await;
+        turns.connection().graceful_shutdown();
+        ended = end_of(turns, &watch).await;
     }
     if let Some(Err(error)) = ended {
         debug!(%error, "local HTTP connection ended");
@@ -265,10 +268,10 @@ async fn serve_http(
 
 /// How a connection that has been asked to end does so; `None` if it does not, without a request
 /// under way.
-async fn end_of<C: Future>(mut connection: Pin<&mut C>, watch: &Watch) -> Option<C::Output> {
+async fn end_of<C: Future + Unpin>(mut connection: C, watch: &Watch) -> Option<C::Output> {
     // As many turns as the requests under way take.
     loop {
-        if let Ok(ended) = tokio::time::timeout(FAREWELL, connection.as_mut()).await {
+        if let Ok(ended) = tokio::time::timeout(FAREWELL, &mut connection).await {
             return Some(ended);
         }
         if !watch.is_busy() {

@@ -17,6 +17,7 @@ pub(crate) mod expectation;
 pub(crate) mod failure;
 pub(crate) mod forward;
 pub(crate) mod gate;
+pub(crate) mod gathered;
 pub(crate) mod headers;
 pub(crate) mod heads;
 mod hexadecimal;
