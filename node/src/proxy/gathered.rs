@@ -15,8 +15,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// A longer write goes by itself: to copy it costs as much as it saves.
 const SMALL_BYTES_MAX: usize = 4 * 1024;
 
-/// What has been put together leaves before it is more than this: sixteen frames of two thousand bytes.
-const GATHERED_BYTES_MAX: usize = 32 * 1024;
+/// What has been put together leaves before it is more than this: a dozen answers of 1 KiB. A connection whose other end
+/// does not read holds as much, and h2 another 16 KiB for it.
+const GATHERED_BYTES_MAX: usize = 16 * 1024;
 
 /// How a cleartext HTTP/2 connection begins (RFC 9113, section 3.4); no request of HTTP/1.1 does.
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0";
@@ -105,6 +106,7 @@ impl<S: AsyncWrite + Unpin> Socket<S> {
         }
         if self.gathered.capacity() == 0 {
             self.gathered = ROOM.take();
+            self.gathered.reserve_exact(GATHERED_BYTES_MAX);
         }
         slices.iter().for_each(|slice| self.gathered.extend_from_slice(slice));
         Poll::Ready(Ok(bytes))
