@@ -241,7 +241,6 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gathered<S> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::VecDeque;
     use std::future::poll_fn;
     use std::pin::pin;
     use std::task::Waker;
@@ -250,9 +249,18 @@ mod tests {
 
     use super::*;
 
-    /// What arrived at the other end, each write by itself, and how much more it takes.
+    /// The other end of a socket.
     #[derive(Clone, Default)]
-    struct Other(Arc<Mutex<(VecDeque<Vec<u8>>, usize, Option<io::ErrorKind>)>>);
+    struct Other(Arc<Mutex<End>>);
+
+    #[derive(Default)]
+    struct End {
+        /// What arrived, each write by itself.
+        writes: Vec<Vec<u8>>,
+        /// How much more it takes.
+        room: usize,
+        failure: Option<io::ErrorKind>,
+    }
 
     /// A socket with something to read.
     struct Fake {
@@ -273,16 +281,16 @@ mod tests {
 
     impl AsyncWrite for Fake {
         fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-            let (writes, room, failure) = &mut *self.other.0.lock().expect("no panic");
-            if let Some(kind) = *failure {
+            let mut end = self.other.end();
+            if let Some(kind) = end.failure {
                 return Poll::Ready(Err(kind.into()));
             }
-            let written = bytes.len().min(*room);
+            let written = bytes.len().min(end.room);
             if written == 0 {
                 return Poll::Pending;
             }
-            *room -= written;
-            writes.push_back(bytes[..written].to_vec());
+            end.room -= written;
+            end.writes.push(bytes[..written].to_vec());
             Poll::Ready(Ok(written))
         }
 
@@ -296,27 +304,23 @@ mod tests {
     }
 
     impl Other {
-        fn takes(&self, room: usize) {
-            self.0.lock().expect("no panic").1 = room;
-        }
-
-        fn fails(&self) {
-            self.0.lock().expect("no panic").2 = Some(io::ErrorKind::BrokenPipe);
+        fn end(&self) -> MutexGuard<'_, End> {
+            self.0.lock().expect("no panic")
         }
 
         fn lengths(&self) -> Vec<usize> {
-            self.0.lock().expect("no panic").0.iter().map(Vec::len).collect()
+            self.end().writes.iter().map(Vec::len).collect()
         }
 
         fn all(&self) -> Vec<u8> {
-            self.0.lock().expect("no panic").0.iter().flatten().copied().collect()
+            self.end().writes.concat()
         }
     }
 
     /// A connection that begins with `first`, and has been read from once.
     async fn begun(first: &'static [u8]) -> (Other, Gathered<Fake>, Writer<Fake>) {
         let other = Other::default();
-        other.takes(usize::MAX);
+        other.end().room = usize::MAX;
         let (mut io, writer) = Gathered::new(Fake { read: first, other: other.clone() });
         let mut read = [0; 64];
         assert_eq!(io.read(&mut read).await.expect("something"), first.len());
@@ -372,7 +376,7 @@ mod tests {
     #[tokio::test]
     async fn who_does_not_read_is_waited_for_and_loses_nothing() {
         let (other, mut io, mut writer) = begun(PREFACE).await;
-        other.takes(1_000);
+        other.end().room = 1_000;
         let mut work = pin!(async {
             for number in 0..100 {
                 io.write_all(&[number; 1_000]).await.expect("written");
@@ -389,7 +393,7 @@ mod tests {
                 break;
             }
             turns += 1;
-            other.takes(2_500);
+            other.end().room = 2_500;
         }
         assert!((30..60).contains(&turns), "{turns}");
         assert!(other.all() == (0..100).flat_map(|number| vec![number; 1_000]).collect::<Vec<u8>>());
@@ -398,7 +402,7 @@ mod tests {
     #[tokio::test]
     async fn a_failure_at_the_end_of_a_turn_is_told_in_the_next() {
         let (other, mut io, writer) = begun(PREFACE).await;
-        other.fails();
+        other.end().failure = Some(io::ErrorKind::BrokenPipe);
         let mut work = pin!(async {
             io.write_all(b"an answer").await.expect("nobody knows yet");
             tokio::task::yield_now().await;
