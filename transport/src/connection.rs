@@ -169,6 +169,11 @@ impl Connection {
         self.flags_now() & (SILENT | CLOSED) == 0
     }
 
+    /// Whether it is open, the peer answers as far as can be told, and nothing puts that in doubt. One atomic read.
+    pub fn is_answering(&self) -> bool {
+        self.flags_now() & (SILENT | DOUBTED | CLOSED) == 0
+    }
+
     /// Whether the connection is gone. One atomic read.
     pub fn is_closed(&self) -> bool {
         self.flags_now() & CLOSED != 0

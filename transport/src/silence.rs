@@ -199,8 +199,9 @@ impl Silence {
         if !self.responsive {
             return Some(now + PROBE_WHILE_SILENT);
         }
-        // An idle connection that was asked something is watched until it answers.
-        if sent || sample.touched || self.unanswered_since.is_some() {
+        // An idle connection that was asked something is watched until it answers; one in doubt has been asked, though
+        // quinn may not have sent that yet.
+        if sent || sample.touched || self.doubted || self.unanswered_since.is_some() {
             return Some(now + SILENCE_TICK);
         }
         sample.busy.then(|| self.probe_at(now).max(now + SILENCE_TICK))
@@ -421,6 +422,25 @@ mod tests {
         let after = bench.run(1_000, Some(false)).expect("silent");
         assert!((300..=350).contains(&after), "{after}");
         assert_eq!(bench.silence.doubt().map(|doubt| doubt.last_heard < bench.start), Some(true));
+    }
+
+    #[test]
+    fn one_in_doubt_is_looked_at_though_the_question_leaves_late() {
+        let mut bench = bench(false);
+        bench.now += Duration::from_secs(1);
+        bench.sample.doubt = Some(Doubt { last_heard: bench.now, unanswered_since: bench.now });
+        let verdict = bench.silence.handle_sample(bench.sample, bench.now);
+        assert!(verdict.doubted && verdict.probe);
+        bench.sample.doubt = None;
+        // The runtime is slow: nothing has been sent at the next looks.
+        for _ in 0..3 {
+            bench.now = bench.silence.poll_timeout().expect("another look");
+            assert!(bench.silence.handle_sample(bench.sample, bench.now).doubted);
+        }
+        bench.sample.eliciting_frames_sent += 1;
+        bench.sample.datagrams_received += 1;
+        bench.now = bench.silence.poll_timeout().expect("another look");
+        assert!(!bench.silence.handle_sample(bench.sample, bench.now).doubted);
     }
 
     #[test]

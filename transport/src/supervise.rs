@@ -54,11 +54,8 @@ pub(crate) async fn supervise(
     let closed = connection.quinn().closed();
     tokio::pin!(closed);
     loop {
-        let was_responsive = connection.is_responsive();
-        let due = look(&connection, &mut silence, &mut retirement, &mut knock, clock.now(), &changes);
-        if was_responsive && let Some(doubt) = silence.doubt() {
-            doubt_others(doubt);
-        }
+        let tell = Tell { changes: &changes, doubt_others: &doubt_others };
+        let due = look(&connection, &mut silence, &mut retirement, &mut knock, clock.now(), &tell);
         tokio::select! {
             why = &mut closed => {
                 tracing::debug!(peer = %connection.peer().id, address = %connection.peer().address, %why, "connection closed");
@@ -73,6 +70,12 @@ pub(crate) async fn supervise(
     changes.send_modify(|count| *count += 1);
 }
 
+/// Who hears of what a look finds.
+struct Tell<'t, D> {
+    changes: &'t watch::Sender<u64>,
+    doubt_others: &'t D,
+}
+
 /// One look; says when the next is due.
 fn look(
     connection: &Connection,
@@ -80,13 +83,19 @@ fn look(
     retirement: &mut Retirement,
     knock: &mut Option<Knock>,
     now: Instant,
-    changes: &watch::Sender<u64>,
+    tell: &Tell<'_, impl Fn(Doubt)>,
 ) -> Option<Instant> {
     let touched = connection.take_touch();
     let refused = knock.as_ref().is_some_and(Knock::ask);
     let verdict = silence.handle_sample(sample(connection, touched, refused), now);
+    // Before anybody hears of the silence, and looks for another connection.
+    if connection.is_responsive()
+        && let Some(doubt) = silence.doubt()
+    {
+        (tell.doubt_others)(doubt);
+    }
     if connection.mark(SILENT, !verdict.responsive) {
-        changes.send_modify(|count| *count += 1);
+        tell.changes.send_modify(|count| *count += 1);
         let peer = connection.peer();
         if verdict.responsive {
             tracing::info!(peer = %peer.id, address = %peer.address, "peer answers again");

@@ -42,10 +42,10 @@ impl MeshConnect {
         self.connection.load().as_ref().is_some_and(|connection| !connection.is_closed())
     }
 
-    /// Whether its node has work outstanding, and nothing has come of it.
+    /// Whether its node has work outstanding, here or on another connection, and nothing has come of it.
     pub(super) fn is_silent(&self) -> bool {
         let connection = self.connection.load();
-        connection.as_ref().is_some_and(|connection| !connection.is_closed() && !connection.is_responsive())
+        connection.as_ref().is_some_and(|connection| !connection.is_closed() && !connection.is_answering())
     }
 
     /// Whether its node was silent until the connection was given up, and has not been reached since.
