@@ -12,15 +12,14 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A longer write goes by itself: to copy it costs as much as it saves.
-const SMALL_BYTES_MAX: usize = 4 * 1024;
+use crate::proxy::overdue::{BreakOff, Watched};
 
-/// What has been put together leaves before it is more than this: a dozen answers of 1 KiB. A connection whose other end
+/// What has been put together leaves before it is more than this: fifteen answers of 1 KiB. A connection whose other end
 /// does not read holds as much, and h2 another 16 KiB for it.
 const GATHERED_BYTES_MAX: usize = 16 * 1024;
 
-/// How a cleartext HTTP/2 connection begins (RFC 9113, section 3.4); no request of HTTP/1.1 does.
-const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0";
+/// A longer write goes by itself: fewer than four would go together.
+const SMALL_BYTES_MAX: usize = GATHERED_BYTES_MAX / 4;
 
 thread_local! {
     /// Room for what a turn writes. A connection has it from its first write to the end of its turn, and longer only if
@@ -29,26 +28,24 @@ thread_local! {
 }
 
 /// A connection's bytes. They must be written within the turns of [`Turns`].
-pub(crate) struct Gathered<S> {
+pub(crate) struct Gathered<S: BreakOff> {
     /// Until it is known to speak HTTP/2.
-    direct: Option<S>,
-    /// Whether its first bytes have been seen.
-    is_known: bool,
+    direct: Option<Watched<S>>,
     http2: Arc<OnceLock<Mutex<Socket<S>>>>,
 }
 
 /// The turns of a connection whose bytes are [`Gathered`]. `connection` is polled through it only.
-pub(crate) struct Turns<'c, C, S> {
+pub(crate) struct Turns<'c, C, S: BreakOff> {
     connection: Pin<&'c mut C>,
     http2: Writer<S>,
 }
 
 /// Writes at the end of a turn.
-pub(crate) struct Writer<S>(Arc<OnceLock<Mutex<Socket<S>>>>);
+pub(crate) struct Writer<S: BreakOff>(Arc<OnceLock<Mutex<Socket<S>>>>);
 
 /// One that speaks HTTP/2.
-struct Socket<S> {
-    io: S,
+struct Socket<S: BreakOff> {
+    io: Watched<S>,
     gathered: Vec<u8>,
     /// How much of it has been written.
     written: usize,
@@ -56,27 +53,16 @@ struct Socket<S> {
     failure: Option<io::ErrorKind>,
 }
 
-impl<S> Gathered<S> {
+impl<S: BreakOff> Gathered<S> {
     /// Of `io`.
-    pub(crate) fn new(io: S) -> (Self, Writer<S>) {
+    pub(crate) fn new(io: Watched<S>) -> (Self, Writer<S>) {
         let http2 = Arc::new(OnceLock::new());
-        (Self { direct: Some(io), is_known: false, http2: http2.clone() }, Writer(http2))
+        (Self { direct: Some(io), http2: http2.clone() }, Writer(http2))
     }
 
     /// The connection itself, if it speaks HTTP/1.1.
     pub(crate) fn direct(&self) -> Option<&S> {
-        self.direct.as_ref()
-    }
-
-    fn look_at(&mut self, first: &[u8]) {
-        self.is_known = true;
-        // One whose first read is shorter than this passes as it is.
-        if first.starts_with(HTTP2_PREFACE)
-            && let Some(io) = self.direct.take()
-        {
-            let socket = Socket { io, gathered: Vec::new(), written: 0, failure: None };
-            let _ = self.http2.set(Mutex::new(socket));
-        }
+        self.direct.as_ref().map(Watched::get_ref)
     }
 
     fn socket(&self) -> MutexGuard<'_, Socket<S>> {
@@ -85,11 +71,11 @@ impl<S> Gathered<S> {
 }
 
 /// Never contended: a connection, and who writes at the end of its turn, are one task.
-fn lock<S>(socket: &Mutex<Socket<S>>) -> MutexGuard<'_, Socket<S>> {
+fn lock<S: BreakOff>(socket: &Mutex<Socket<S>>) -> MutexGuard<'_, Socket<S>> {
     socket.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl<S: AsyncWrite + Unpin> Socket<S> {
+impl<S: AsyncWrite + BreakOff + Unpin> Socket<S> {
     fn poll_write(
         &mut self,
         context: &mut Context<'_>,
@@ -142,7 +128,7 @@ impl<S: AsyncWrite + Unpin> Socket<S> {
     }
 }
 
-impl<'c, C, S> Turns<'c, C, S> {
+impl<'c, C, S: BreakOff> Turns<'c, C, S> {
     /// Of `connection`, whose bytes `writer` writes.
     pub(crate) fn new(connection: Pin<&'c mut C>, writer: Writer<S>) -> Self {
         Self { connection, http2: writer }
@@ -154,7 +140,7 @@ impl<'c, C, S> Turns<'c, C, S> {
     }
 }
 
-impl<C: Future, S: AsyncWrite + Unpin> Future for Turns<'_, C, S> {
+impl<C: Future, S: AsyncWrite + BreakOff + Unpin> Future for Turns<'_, C, S> {
     type Output = C::Output;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<C::Output> {
@@ -170,7 +156,7 @@ impl<C: Future, S: AsyncWrite + Unpin> Future for Turns<'_, C, S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Gathered<S> {
+impl<S: AsyncRead + BreakOff + Unpin> AsyncRead for Gathered<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -180,16 +166,18 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gathered<S> {
         let Some(io) = &mut this.direct else {
             return Pin::new(&mut this.socket().io).poll_read(context, buffer);
         };
-        let before = buffer.filled().len();
-        ready!(Pin::new(io).poll_read(context, buffer))?;
-        if !this.is_known {
-            this.look_at(&buffer.filled()[before..]);
+        ready!(Pin::new(&mut *io).poll_read(context, buffer))?;
+        if io.speaks_http2()
+            && let Some(io) = this.direct.take()
+        {
+            let socket = Socket { io, gathered: Vec::new(), written: 0, failure: None };
+            let _ = this.http2.set(Mutex::new(socket));
         }
         Poll::Ready(Ok(()))
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Gathered<S> {
+impl<S: AsyncWrite + BreakOff + Unpin> AsyncWrite for Gathered<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -248,6 +236,7 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
+    use crate::proxy::overdue::Watches;
 
     /// The other end of a socket.
     #[derive(Clone, Default)]
@@ -262,10 +251,14 @@ mod tests {
         failure: Option<io::ErrorKind>,
     }
 
-    /// A socket with something to read.
+    /// A socket with something to read, in pieces.
     struct Fake {
-        read: &'static [u8],
+        read: Vec<&'static [u8]>,
         other: Other,
+    }
+
+    impl BreakOff for Fake {
+        fn break_off(&self) {}
     }
 
     impl AsyncRead for Fake {
@@ -274,7 +267,7 @@ mod tests {
             _: &mut Context<'_>,
             buffer: &mut ReadBuf<'_>,
         ) -> Poll<io::Result<()>> {
-            buffer.put_slice(std::mem::take(&mut self.read));
+            buffer.put_slice(self.read.remove(0));
             Poll::Ready(Ok(()))
         }
     }
@@ -317,13 +310,16 @@ mod tests {
         }
     }
 
-    /// A connection that begins with `first`, and has been read from once.
-    async fn begun(first: &'static [u8]) -> (Other, Gathered<Fake>, Writer<Fake>) {
+    /// A connection that begins with `pieces`, which have been read.
+    async fn begun(pieces: &[&'static [u8]]) -> (Other, Gathered<Fake>, Writer<Fake>) {
         let other = Other::default();
         other.end().room = usize::MAX;
-        let (mut io, writer) = Gathered::new(Fake { read: first, other: other.clone() });
+        let fake = Fake { read: pieces.to_vec(), other: other.clone() };
+        let (mut io, writer) = Gathered::new(Watches::default().watch(fake).0);
         let mut read = [0; 64];
-        assert_eq!(io.read(&mut read).await.expect("something"), first.len());
+        for piece in pieces {
+            assert_eq!(io.read(&mut read).await.expect("something"), piece.len());
+        }
         (other, io, writer)
     }
 
@@ -338,10 +334,12 @@ mod tests {
 
     #[tokio::test]
     async fn what_a_turn_writes_leaves_at_once_in_http2_only() {
-        for (first, expected) in
-            [(PREFACE, vec![20 * 300]), (b"GET / HTTP/1.1\r\n".as_slice(), vec![300; 20])]
+        let in_pieces: &[&[u8]] = &[b"P", b"RI * HTTP/2.0\r\n\r\nSM\r\n\r\n"];
+        let http1: &[&[u8]] = &[b"P", b"ROPFIND / HTTP/1.1\r\n"];
+        for (pieces, expected) in
+            [(&[PREFACE][..], vec![20 * 300]), (in_pieces, vec![20 * 300]), (http1, vec![300; 20])]
         {
-            let (other, mut io, writer) = begun(first).await;
+            let (other, mut io, writer) = begun(pieces).await;
             let work = pin!(async {
                 for number in 0..20 {
                     io.write_all(&[number; 300]).await.expect("written");
@@ -356,7 +354,7 @@ mod tests {
 
     #[tokio::test]
     async fn order_is_kept_and_what_is_large_or_too_much_does_not_wait() {
-        let (other, mut io, writer) = begun(PREFACE).await;
+        let (other, mut io, writer) = begun(&[PREFACE]).await;
         let sizes = [100, SMALL_BYTES_MAX + 1, 10, SMALL_BYTES_MAX, 20];
         let small = vec![SMALL_BYTES_MAX; GATHERED_BYTES_MAX / SMALL_BYTES_MAX + 1];
         let sizes: Vec<usize> = sizes.into_iter().chain(small).collect();
@@ -375,7 +373,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_does_not_read_is_waited_for_and_loses_nothing() {
-        let (other, mut io, mut writer) = begun(PREFACE).await;
+        let (other, mut io, mut writer) = begun(&[PREFACE]).await;
         other.end().room = 1_000;
         let mut work = pin!(async {
             for number in 0..100 {
@@ -401,7 +399,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_failure_at_the_end_of_a_turn_is_told_in_the_next() {
-        let (other, mut io, writer) = begun(PREFACE).await;
+        let (other, mut io, writer) = begun(&[PREFACE]).await;
         other.end().failure = Some(io::ErrorKind::BrokenPipe);
         let mut work = pin!(async {
             io.write_all(b"an answer").await.expect("nobody knows yet");

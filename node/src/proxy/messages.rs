@@ -144,14 +144,14 @@ impl Reading {
     fn lend(&mut self, context: &mut Context<'_>, length: Option<u64>) -> RequestBody {
         let Some(reader) = self.idle.take() else { return RequestBody::Empty };
         let (lend, mut returned) = oneshot::channel();
-        let mut body = Box::new(MessageBody::new(reader, length, Borrowed(lend)));
+        let mut body = MessageBody::new(reader, length, Borrowed(lend));
         if let Some(data) = body.look_for_whole(context) {
             self.idle = returned.try_recv().ok();
             return RequestBody::new(HopBody::Whole(data), None);
         }
         let inbox = Inbox::new(length);
         let lent = HopBody::Arriving(inbox.body());
-        self.arriving = Some(Arriving { body, inbox, returned });
+        self.arriving = Some(Arriving { body: Box::new(body), inbox, returned });
         RequestBody::new(lent, None)
     }
 

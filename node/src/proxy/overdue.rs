@@ -265,6 +265,11 @@ impl<S: BreakOff> Watched<S> {
     pub(crate) fn get_ref(&self) -> &S {
         &self.io
     }
+
+    /// Whether it has begun like HTTP/2. Of one that does so, that is known before anything is written.
+    pub(crate) fn speaks_http2(&self) -> bool {
+        self.state.speaks_http2()
+    }
 }
 
 impl<S: BreakOff> Drop for Watched<S> {

@@ -20,7 +20,7 @@ use crate::proxy::carry::Carriage;
 use crate::proxy::failure::Flag;
 use crate::proxy::gate::Held;
 use crate::proxy::gathered::Gathered;
-use crate::proxy::overdue::{BreakOff, Busy, Watched};
+use crate::proxy::overdue::{BreakOff, Busy};
 use crate::proxy::timer::{Moved, Timer};
 use crate::proxy::workload::{Plain, WorkloadIo, tcp_under};
 use crate::telemetry::exchange::Exchange;
@@ -219,10 +219,10 @@ pub(crate) fn end_plain(stream: &Plain) {
 
 /// [`reset_unless_ended`] for a connection that HTTP has handed over. A mesh stream resets itself when dropped.
 pub(crate) fn reset_upgraded(connection: Upgraded) {
-    let connection = match auto::upgrade::downcast::<TokioIo<Gathered<Watched<Plain>>>>(connection) {
+    let connection = match auto::upgrade::downcast::<TokioIo<Gathered<Plain>>>(connection) {
         Ok(parts) => {
             let client = parts.io.inner().direct();
-            return client.into_iter().for_each(|client| reset_plain_unless_ended(client.get_ref()));
+            return client.into_iter().for_each(reset_plain_unless_ended);
         }
         Err(other) => other,
     };
