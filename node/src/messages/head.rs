@@ -8,6 +8,8 @@
 //! What is read is as much as hyper would let pass: no name, value, method or target that HTTP could not say. It is read
 //! without copying, so that a value holds the head that it came in.
 
+use std::cell::RefCell;
+
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use http::uri::{self, Authority, PathAndQuery, Scheme, Uri};
@@ -40,6 +42,15 @@ static OFTEN: [HeaderName; 5] = [
     HeaderName::from_static("x-forwarded-for"),
 ];
 
+/// How many maps a thread keeps for the heads that it reads next, and how many headers one of them has room for at most.
+const ROOMS_MAX: usize = 64;
+const ROOM_HEADERS_MAX: usize = 32;
+
+thread_local! {
+    /// Empty maps: who has told a head reads the next one soon.
+    static ROOMS: RefCell<Vec<HeaderMap>> = const { RefCell::new(Vec::new()) };
+}
+
 type Read<T> = Result<T, MessageError>;
 
 /// The frame of a request's head. A body whose length is known says it (`length`).
@@ -58,6 +69,19 @@ pub(crate) fn encode_answer<B>(answer: &Response<B>, place: Place, length: Optio
     put(&mut frame, answer.extensions().get::<ReasonPhrase>().map_or(b"", ReasonPhrase::as_bytes));
     put_headers(&mut frame, answer.headers(), length);
     end(frame, Kind::Head, place)
+}
+
+/// A head has been told, and its map is no longer wanted: it serves for one that is read.
+pub(crate) fn give_room(mut headers: HeaderMap) {
+    if headers.capacity() > ROOM_HEADERS_MAX {
+        return;
+    }
+    headers.clear();
+    ROOMS.with_borrow_mut(|rooms| {
+        if rooms.len() < ROOMS_MAX {
+            rooms.push(headers);
+        }
+    });
 }
 
 /// Says a length once that is said several times, as a workload may (RFC 9112, section 6.3); what says two stays, and is no
@@ -93,8 +117,8 @@ pub(crate) fn decode_request<B>(
     place: Place,
     request: &mut Request<B>,
 ) -> Read<Option<u64>> {
-    let mut fields = Fields(head);
-    let method = Method::from_bytes(&fields.take()?).map_err(|_| MessageError::Malformed("no method"))?;
+    let mut fields = Fields::of(&head);
+    let method = Method::from_bytes(fields.take()?).map_err(|_| MessageError::Malformed("no method"))?;
     if method == Method::CONNECT {
         return Err(MessageError::Malformed("a tunnel is no message"));
     }
@@ -120,7 +144,7 @@ pub(crate) fn decode_answer(
     place: Place,
     is_head: bool,
 ) -> Read<(Response<()>, Option<u64>)> {
-    let mut fields = Fields(head);
+    let mut fields = Fields::of(&head);
     let status = StatusCode::from_u16(u16::from_be_bytes(fields.bytes()?));
     let status = status.map_err(|_| MessageError::Malformed("no status"))?;
     if status.is_informational() {
@@ -131,7 +155,8 @@ pub(crate) fn decode_answer(
     *response.version_mut() = version.spoken();
     let reason = fields.take()?;
     if !reason.is_empty() {
-        let reason = ReasonPhrase::try_from(reason).map_err(|_| MessageError::Malformed("no reason"))?;
+        let reason = ReasonPhrase::try_from(fields.shared(reason))
+            .map_err(|_| MessageError::Malformed("no reason"))?;
         response.extensions_mut().insert(reason);
     }
     *response.headers_mut() = fields.headers()?;
@@ -147,7 +172,7 @@ pub(crate) fn decode_answer(
 
 /// Reads trailers.
 pub(crate) fn decode_trailers(trailers: Bytes) -> Read<HeaderMap> {
-    Fields(trailers).headers()
+    Fields::of(&trailers).headers()
 }
 
 /// How long a message says that its body is. What says two things is no message (RFC 9112, section 6.3); and HTTP/2 frames
@@ -220,16 +245,23 @@ fn put_headers(frame: &mut BytesMut, headers: &HeaderMap, length: Option<u64>) {
     }
 }
 
-/// What is left of a head.
-struct Fields(Bytes);
+/// A head and what is left of it. A step on moves a slice; only what is kept counts as one more who holds the head.
+struct Fields<'h> {
+    head: &'h Bytes,
+    left: &'h [u8],
+}
 
 const SHORT: MessageError = MessageError::Malformed("a head that ends too soon");
 
-impl Fields {
+impl<'h> Fields<'h> {
+    fn of(head: &'h Bytes) -> Self {
+        Self { head, left: head }
+    }
+
     fn bytes<const N: usize>(&mut self) -> Read<[u8; N]> {
-        let bytes = *self.0.first_chunk().ok_or(SHORT)?;
-        drop(self.0.split_to(N));
-        Ok(bytes)
+        let Some((bytes, left)) = self.left.split_first_chunk() else { return Err(SHORT) };
+        self.left = left;
+        Ok(*bytes)
     }
 
     fn number(&mut self) -> Read<usize> {
@@ -249,32 +281,36 @@ impl Fields {
         Ok(number as usize)
     }
 
-    fn take(&mut self) -> Read<Bytes> {
+    fn take(&mut self) -> Read<&'h [u8]> {
         let bytes = self.number()?;
         self.take_bytes(bytes)
     }
 
-    fn take_bytes(&mut self, bytes: usize) -> Read<Bytes> {
-        if bytes > self.0.len() {
-            return Err(SHORT);
-        }
-        Ok(self.0.split_to(bytes))
+    fn take_bytes(&mut self, bytes: usize) -> Read<&'h [u8]> {
+        let Some((taken, left)) = self.left.split_at_checked(bytes) else { return Err(SHORT) };
+        self.left = left;
+        Ok(taken)
+    }
+
+    /// A part of the head, which holds it.
+    fn shared(&self, part: &[u8]) -> Bytes {
+        self.head.slice_ref(part)
     }
 
     fn uri(&mut self) -> Read<Uri> {
         const NO_TARGET: MessageError = MessageError::Malformed("no target");
         let [scheme, authority, path] = [self.take()?, self.take()?, self.take()?];
         // It would leave out what is behind a `#`, and take more for a path than HTTP does (RFC 9112, section 3.2).
-        if path.contains(&b'#') || !(path.starts_with(b"/") || path == "*") {
+        if path.contains(&b'#') || !(path.starts_with(b"/") || path == b"*") {
             return Err(NO_TARGET);
         }
-        let path = PathAndQuery::from_maybe_shared(path).map_err(|_| NO_TARGET)?;
+        let path = PathAndQuery::from_maybe_shared(self.shared(path)).map_err(|_| NO_TARGET)?;
         if scheme.is_empty() && authority.is_empty() {
             return Ok(Uri::from(path));
         }
         let mut parts = uri::Parts::default();
-        parts.scheme = Some(Scheme::try_from(&*scheme).map_err(|_| NO_TARGET)?);
-        parts.authority = Some(Authority::from_maybe_shared(authority).map_err(|_| NO_TARGET)?);
+        parts.scheme = Some(Scheme::try_from(scheme).map_err(|_| NO_TARGET)?);
+        parts.authority = Some(Authority::from_maybe_shared(self.shared(authority)).map_err(|_| NO_TARGET)?);
         parts.path_and_query = Some(path);
         Uri::from_parts(parts).map_err(|_| NO_TARGET)
     }
@@ -282,10 +318,11 @@ impl Fields {
     fn headers(&mut self) -> Read<HeaderMap> {
         let count = self.number()?;
         // So that a few bytes do not reserve what only many could fill.
-        if count * HEADER_OVERHEAD_BYTES > HEADERS_BYTES_MAX || count > self.0.len() {
+        if count * HEADER_OVERHEAD_BYTES > HEADERS_BYTES_MAX || count > self.left.len() {
             return Err(MessageError::Malformed("too many headers"));
         }
-        let mut headers = HeaderMap::with_capacity(count);
+        let mut headers = ROOMS.with_borrow_mut(Vec::pop).unwrap_or_default();
+        headers.reserve(count);
         let mut bytes = 0;
         for _ in 0..count {
             let name = self.take()?;
@@ -295,14 +332,14 @@ impl Fields {
             if bytes > HEADERS_BYTES_MAX {
                 return Err(MessageError::Malformed("too many headers"));
             }
-            let mut value = HeaderValue::from_maybe_shared(value)
+            let mut value = HeaderValue::from_maybe_shared(self.shared(value))
                 .map_err(|_| MessageError::Malformed("a header's value"))?;
             value.set_sensitive(length & 1 == 1);
             headers
-                .try_append(read_name(&name)?, value)
+                .try_append(read_name(name)?, value)
                 .map_err(|_| MessageError::Malformed("too many headers"))?;
         }
-        match self.0.is_empty() {
+        match self.left.is_empty() {
             true => Ok(headers),
             false => Err(MessageError::Malformed("more than a head")),
         }

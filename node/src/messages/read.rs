@@ -132,11 +132,13 @@ impl<S: Source> MessageReader<S> {
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Result<Option<[u8; PREAMBLE_BYTES]>, MessageError>> {
-        if self.partial.is_empty()
-            && let Some(chunk) = self.chunks.get_mut(self.passed)
-            && let Some(preamble) = chunk.first_chunk().copied()
+        if self.partial.is_empty() && !self.has_some() && ready!(self.poll_fill(context))? == 0 {
+            return Poll::Ready(Ok(None));
+        }
+        if let Some(preamble) =
+            self.whole_chunk(PREAMBLE_BYTES).and_then(|whole| whole.first_chunk().copied())
         {
-            drop(self.take(PREAMBLE_BYTES));
+            self.pass(PREAMBLE_BYTES);
             return Poll::Ready(Ok(Some(preamble)));
         }
         let whole = ready!(self.poll_whole(context, PREAMBLE_BYTES))?;
@@ -150,6 +152,11 @@ impl<S: Source> MessageReader<S> {
         context: &mut Context<'_>,
         bytes: usize,
     ) -> Poll<Result<Option<Bytes>, MessageError>> {
+        if let Some(whole) = self.whole_chunk(bytes) {
+            let whole = Bytes::copy_from_slice(whole);
+            self.pass(bytes);
+            return Poll::Ready(Ok(Some(whole)));
+        }
         if self.partial.capacity() == 0 {
             self.partial.reserve(bytes.min(RESERVED_BYTES_MAX));
         }
@@ -162,6 +169,22 @@ impl<S: Source> MessageReader<S> {
             self.partial.extend_from_slice(&some);
         }
         Poll::Ready(Ok(Some(std::mem::take(&mut self.partial).freeze())))
+    }
+
+    /// The next `bytes`, if they have been received in one piece and nothing before them.
+    fn whole_chunk(&self, bytes: usize) -> Option<&[u8]> {
+        let is_next = self.partial.is_empty() && self.has_some();
+        self.chunks.get(self.passed).filter(|_| is_next)?.get(..bytes)
+    }
+
+    /// Those have been looked at.
+    fn pass(&mut self, bytes: usize) {
+        let chunk = &mut self.chunks[self.passed];
+        chunk.advance(bytes);
+        if chunk.is_empty() {
+            *chunk = Bytes::new();
+            self.passed += 1;
+        }
     }
 
     /// Some of what has been received, at most `bytes_max`.

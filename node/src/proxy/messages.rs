@@ -204,7 +204,9 @@ async fn send_answer(
         return send.write_chunk(head.freeze()).await.map_err(Unsent::Stream);
     }
     let head = head::encode_answer(&answer, Place::Inside, length);
-    write::message(send, head, answer.into_body(), keeps).await
+    let (said, body) = answer.into_parts();
+    head::give_room(said.headers);
+    write::message(send, head, body, keeps).await
 }
 
 impl TakesBack for Borrowed {

@@ -154,7 +154,12 @@ impl MessagePool {
         let send = send.begin();
         let head = if is_ahead { BytesMut::new() } else { encode(&request) };
         // Its caller has once more what may be sent twice; its head would lie here as long as it is under way.
-        let mut request = (!may_be_sent_twice).then_some(request);
+        let mut request = if may_be_sent_twice {
+            head::give_room(request.into_parts().0.headers);
+            None
+        } else {
+            Some(request)
+        };
         let next_hop = NextHop::Peer(connection.clone());
         let mut rewind = None;
         let exchange = Exchange { reader: &mut reader, next_hop: &next_hop, give_up: &give_up };
