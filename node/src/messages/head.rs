@@ -11,13 +11,14 @@
 use std::cell::RefCell;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use http::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
+use http::header::{self, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use http::uri::{self, Authority, PathAndQuery, Scheme, Uri};
 use http::{Method, Request, Response, StatusCode};
 use hyper::ext::ReasonPhrase;
 
 use crate::messages::MessageError;
 use crate::messages::frame::{Kind, PREAMBLE_BYTES, Place, Preamble};
+use crate::messages::write::COPIED_BYTES_MAX;
 use crate::proxy::heads::PASSED_HEAD_BYTES_MAX;
 use crate::upstream::HttpVersion;
 
@@ -55,7 +56,7 @@ type Read<T> = Result<T, MessageError>;
 
 /// The frame of a request's head. A body whose length is known says it (`length`).
 pub(crate) fn encode_request<B>(request: &Request<B>, place: Place, length: Option<u64>) -> BytesMut {
-    let mut frame = begin(request.uri().path().len(), request.headers());
+    let mut frame = begin(request.uri().path().len(), request.headers(), length.unwrap_or(0));
     put(&mut frame, request.method().as_str().as_bytes());
     put_uri(&mut frame, request.uri());
     put_headers(&mut frame, request.headers(), length.filter(|_| !place.is_last()));
@@ -64,7 +65,7 @@ pub(crate) fn encode_request<B>(request: &Request<B>, place: Place, length: Opti
 
 /// The frame of an answer's head. A body whose length is known says it (`length`).
 pub(crate) fn encode_answer<B>(answer: &Response<B>, place: Place, length: Option<u64>) -> BytesMut {
-    let mut frame = begin(0, answer.headers());
+    let mut frame = begin(0, answer.headers(), length.unwrap_or(0));
     frame.put_u16(answer.status().as_u16());
     put(&mut frame, answer.extensions().get::<ReasonPhrase>().map_or(b"", ReasonPhrase::as_bytes));
     put_headers(&mut frame, answer.headers(), length);
@@ -104,7 +105,7 @@ pub(crate) fn join_lengths(headers: &mut HeaderMap) {
 
 /// The frame of trailers.
 pub(crate) fn encode_trailers(trailers: &HeaderMap, place: Place) -> BytesMut {
-    let mut frame = begin(0, trailers);
+    let mut frame = begin(0, trailers, 0);
     put_headers(&mut frame, trailers, None);
     end(frame, Kind::Trailers, place)
 }
@@ -192,11 +193,13 @@ fn length_of(headers: &HeaderMap, version: HttpVersion) -> Read<Option<u64>> {
     length.map(Some).ok_or(MessageError::Malformed("Content-Length is no number"))
 }
 
-fn begin(target_bytes: usize, headers: &HeaderMap) -> BytesMut {
+/// With room for a body that is copied beside its head.
+fn begin(target_bytes: usize, headers: &HeaderMap, body_bytes: u64) -> BytesMut {
+    let body_bytes = usize::try_from(body_bytes).ok().filter(|bytes| *bytes <= COPIED_BYTES_MAX).unwrap_or(0);
     let bytes =
         |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + LENGTHS_BYTES;
     let headers_bytes: usize = headers.iter().map(bytes).sum();
-    let mut frame = BytesMut::with_capacity(headers_bytes + target_bytes + ROOM_BYTES);
+    let mut frame = BytesMut::with_capacity(headers_bytes + target_bytes + body_bytes + ROOM_BYTES);
     frame.put_bytes(0, PREAMBLE_BYTES);
     frame
 }
@@ -347,8 +350,31 @@ impl<'h> Fields<'h> {
 }
 
 fn read_name(name: &[u8]) -> Read<HeaderName> {
-    match OFTEN.iter().find(|often| often.as_str().as_bytes() == name) {
-        Some(often) => Ok(often.clone()),
-        None => HeaderName::from_lowercase(name).map_err(|_| MessageError::Malformed("a header's name")),
-    }
+    // Those of nearly all messages, each told from the others by its length and a few bytes.
+    Ok(match name {
+        b"host" => header::HOST,
+        b"date" => header::DATE,
+        b"etag" => header::ETAG,
+        b"vary" => header::VARY,
+        b"accept" => header::ACCEPT,
+        b"cookie" => header::COOKIE,
+        b"server" => header::SERVER,
+        b"user-agent" => header::USER_AGENT,
+        b"content-type" => header::CONTENT_TYPE,
+        b"accept-ranges" => header::ACCEPT_RANGES,
+        b"authorization" => header::AUTHORIZATION,
+        b"cache-control" => header::CACHE_CONTROL,
+        b"last-modified" => header::LAST_MODIFIED,
+        b"content-length" => header::CONTENT_LENGTH,
+        b"accept-encoding" => header::ACCEPT_ENCODING,
+        b"accept-language" => header::ACCEPT_LANGUAGE,
+        b"content-encoding" => header::CONTENT_ENCODING,
+        b"transfer-encoding" => header::TRANSFER_ENCODING,
+        _ => match OFTEN.iter().find(|often| often.as_str().as_bytes() == name) {
+            Some(often) => often.clone(),
+            None => {
+                HeaderName::from_lowercase(name).map_err(|_| MessageError::Malformed("a header's name"))?
+            }
+        },
+    })
 }

@@ -547,6 +547,51 @@ mod tests {
         }
     }
 
+    #[test]
+    fn names_that_most_messages_have_come_back() {
+        let names = [
+            "host",
+            "date",
+            "etag",
+            "vary",
+            "accept",
+            "cookie",
+            "server",
+            "user-agent",
+            "content-type",
+            "accept-ranges",
+            "authorization",
+            "cache-control",
+            "last-modified",
+            "accept-encoding",
+            "accept-language",
+            "content-encoding",
+            "x-request-id",
+            "traceparent",
+            "x-starling-hops",
+            "x-starling-load",
+            "x-forwarded-for",
+            "dote",
+            "x",
+        ];
+        let mut request = Request::get("/").body(()).expect("a request");
+        for name in names {
+            request.headers_mut().insert(name, name.parse().expect("a value"));
+        }
+        let frame = head::encode_request(&request, LAST, None).freeze().slice(PREAMBLE_BYTES..);
+        let mut again = Request::new(());
+        head::decode_request(frame, HttpVersion::Http1, LAST, &mut again).expect("ours");
+        assert_eq!(again.headers(), request.headers());
+        assert!(names.iter().all(|name| again.headers()[*name] == name));
+        for name in ["content-length", "transfer-encoding"] {
+            let mut answer = http::Response::new(());
+            answer.headers_mut().insert(name, "7".parse().expect("a value"));
+            let frame = head::encode_answer(&answer, Place::Inside, None).freeze().slice(PREAMBLE_BYTES..);
+            let read = head::decode_answer(frame, HttpVersion::Http1, Place::Inside, false).expect("ours");
+            assert_eq!(read.0.headers()[name], "7");
+        }
+    }
+
     proptest! {
         #[test]
         fn heads_come_back(

@@ -15,7 +15,7 @@ use crate::messages::head;
 
 /// Shorter data are copied beside what goes with them: a piece of its own would keep all that it came in with until the
 /// peer has acknowledged it.
-const COPIED_BYTES_MAX: usize = 2 * 1024;
+pub(super) const COPIED_BYTES_MAX: usize = 2 * 1024;
 
 /// So much is gathered, while there is more at once, before it is sent.
 const GATHERED_BYTES_MAX: usize = 16 * 1024;
