@@ -230,9 +230,8 @@ impl Endpoint {
         }
     }
 
-    /// Counts a piece of work that begins now.
-    pub(crate) fn begin(self: &Arc<Self>) -> Flight {
-        let now = self.clock.now();
+    /// Counts a piece of work that begins `now`.
+    pub(crate) fn begin(self: &Arc<Self>, now: Instant) -> Flight {
         let millis = (now - self.created).as_millis() as u64;
         self.last_attempt.store(millis + 1, Ordering::Relaxed);
         self.requests.fetch_add(1, Ordering::Relaxed);

@@ -95,7 +95,7 @@ async fn who_was_withdrawn_in_trouble_does_not_keep_others_in() {
     // A tunnel would hold it as this does.
     let _second = maker.next(&first, vec![plain("a"), plain("b")]);
     for _ in 0..5 {
-        let flight = a.begin();
+        let flight = a.begin(Clock::System.now());
         tokio::time::sleep(Duration::from_millis(1)).await;
         a.handle_timeout(&flight);
     }

@@ -78,8 +78,8 @@ fn remove_what_ends_here(headers: &mut HeaderMap) {
         headers.remove(name);
     }
     let mut takes_trailers = false;
-    let ending: Vec<HeaderName> = headers.keys().filter(|name| ends_here(name)).cloned().collect();
-    for name in ending {
+    // Each turn removes one of so few names.
+    while let Some(name) = headers.keys().find(|name| ends_here(name)).cloned() {
         let value = headers.remove(&name);
         takes_trailers |= name == TE && value.is_some_and(|value| value == "trailers");
     }

@@ -7,6 +7,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use http::{Request, Response};
+use starling_gossip::clock::Instant;
 
 use crate::circuit::{Kind, Room};
 use crate::deadline;
@@ -98,7 +99,7 @@ impl<'a> Journey<'a> {
     ) -> Response<AnswerBody> {
         self.spare = Spare::of(&request);
         self.key = self.outbound.key_of(self.service, &request, self.connection.source());
-        let mut timer = Timer::new(self.allowance, &self.outbound.clock);
+        let mut timer = Timer::new(self.allowance, self.exchange.started(), &self.outbound.clock);
         let mut request = Some(request);
         let mut last = None;
         while let Some(mut sendable) = request.take() {
@@ -106,10 +107,10 @@ impl<'a> Journey<'a> {
             let work = Work { kind: Kind::Requests, tried: &self.tried, key: self.key };
             let next = self.outbound.choose(self.service, work, &mut self.exchange);
             let next = timer.limit(pin!(next)).await;
-            let endpoint = match next {
-                Ok(Ok(Chosen { endpoint, room })) => {
+            let (endpoint, now) = match next {
+                Ok(Ok(Chosen { endpoint, room, at })) => {
                     self.room = self.room.or(room);
-                    endpoint
+                    (endpoint, at)
                 }
                 Ok(Err(failure)) => return self.fail(last.as_ref().unwrap_or(&failure)),
                 Err(elapsed) => {
@@ -117,10 +118,10 @@ impl<'a> Journey<'a> {
                     return self.fail(&failure);
                 }
             };
-            let flight = endpoint.begin();
+            let flight = endpoint.begin(now);
             self.exchange.set_attempt(endpoint.meter(), endpoint.target().owner.node.as_str());
             self.tried.push(endpoint.target().clone());
-            self.prepare(&mut sendable, &mut timer);
+            self.prepare(&mut sendable, &mut timer, now);
             let give_up = || self.spare.is_some() && self.could_go_elsewhere();
             let pending = || self.outbound.enter_pending(self.service);
             let sent = timer.limit(pin!(endpoint.send(sendable, self.version, give_up, pending))).await;
@@ -167,11 +168,11 @@ impl<'a> Journey<'a> {
     }
 
     /// Readies a request to be sent, once more perhaps: its time runs, and it says what is left.
-    fn prepare(&self, request: &mut Request<RequestBody>, timer: &mut Timer) {
-        timer.begin_attempt();
+    fn prepare(&self, request: &mut Request<RequestBody>, timer: &mut Timer, now: Instant) {
+        timer.begin_attempt(now);
         request.body_mut().note_in(|| timer.elsewhere());
         if self.for_grpc
-            && let Some(left) = timer.left(self.outbound.clock.now())
+            && let Some(left) = timer.left(now)
         {
             deadline::set(request.headers_mut(), left);
         }

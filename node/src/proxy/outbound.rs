@@ -72,6 +72,8 @@ pub(crate) struct Chosen {
     pub(crate) endpoint: Arc<Endpoint>,
     /// What it takes up of its service; once, with the first endpoint.
     pub(crate) room: Option<Room>,
+    /// When it was chosen.
+    pub(crate) at: Instant,
 }
 
 /// Leave to try once more, and what that takes up if it is a retry.
@@ -192,7 +194,7 @@ impl Outbound {
                 if is_first {
                     route.retries().handle_request(now);
                 }
-                return Ok(Chosen { endpoint, room });
+                return Ok(Chosen { endpoint, room, at: now });
             }
             if !is_first || !route.may_hold(now) {
                 return Err(no_healthy_upstream(route_name, route));

@@ -77,14 +77,14 @@ impl Outbound {
         let mut retry;
         loop {
             let work = Work { kind: Kind::Connections, tried: &tried, key };
-            let endpoint = match self.choose(service, work, exchange).await {
+            let (endpoint, now) = match self.choose(service, work, exchange).await {
                 Ok(chosen) => {
                     room = room.or(chosen.room);
-                    chosen.endpoint
+                    (chosen.endpoint, chosen.at)
                 }
                 Err(failure) => return Err(last.unwrap_or(failure)),
             };
-            let flight = endpoint.begin();
+            let flight = endpoint.begin(now);
             exchange.set_attempt(endpoint.meter(), endpoint.target().owner.node.as_str());
             tried.push(endpoint.target().clone());
             match endpoint.open_tcp(|| self.enter_pending(service)).await {

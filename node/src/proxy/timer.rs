@@ -36,9 +36,9 @@ struct Upload {
 }
 
 impl Timer {
-    /// A call that begins now.
-    pub(crate) fn new(allowance: Allowance, clock: &Clock) -> Self {
-        let patience = Patience::new(allowance, clock.now());
+    /// A call that has just `begun`.
+    pub(crate) fn new(allowance: Allowance, begun: Instant, clock: &Clock) -> Self {
+        let patience = Patience::new(allowance, begun);
         Self { patience, clock: clock.clone(), sleep: None, has_moved: false, elsewhere: None }
     }
 
@@ -48,8 +48,8 @@ impl Timer {
     }
 
     /// The call is sent, perhaps once more.
-    pub(crate) fn begin_attempt(&mut self) {
-        self.patience.begin_attempt(self.clock.now());
+    pub(crate) fn begin_attempt(&mut self, now: Instant) {
+        self.patience.begin_attempt(now);
     }
 
     /// The attempt is over.
@@ -134,7 +134,7 @@ mod tests {
 
     fn timer() -> Timer {
         let idle = Allowance { idle: Some(IDLE), ..Allowance::default() };
-        Timer::new(idle, &Clock::System)
+        Timer::new(idle, Clock::System.now(), &Clock::System)
     }
 
     #[tokio::test]

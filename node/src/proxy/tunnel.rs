@@ -81,7 +81,7 @@ where
 {
     let Some(idle) = idle else { return carry(down, up, exchange).await };
     let allowance = Allowance { idle: Some(idle), ..Allowance::default() };
-    let mut timer = Timer::new(allowance, exchange.clock());
+    let mut timer = Timer::new(allowance, exchange.clock().now(), exchange.clock());
     let moved = timer.elsewhere();
     if let Ok(carried) = timer.limit(carry_noting(down, up, exchange, Some(moved))).await {
         return carried;

@@ -182,6 +182,11 @@ impl Exchange {
         }
     }
 
+    /// When it began.
+    pub(crate) fn started(&self) -> Instant {
+        self.started
+    }
+
     /// What times it.
     pub(crate) fn clock(&self) -> &Clock {
         &self.clock
