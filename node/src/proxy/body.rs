@@ -19,7 +19,7 @@ use crate::proxy::expectation::{Expectation, Expected};
 use crate::proxy::failure::Flag;
 use crate::proxy::gate::{Held, Pass};
 use crate::proxy::kept::Kept;
-use crate::proxy::overdue::{Busy, Uploading};
+use crate::proxy::overdue::Busy;
 use crate::proxy::own_headers;
 use crate::proxy::timer::{Moved, Timer};
 use crate::telemetry::exchange::Exchange;
@@ -38,7 +38,7 @@ pub(crate) enum RequestBody {
         /// Where it is noted that it moves, once it is sent.
         moved: Option<Moved>,
         /// Keeps the connection that it comes by busy.
-        _uploading: Option<Uploading>,
+        _uploading: Option<Busy>,
     },
     /// Held back until somebody wants it.
     Expected(Box<Expected>),
@@ -60,8 +60,9 @@ pub(crate) enum RequestError {
 }
 
 impl RequestBody {
-    /// A body as it comes in, by a connection that is busy with it.
-    pub(crate) fn new(body: HopBody, uploading: Option<Uploading>) -> Self {
+    /// A body as it comes in. By a local connection, that is busy (`uploading`) until it has ended: a workload may answer
+    /// first and read on.
+    pub(crate) fn new(body: HopBody, uploading: Option<Busy>) -> Self {
         if body.is_end_stream() {
             Self::Empty
         } else {

@@ -7,10 +7,8 @@ use http_body::Body as _;
 
 use crate::proxy::body::{AnswerBody, AnswerGuard, RequestBody};
 use crate::proxy::expectation::{self, Expectation};
-use crate::proxy::overdue::Uploading;
 use crate::proxy::tunnel::Switched;
 use crate::proxy::{headers, tunnel};
-use crate::upstream::hop::HopBody;
 use crate::upstream::{Answered, HttpVersion};
 
 /// A request on its way. On the heap: each future that it passes through would have room for it, twice, and be
@@ -38,7 +36,7 @@ pub(crate) struct Awaiting {
 impl Passing {
     /// Takes a request over. An intermediary sends its own version (RFC 9110, section 6.2): a
     /// caller of HTTP/1.0 costs no connection of its own.
-    pub(crate) fn new(mut request: Request<HopBody>) -> Self {
+    pub(crate) fn new(mut request: Underway) -> Self {
         let (version, may_expect) =
             (HttpVersion::of(request.version()), request.version() == Version::HTTP_11);
         let upgrade = headers::upgrade(request.headers(), request.version());
@@ -47,8 +45,6 @@ impl Passing {
         if version == HttpVersion::Http1 {
             *request.version_mut() = Version::HTTP_11;
         }
-        let uploading = request.extensions_mut().remove::<Uploading>();
-        let mut request = Box::new(request.map(|body| RequestBody::new(body, uploading)));
         let held_back = may_expect && !request.body().is_end_stream();
         let expectation = if held_back { expectation::hold_back(&mut request) } else { None };
         Self { request, version, awaiting: Awaiting { switched, expectation } }

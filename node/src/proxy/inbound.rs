@@ -24,7 +24,7 @@ use crate::authz::Reason;
 use crate::deadline;
 use crate::proxy::access::Admission;
 use crate::proxy::aside::Aside;
-use crate::proxy::body::{AnswerBody, AnswerGuard};
+use crate::proxy::body::{AnswerBody, AnswerGuard, RequestBody};
 use crate::proxy::denials::Denials;
 use crate::proxy::failure::{self, Failure, Flag, Reset};
 use crate::proxy::forward::{self, Passing};
@@ -212,7 +212,8 @@ impl Caller {
         let workload_gate = self.workload.gate.clone();
         let caller = Arc::new(self);
         let service = service_fn(move |request: Request<Incoming>| {
-            let (caller, passing) = (caller.clone(), Passing::new(request.map(HopBody::from)));
+            let request = Box::new(request.map(|body| RequestBody::new(HopBody::from(body), None)));
+            let (caller, passing) = (caller.clone(), Passing::new(request));
             // On the heap: hyper moves a request's future a dozen times, and this one is large. Made there, as
             // `listener` does.
             Box::into_pin(Box::write(Box::new_uninit(), async move {
@@ -287,8 +288,7 @@ impl Caller {
         let Passing { mut request, version, awaiting } = passing;
         let mut exchange = self.meter.start(&self.inbound.clock);
         exchange.set_request(request.method(), request.uri().path());
-        let for_grpc = headers::is_grpc(request.headers());
-        let arrived = self.inbound.clock.now();
+        let (for_grpc, arrived) = (headers::is_grpc(request.headers()), exchange.started());
         // First: where nothing is served any more, nobody is let in either.
         let Some(workload) = self.workload_now() else {
             let withdrawn = Failure::new(Flag::ConnectFailure, "the instance has been withdrawn");

@@ -22,8 +22,9 @@ use tracing::{debug, info, warn};
 use crate::config::Timeouts;
 use crate::live::{HOLD, HOLD_STEP};
 use crate::proxy::aside::Aside;
-use crate::proxy::body::AnswerBody;
+use crate::proxy::body::{AnswerBody, RequestBody};
 use crate::proxy::failure::{self, Failure, Flag};
+use crate::proxy::forward::Underway;
 use crate::proxy::gate::{Gate, Held, Pass};
 use crate::proxy::gathered::{Gathered, Turns};
 use crate::proxy::heads::{HEAD_BYTES_MAX, HEADERS_MAX};
@@ -35,6 +36,7 @@ use crate::proxy::tunnel::Switched;
 use crate::proxy::workload::Plain;
 use crate::proxy::{headers, name, refusal, tunnel, websocket};
 use crate::sockets::Sockets;
+use crate::upstream::hop::HopBody;
 
 /// After an accept failed for want of descriptors, others end meanwhile.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -214,14 +216,16 @@ async fn serve_http(
         // One count of references for each request, not one for each of these.
         let shared = Arc::new((serves, outbound.clone(), clients, held));
         service_fn(move |mut request: Request<Incoming>| {
+            let mut uploading = None;
             if request.method() == Method::CONNECT && request.version() == Version::HTTP_2 {
                 // The connection lives on beside its tunnels. One of HTTP/1.1 becomes its tunnel, which hears
                 // of the client's end at once.
                 request.extensions_mut().insert(Arc::new(watch.begin_request()));
             } else if request.version() < Version::HTTP_2 && !request.body().is_end_stream() {
-                request.extensions_mut().insert(watch.begin_upload());
+                uploading = Some(watch.begin_request());
             }
-            let (shared, mut busy, request) = (shared.clone(), watch.begin_request(), Box::new(request));
+            let (shared, mut busy) = (shared.clone(), watch.begin_request());
+            let request = Box::new(request.map(|body| RequestBody::new(HopBody::from(body), uploading)));
             busy.ends_with_connection = request.version() <= Version::HTTP_10;
             let is_http2 = request.version() == Version::HTTP_2;
             // On the heap: hyper moves a request's future a dozen times, and this one is large. Its room is there before
@@ -311,7 +315,7 @@ async fn answer_and_end(
     outbound: &Arc<Outbound>,
     clients: &Clients,
     held: &Held,
-    request: Box<Request<Incoming>>,
+    request: Underway,
 ) -> Response<AnswerBody> {
     let keeps = request.version() >= Version::HTTP_2 || request.method() == Method::CONNECT;
     let mut response = match request.method() {
@@ -333,7 +337,7 @@ async fn answer_connect(
     outbound: &Arc<Outbound>,
     clients: &Clients,
     held: &Held,
-    mut request: Box<Request<Incoming>>,
+    mut request: Underway,
 ) -> Response<AnswerBody> {
     let left = websocket::leave_http2(&mut request, &outbound.chance).transpose();
     let Ok(left) = left else {
@@ -360,7 +364,7 @@ async fn answer(
     outbound: &Arc<Outbound>,
     clients: &Clients,
     held: &Held,
-    request: Box<Request<Incoming>>,
+    request: Underway,
 ) -> Response<AnswerBody> {
     let (service, timeouts) = match serves {
         Serves::Service(service, timeouts) => {
@@ -385,7 +389,7 @@ async fn connect(
     clients: &Clients,
     held: &Held,
     (service, timeouts): (&str, &Timeouts),
-    mut request: Box<Request<Incoming>>,
+    mut request: Underway,
 ) -> Response<AnswerBody> {
     let switched = Switched::take(&mut request);
     if outbound.speaks(service) == Some(Protocol::Http) {

@@ -12,7 +12,6 @@ use arc_swap::ArcSwap;
 use http::header::{HOST, HeaderMap, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme, Uri};
 use http::{Method, Request, Response};
-use hyper::body::Incoming;
 use starling_gossip::clock::{Clock, Instant};
 
 use crate::balance::{Chance, HashOn};
@@ -25,7 +24,7 @@ use crate::patience::Allowance;
 use crate::proxy::affinity;
 use crate::proxy::body::{AnswerBody, RequestBody};
 use crate::proxy::failure::{Failure, Flag};
-use crate::proxy::forward::Passing;
+use crate::proxy::forward::{Passing, Underway};
 use crate::proxy::gate::{Gate, Held, Pass};
 use crate::proxy::journey::{Journey, Way};
 use crate::proxy::{headers, intake, name};
@@ -33,7 +32,6 @@ use crate::retry::{self, Fate};
 use crate::route::{Target, subset};
 use crate::telemetry::exchange::{Direction, Exchange, Meter, count_retry};
 use crate::upstream::HttpVersion;
-use crate::upstream::hop::HopBody;
 use crate::upstream::http2::Windows;
 
 /// Carries local programs' calls into the mesh.
@@ -121,14 +119,14 @@ impl Outbound {
     pub(crate) async fn handle(
         &self,
         service: &str,
-        request: Box<Request<Incoming>>,
+        request: Underway,
         connection: &Held,
         timeouts: &Timeouts,
     ) -> Response<AnswerBody> {
         let mut exchange = self.unknown.start(&self.clock);
         exchange.set_request(request.method(), request.uri().path());
         let for_grpc = headers::is_grpc(request.headers());
-        let Passing { mut request, version, awaiting } = Passing::new(request.map(HopBody::from));
+        let Passing { mut request, version, awaiting } = Passing::new(request);
         let for_grpc_in_http2 =
             for_grpc && version == HttpVersion::Http2 && headers::needs_http2(request.headers());
         exchange.set_body_bytes(request.body().bytes());

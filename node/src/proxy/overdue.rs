@@ -87,13 +87,6 @@ pub(crate) trait BreakOff {
     fn break_off(&self);
 }
 
-/// Rides with a request whose body is still to come: its connection is busy until that has ended too, for a workload may
-/// answer first and read on.
-#[derive(Clone)]
-pub(crate) struct Uploading {
-    _busy: Arc<Busy>,
-}
-
 #[derive(Default)]
 struct State {
     /// The look before which the head under way began, plus one; 0 without one.
@@ -214,11 +207,6 @@ impl Watch {
         self.state.requests.fetch_add(1, Ordering::Relaxed);
         self.state.head_since.store(0, Ordering::Relaxed);
         Busy { all: self.all.clone(), state: self.state.clone(), ends_with_connection: false }
-    }
-
-    /// A request's body begins.
-    pub(crate) fn begin_upload(&self) -> Uploading {
-        Uploading { _busy: Arc::new(self.begin_request()) }
     }
 
     /// Whether a request is under way.
@@ -363,7 +351,7 @@ mod tests {
     fn a_body_that_outlives_its_answer_is_no_head() {
         let watches = Watches::default();
         let (_io, watch) = watches.watch(());
-        let (busy, upload) = (watch.begin_request(), watch.begin_upload());
+        let (busy, upload) = (watch.begin_request(), watch.begin_request());
         drop(busy);
         watch.state.handle_bytes(b"more of it", 7);
         assert_eq!(watch.state.overdue(7 + IDLE_LOOKS_MAX * 2), None);
