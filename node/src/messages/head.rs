@@ -45,7 +45,7 @@ static OFTEN: [HeaderName; 5] = [
 
 /// How many maps a thread keeps for the heads that it reads next, and how many headers one of them has room for at most.
 const ROOMS_MAX: usize = 64;
-const ROOM_HEADERS_MAX: usize = 32;
+const ROOM_HEADERS_MAX: usize = 24;
 
 thread_local! {
     /// Empty maps: who has told a head reads the next one soon.
@@ -74,7 +74,8 @@ pub(crate) fn encode_answer<B>(answer: &Response<B>, place: Place, length: Optio
 
 /// A head has been told, and its map is no longer wanted: it serves for one that is read.
 pub(crate) fn give_room(mut headers: HeaderMap) {
-    if headers.capacity() > ROOM_HEADERS_MAX {
+    // What has room for one name's many values is not in its capacity.
+    if headers.capacity().max(headers.len()) > ROOM_HEADERS_MAX {
         return;
     }
     headers.clear();

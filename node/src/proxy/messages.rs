@@ -204,8 +204,8 @@ async fn send_answer(
         return send.write_chunk(head.freeze()).await.map_err(Unsent::Stream);
     }
     let head = head::encode_answer(&answer, Place::Inside, length);
-    let (said, body) = answer.into_parts();
-    head::give_room(said.headers);
+    let (http::response::Parts { headers, .. }, body) = answer.into_parts();
+    head::give_room(headers);
     write::message(send, head, body, keeps).await
 }
 
