@@ -6,7 +6,7 @@
 //! that it stays out of the tables of HTTP/2 (RFC 7541, section 7.1.3). Which version of HTTP it is, the stream says.
 //!
 //! What is read is as much as hyper would let pass: no name, value, method or target that HTTP could not say. It is read
-//! without copying, so that a value holds the head that it came in.
+//! without copying, so that a value holds the head that it came in; its map may be one that another head has left, emptied.
 
 use std::cell::RefCell;
 
@@ -378,4 +378,42 @@ fn read_name(name: &[u8]) -> Read<HeaderName> {
             }
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rooms() -> usize {
+        ROOMS.with_borrow(Vec::len)
+    }
+
+    fn map(names: impl IntoIterator<Item = String>) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for name in names {
+            map.append(name.parse::<HeaderName>().expect("a name"), HeaderValue::from_static("secret"));
+        }
+        map
+    }
+
+    #[test]
+    fn a_map_that_serves_again_brings_nothing_along() {
+        let mut said = map(["authorization".into(), "x-twice".into(), "x-twice".into()]);
+        let trailers = map(["x-other".into()]);
+        let frame = encode_trailers(&trailers, Place::Last { keeps: true }).freeze().slice(PREAMBLE_BYTES..);
+        said.reserve(4);
+        give_room(said);
+        assert_eq!(rooms(), 1);
+        assert_eq!(decode_trailers(frame).expect("ours"), trailers);
+        assert_eq!(rooms(), 0, "it was taken");
+    }
+
+    #[test]
+    fn what_is_kept_is_few_and_small() {
+        give_room(map((0..100).map(|index| format!("x-{index}"))));
+        give_room(map((0..100).map(|_| "x-again".into())));
+        assert_eq!(rooms(), 0, "large, either way");
+        (0..2 * ROOMS_MAX).for_each(|_| give_room(map(["x-one".into()])));
+        assert_eq!(rooms(), ROOMS_MAX);
+    }
 }
