@@ -1,6 +1,7 @@
 //! Starling: a service mesh without a control plane. The sidecar, its command line, its library.
 
 pub mod admin;
+mod allocator;
 mod allowance;
 pub mod app;
 pub mod authz;
@@ -44,4 +45,5 @@ mod unix_socket;
 mod upstream;
 mod usage;
 
+pub use allocator::Allocator;
 pub use cli::run_cli;

@@ -2,6 +2,9 @@
 
 use std::process::ExitCode;
 
+#[global_allocator]
+static ALLOCATOR: starling::Allocator = starling::Allocator;
+
 fn main() -> ExitCode {
     starling::run_cli()
 }

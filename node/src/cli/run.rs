@@ -10,6 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::demo::Parent;
 use super::environment;
 use super::output::Failure;
+use crate::allocator;
 use crate::app::Node;
 use crate::config::Config;
 use crate::config::files::Files;
@@ -69,10 +70,16 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 /// more than it gains while that thread has time left.
 fn runtime(workers: u16) -> std::io::Result<Runtime> {
     let mut builder = match workers {
-        0 | 1 => Builder::new_current_thread(),
+        0 | 1 => {
+            allocator::keep();
+            Builder::new_current_thread()
+        }
         several => {
             let mut builder = Builder::new_multi_thread();
-            builder.worker_threads(several.into());
+            builder
+                .worker_threads(several.into())
+                .on_thread_start(allocator::keep)
+                .on_thread_stop(allocator::let_go);
             builder
         }
     };
