@@ -11,6 +11,7 @@ use std::time::Duration;
 use starling_gossip::clock::{Clock, Instant};
 use tracing::{info, warn};
 
+use crate::allocator;
 use crate::allowance::ALLOWANCE;
 use crate::pressure::{self, Pressure, SAMPLE_PERIOD};
 use crate::proxy::gate::Gate;
@@ -99,6 +100,7 @@ fn look_until(is_ended: &AtomicBool, bytes_max: u64, gates: Vec<(&'static str, G
             let now = clock.now();
             all.iter_mut().for_each(|watched| watched.handle_sample(bytes, now));
             let is_short = all.iter().any(|watched| watched.pressure.is_short());
+            allocator::set_short(is_short);
             match (std::mem::replace(&mut was_short, is_short), is_short) {
                 (false, true) => warn!(bytes, bytes_max, "memory is short: new work is refused"),
                 (true, false) => info!(bytes, bytes_max, "memory suffices again"),
@@ -112,6 +114,7 @@ fn look_until(is_ended: &AtomicBool, bytes_max: u64, gates: Vec<(&'static str, G
         std::thread::park_timeout(next_look.saturating_duration_since(clock.now()));
     }
     ALLOWANCE.grant(u64::MAX);
+    allocator::set_short(false);
 }
 
 impl Watched {

@@ -78,10 +78,33 @@ fn runtime(workers: u16) -> std::io::Result<Runtime> {
             let mut builder = Builder::new_multi_thread();
             builder
                 .worker_threads(several.into())
-                .on_thread_start(allocator::keep)
+                // Only workers park: threads that block serve something once in a while.
+                .on_thread_park(allocator::keep)
                 .on_thread_stop(allocator::let_go);
             builder
         }
     };
     builder.max_io_events_per_tick(EVENTS_PER_TURN).enable_all().build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_who_carry_traffic_keep_blocks_and_those_who_block_do_not() {
+        for workers in [1, 2] {
+            let runtime = runtime(workers).expect("it starts");
+            let (worker, blocking) = runtime.block_on(async {
+                let worker = tokio::spawn(async {
+                    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                    allocator::keeps()
+                });
+                (worker.await, tokio::task::spawn_blocking(allocator::keeps).await)
+            });
+            assert!(worker.expect("it ends"), "{workers}");
+            assert!(!blocking.expect("it ends"), "{workers}");
+        }
+        allocator::let_go();
+    }
 }

@@ -7,22 +7,32 @@
 //! costs, and a sixth of HTTP/2.
 //!
 //! It is no heap: what is large, or must lie at a rounder address, is the system's business alone. A thread that has not
-//! said that it keeps blocks keeps none, so what ends with it is nobody's loss.
+//! said that it keeps blocks keeps none, so what ends with it is nobody's loss. While memory is short nobody keeps any:
+//! what is kept cannot be given back to the system, nor can the pages that it lies in.
 #![expect(
     unsafe_code,
     reason = "GlobalAlloc is an unsafe trait, and a freed block holds the address of the next"
 )]
 
-use std::alloc::{GlobalAlloc, Layout, System};
+#[cfg(not(test))]
+use std::alloc::System;
+use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;
 use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+#[cfg(test)]
+use tests::Noting as System;
 
 /// Blocks of one size that a thread keeps: what a turn of the runtime frees, and what the next takes.
 const KEPT_OF_A_SIZE_MAX: usize = 64;
 
-/// Bytes in all blocks that a thread keeps: what 128 requests in flight use in turn. With more, all of them go: what they
-/// were wanted for is over.
+/// Bytes in all blocks that a thread keeps: what 128 requests in flight use in turn. Before there are more, all of them
+/// go, for some may be of sizes that nobody asks for any more.
 const KEPT_BYTES_MAX: usize = 1024 * 1024;
+
+/// `KEPT_BYTES_MAX`, or nothing while memory is short.
+static KEPT_BYTES: AtomicUsize = AtomicUsize::new(KEPT_BYTES_MAX);
 
 /// The alignment of blocks that are kept: what malloc(3) gives without being asked, and what tokio wants for its tasks.
 const ALIGNMENTS: [usize; 2] = [16, 128];
@@ -40,12 +50,24 @@ pub(crate) fn keep() {
     KEPT.with(|kept| kept.of_a_size_max.set(KEPT_OF_A_SIZE_MAX));
 }
 
+/// Whether memory is short from now on. Then each thread gives back what it keeps when it next frees a block, and keeps no
+/// other; one that frees none has what it had.
+pub(crate) fn set_short(is_short: bool) {
+    KEPT_BYTES.store(if is_short { 0 } else { KEPT_BYTES_MAX }, Ordering::Relaxed);
+}
+
 /// This thread keeps none any more, and gives back those that it has.
 pub(crate) fn let_go() {
     KEPT.with(|kept| {
         kept.of_a_size_max.set(0);
         kept.give_back();
     });
+}
+
+/// Whether this thread keeps blocks.
+#[cfg(test)]
+pub(crate) fn keeps() -> bool {
+    KEPT.with(|kept| kept.of_a_size_max.get() != 0)
 }
 
 thread_local! {
@@ -138,6 +160,11 @@ impl Kept {
     unsafe fn keep(&self, block: NonNull<u8>, size: Size) -> bool {
         let stack = &self.stacks[size.0];
         let height = stack.height.get();
+        let bytes = self.bytes.get() + size.bytes();
+        if bytes > KEPT_BYTES.load(Ordering::Relaxed) {
+            self.give_back();
+            return false;
+        }
         if height >= self.of_a_size_max.get() {
             return false;
         }
@@ -146,17 +173,16 @@ impl Kept {
         unsafe { block.write(Freed { below: stack.top.get() }) };
         stack.top.set(Some(block));
         stack.height.set(height + 1);
-        let bytes = self.bytes.get() + size.bytes();
         self.bytes.set(bytes);
-        if bytes > KEPT_BYTES_MAX {
-            self.give_back();
-        }
         true
     }
 
     #[cold]
     #[inline(never)]
     fn give_back(&self) {
+        if self.bytes.get() == 0 {
+            return;
+        }
         for size in (1..Size::ALL).map(Size) {
             while let Some(block) = self.take(size) {
                 // SAFETY: `keep` was promised that it is the system's, of this layout.
@@ -232,184 +258,4 @@ unsafe impl GlobalAlloc for Allocator {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn layout(size: usize) -> Layout {
-        Layout::from_size_align(size, 8).expect("valid")
-    }
-
-    /// How many blocks this thread keeps of what holds so many bytes, and the bytes of all.
-    fn kept(bytes: usize) -> (usize, usize) {
-        let size = Size::of(layout(bytes)).expect("kept");
-        KEPT.with(|kept| (kept.stacks[size.0].height.get(), kept.bytes.get()))
-    }
-
-    /// Takes so many blocks, and frees them again. The test program's own allocator is another, so nobody else's
-    /// blocks are kept.
-    fn take_and_free(blocks: usize, bytes: usize) {
-        let layout = layout(bytes);
-        // SAFETY: not of zero bytes, and freed once.
-        let taken: Vec<_> = (0..blocks).map(|_| unsafe { Allocator.alloc(layout) }).collect();
-        for block in taken {
-            assert!(!block.is_null());
-            // SAFETY: as above.
-            unsafe { Allocator.dealloc(block, layout) };
-        }
-    }
-
-    #[test]
-    fn a_size_holds_what_is_asked_for_and_wastes_less_than_its_step() {
-        for bytes in 1..=8200 {
-            let size = Size::of(layout(bytes)).expect("kept");
-            assert!(
-                size.bytes() >= bytes && (size.bytes() < bytes + 16 || size.bytes() == 24),
-                "{bytes}: {size:?}"
-            );
-        }
-        assert_eq!(Size::of(layout(8201)), None);
-        let padded = Size::of(Layout::from_size_align(100, 32).expect("valid")).expect("kept");
-        assert_eq!(padded.layout(), Layout::from_size_align(104, 128).expect("valid"));
-        assert_eq!(Size::of(Layout::from_size_align(100, 256).expect("valid")), None);
-        assert_eq!(Size::of(layout(isize::MAX as usize - 7)), None);
-    }
-
-    #[test]
-    fn a_block_serves_again_what_has_its_size() {
-        keep();
-        // SAFETY: not of zero bytes, and each is freed once, with its layout.
-        unsafe {
-            let first = Allocator.alloc(layout(100));
-            let second = Allocator.alloc(layout(100));
-            assert_ne!(first, second);
-            Allocator.dealloc(first, layout(100));
-            let larger = Allocator.alloc(layout(105));
-            assert_ne!(larger, first);
-            let again = Allocator.alloc(layout(90));
-            assert_eq!(again, first);
-            for (block, bytes) in [(again, 90), (second, 100), (larger, 105)] {
-                Allocator.dealloc(block, layout(bytes));
-            }
-        }
-        let_go();
-        assert_eq!(kept(100), (0, 0));
-    }
-
-    #[test]
-    fn what_is_kept_has_bounds() {
-        keep();
-        take_and_free(KEPT_OF_A_SIZE_MAX + 10, 1000);
-        assert_eq!(kept(1000), (KEPT_OF_A_SIZE_MAX, KEPT_OF_A_SIZE_MAX * 1000));
-        let mut most = 0;
-        for bytes in (1000..8200).step_by(16) {
-            take_and_free(21, bytes);
-            most = most.max(kept(bytes).1);
-        }
-        assert!(most <= KEPT_BYTES_MAX && most > KEPT_BYTES_MAX * 9 / 10, "{most}");
-        let_go();
-        assert_eq!(kept(1000), (0, 0));
-    }
-
-    #[test]
-    fn a_thread_that_has_not_said_so_keeps_nothing() {
-        take_and_free(10, 100);
-        assert_eq!(kept(100), (0, 0));
-        keep();
-        take_and_free(10, 100);
-        assert_eq!(kept(100).0, 10);
-        std::thread::spawn(|| {
-            take_and_free(10, 100);
-            assert_eq!(kept(100), (0, 0));
-        })
-        .join()
-        .expect("it does not panic");
-        let_go();
-        take_and_free(10, 100);
-        assert_eq!(kept(100), (0, 0));
-    }
-
-    #[derive(Debug, Clone)]
-    enum Step {
-        Take(usize, usize, bool),
-        Free(usize),
-        Resize(usize, usize),
-    }
-
-    fn step() -> impl Strategy<Value = Step> {
-        let size = || prop_oneof![1..200usize, 1..10_000usize, Just(8200), Just(8201), Just(100_000)];
-        prop_oneof![
-            3 => (size(), 0..=8u32, any::<bool>())
-                .prop_map(|(size, align, zeroed)| Step::Take(size, 1 << align, zeroed)),
-            2 => any::<usize>().prop_map(Step::Free),
-            2 => (any::<usize>(), size()).prop_map(|(which, size)| Step::Resize(which, size)),
-        ]
-    }
-
-    /// A block that is somebody's, and the byte that it is full of.
-    struct Taken {
-        block: *mut u8,
-        layout: Layout,
-        full_of: u8,
-    }
-
-    impl Taken {
-        /// SAFETY, for this and the next: it is this test's, and holds its layout.
-        fn fill(&self) {
-            assert_eq!(self.block as usize % self.layout.align(), 0);
-            unsafe { self.block.write_bytes(self.full_of, self.layout.size()) };
-        }
-
-        fn holds(&self, bytes: usize) -> bool {
-            let read = unsafe { std::slice::from_raw_parts(self.block, bytes) };
-            read.iter().all(|byte| *byte == self.full_of)
-        }
-    }
-
-    proptest! {
-        /// No two blocks overlap, whatever is taken, freed and resized: each still holds what it was filled with.
-        #[test]
-        fn blocks_are_their_owners_alone(steps in proptest::collection::vec(step(), 1..200)) {
-            keep();
-            let mut all: Vec<Taken> = Vec::new();
-            for (full_of, step) in (1..=u8::MAX).cycle().zip(steps) {
-                match step {
-                    Step::Take(size, align, zeroed) => {
-                        let layout = Layout::from_size_align(size, align).expect("valid");
-                        // SAFETY: no size is zero.
-                        let block = unsafe {
-                            if zeroed { Allocator.alloc_zeroed(layout) } else { Allocator.alloc(layout) }
-                        };
-                        let mut taken = Taken { block, layout, full_of: 0 };
-                        prop_assert!(!zeroed || taken.holds(size));
-                        taken.full_of = full_of;
-                        taken.fill();
-                        all.push(taken);
-                    }
-                    Step::Free(which) if !all.is_empty() => {
-                        let taken = all.swap_remove(which % all.len());
-                        prop_assert!(taken.holds(taken.layout.size()));
-                        // SAFETY: it is forgotten here.
-                        unsafe { Allocator.dealloc(taken.block, taken.layout) };
-                    }
-                    Step::Resize(which, size) if !all.is_empty() => {
-                        let which = which % all.len();
-                        let taken = &mut all[which];
-                        // SAFETY: the old address is forgotten here.
-                        taken.block = unsafe { Allocator.realloc(taken.block, taken.layout, size) };
-                        prop_assert!(taken.holds(taken.layout.size().min(size)));
-                        taken.layout = Layout::from_size_align(size, taken.layout.align()).expect("valid");
-                        taken.fill();
-                    }
-                    Step::Free(_) | Step::Resize(..) => {}
-                }
-            }
-            for taken in all {
-                prop_assert!(taken.holds(taken.layout.size()));
-                // SAFETY: it is forgotten here.
-                unsafe { Allocator.dealloc(taken.block, taken.layout) };
-            }
-            let_go();
-        }
-    }
-}
+mod tests;
