@@ -32,6 +32,7 @@ pub(crate) mod local_socket;
 pub(crate) mod messages;
 pub(crate) mod name;
 pub(crate) mod normal;
+pub(crate) mod one_piece;
 pub(crate) mod outbound;
 pub(crate) mod outbound_tcp;
 pub(crate) mod overdue;

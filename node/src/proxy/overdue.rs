@@ -23,6 +23,8 @@ use starling_gossip::clock::Clock;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
+use crate::proxy::one_piece;
+
 /// One look at all connections.
 const LOOK_PERIOD: Duration = Duration::from_secs(1);
 
@@ -312,7 +314,7 @@ impl<S: AsyncWrite + BreakOff + Unpin> AsyncWrite for Watched<S> {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(context, slices)
+        one_piece::poll_write(Pin::new(&mut self.io), context, slices)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 
 use super::NextHop;
+use crate::proxy::one_piece;
 
 /// Who says nothing for so long is taken for a busy server of HTTP/2: what becomes of the request is
 /// for its own time limits.
@@ -166,7 +167,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Greeted<S> {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(context, slices)
+        one_piece::poll_write(Pin::new(&mut self.io), context, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
