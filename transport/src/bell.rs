@@ -4,30 +4,32 @@
 //! a stream that has nothing takes its connection's lock, looks the stream up and leaves a waker again, four times
 //! for each answer that comes. With a bell of its own, a thing that did not wake is known to have nothing new.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
-
-use futures_util::task::AtomicWaker;
 
 /// See the module. It belongs to one thing, and that is polled through it alone.
 pub struct Bell {
     cord: Arc<Cord>,
     /// Rings the bell.
     waker: Waker,
+    /// Who is told, as the cord has it: so that a task that polls again, and most do, needs no look there.
+    told: Waker,
 }
 
 /// Whether it was rung, and whom to tell.
 struct Cord {
     has_rung: AtomicBool,
-    outer: AtomicWaker,
+    /// It stays when it is woken: who is told once is told the next time as well.
+    outer: Mutex<Waker>,
 }
 
 impl Default for Bell {
     /// A bell that has rung: the first look is always taken.
     fn default() -> Self {
-        let cord = Arc::new(Cord { has_rung: AtomicBool::new(true), outer: AtomicWaker::new() });
-        Self { waker: Waker::from(cord.clone()), cord }
+        let told = Waker::noop().clone();
+        let cord = Arc::new(Cord { has_rung: AtomicBool::new(true), outer: Mutex::new(told.clone()) });
+        Self { waker: Waker::from(cord.clone()), cord, told }
     }
 }
 
@@ -38,9 +40,13 @@ impl Bell {
         context: &mut Context<'_>,
         poll: impl FnOnce(&mut Context<'_>) -> Poll<T>,
     ) -> Poll<T> {
-        // Before the look, so that a ring in between is not lost.
-        self.cord.outer.register(context.waker());
-        if !self.cord.has_rung.swap(false, Ordering::AcqRel) {
+        // Before the look, so that a ring in between is not lost: it tells whom it finds.
+        if !self.told.will_wake(context.waker()) {
+            self.told.clone_from(context.waker());
+            self.cord.outer().clone_from(context.waker());
+        }
+        // A store for every poll would cost as much as many a poll.
+        if !self.cord.has_rung.load(Ordering::Acquire) || !self.cord.has_rung.swap(false, Ordering::AcqRel) {
             return Poll::Pending;
         }
         let polled = poll(&mut Context::from_waker(&self.waker));
@@ -52,6 +58,13 @@ impl Bell {
     }
 }
 
+impl Cord {
+    /// Held for as long as it takes to wake a task, or to name another.
+    fn outer(&self) -> MutexGuard<'_, Waker> {
+        self.outer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Wake for Cord {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
@@ -59,7 +72,7 @@ impl Wake for Cord {
 
     fn wake_by_ref(self: &Arc<Self>) {
         self.has_rung.store(true, Ordering::Release);
-        self.outer.wake();
+        self.outer().wake_by_ref();
     }
 }
 

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, Response, StatusCode};
+use http::{HeaderMap, HeaderName, Response, StatusCode};
 use starling_gossip::clock::Instant;
 
 use super::Endpoint;
-use crate::proxy::reported_load;
+
+static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// Waits for an attempt's outcome. Dropped without one, nobody has waited for it to its end.
 pub(super) struct Measure<'e> {
@@ -18,14 +19,14 @@ pub(super) struct Measure<'e> {
 }
 
 impl<'e> Measure<'e> {
-    /// An attempt that begins now.
-    pub(super) fn new(endpoint: &'e Endpoint, is_first: bool) -> Self {
-        Self { endpoint, begun: endpoint.clock.now(), is_first, is_settled: false }
+    /// An attempt that has `begun` just now.
+    pub(super) fn new(endpoint: &'e Endpoint, is_first: bool, begun: Instant) -> Self {
+        Self { endpoint, begun, is_first, is_settled: false }
     }
 
-    /// An answer has begun.
-    pub(super) fn handle_head<B>(self, answer: &Response<B>) {
-        if let Some(under_way) = reported_load::of(answer.headers()) {
+    /// An answer has begun; its instance tells that it has so much `under_way`, if it does.
+    pub(super) fn handle_head<B>(self, answer: &Response<B>, under_way: Option<u32>) {
+        if let Some(under_way) = under_way {
             let endpoint = self.endpoint;
             let at = endpoint.stamp(endpoint.clock.now());
             endpoint.reported.handle_report(under_way, endpoint.in_flight(), at);
@@ -134,7 +135,7 @@ fn is_error(status: StatusCode, headers: &HeaderMap) -> bool {
         return !is_about_the_request;
     }
     // gRPC's own errors are in the head where there is no message: UNKNOWN, INTERNAL, UNAVAILABLE, DATA_LOSS.
-    let grpc = headers.get("grpc-status").map(http::HeaderValue::as_bytes);
+    let grpc = headers.get(&GRPC_STATUS).map(http::HeaderValue::as_bytes);
     matches!(grpc, Some(b"2" | b"13" | b"14" | b"15"))
 }
 

@@ -23,9 +23,12 @@ use crate::breaker::{Breaker, Fault, Verdict};
 use crate::circuit::Room;
 use crate::outlier::{self, Reason, Record};
 use crate::proxy::forward::Underway;
+use crate::proxy::reported_load;
 use crate::route::Target;
 use crate::telemetry::exchange::{Direction, Meter};
-use crate::upstream::{Answered, ConnectFailure, HttpVersion, SendError, SendFailure, UpstreamLimits};
+use crate::upstream::{
+    Answered, ConnectFailure, HttpVersion, Refusal, SendError, SendFailure, UpstreamLimits, Word,
+};
 use crate::usage::Usage;
 
 use connect::MeshConnect;
@@ -243,12 +246,13 @@ impl Endpoint {
         self.upstream.sweep();
     }
 
-    /// Sends a request. When the node has fallen silent and `give_up` says so, its answer is waited
+    /// Sends a request, `now`. When the node has fallen silent and `give_up` says so, its answer is waited
     /// for no longer. While there is no connection yet, the request waits in the room that `pending` gives.
     pub(crate) async fn send(
         &self,
         request: Underway,
         version: HttpVersion,
+        now: Instant,
         give_up: impl Fn() -> bool + Send + Sync,
         pending: impl FnOnce() -> Option<Room> + Send,
     ) -> Result<Answered, SendError> {
@@ -256,26 +260,10 @@ impl Endpoint {
         if is_first && let Err(failure) = Box::pin(self.connect(pending)).await {
             return Err(SendError { failure: failure.into(), unsent: Some(request) });
         }
-        let measure = Measure::new(self, is_first);
+        let measure = Measure::new(self, is_first, if is_first { self.clock.now() } else { now });
         let sent = self.upstream.send(request, version, give_up).await;
         match &sent {
-            Ok(answered) if answered.is_denial() => {
-                measure.leave_out();
-                self.reset_trouble();
-            }
-            // It works; it only has no room.
-            Ok(answered) if answered.is_overload() => {
-                measure.handle_refusal();
-                self.reset_trouble();
-            }
-            Ok(answered) if answered.is_refusal() => {
-                measure.handle_refusal();
-                self.fail(Fault::Refused);
-            }
-            Ok(answered) => {
-                measure.handle_head(&answered.response);
-                self.reset_trouble();
-            }
+            Ok(answered) => self.handle_answer(measure, answered),
             Err(error) => {
                 match &error.failure {
                     SendFailure::Broken(error) if error.is_callers() => measure.leave_out(),
@@ -290,6 +278,24 @@ impl Endpoint {
         sent
     }
 
+    fn handle_answer(&self, measure: Measure<'_>, answered: &Answered) {
+        match answered.word() {
+            Word::Nothing => measure.handle_head(&answered.response, None),
+            Word::Something => {
+                let load = reported_load::of(answered.response.headers());
+                measure.handle_head(&answered.response, load);
+            }
+            Word::Refusal(Refusal::Denied) => measure.leave_out(),
+            // It works; it only has no room.
+            Word::Refusal(Refusal::Overloaded) => measure.handle_refusal(),
+            Word::Refusal(Refusal::Other) => {
+                measure.handle_refusal();
+                return self.fail(Fault::Refused);
+            }
+        }
+        self.reset_trouble();
+    }
+
     /// Opens an opaque stream; the workload has been reached when it returns.
     pub(crate) async fn open_tcp(
         &self,
@@ -299,7 +305,7 @@ impl Endpoint {
         if is_first {
             self.connect(pending).await?;
         }
-        let measure = Measure::new(self, is_first);
+        let measure = Measure::new(self, is_first, self.clock.now());
         match self.connector().open_tcp().await {
             Ok(stream) => {
                 measure.handle_accept();
@@ -328,7 +334,7 @@ impl Endpoint {
         };
         let connected = self.connector().connection().await.map(drop);
         if let Err(failure) = &connected {
-            Measure::new(self, true).handle_refusal();
+            Measure::new(self, true, self.clock.now()).handle_refusal();
             self.handle_connect_failure(failure);
         }
         connected

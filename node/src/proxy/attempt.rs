@@ -7,7 +7,7 @@ use crate::endpoint::Endpoint;
 use crate::patience::Elapsed;
 use crate::proxy::failure::{Failure, Flag, Reset};
 use crate::retry::Fate;
-use crate::upstream::{Answered, ConnectFailure, SendError, SendFailure};
+use crate::upstream::{ConnectFailure, Refusal, SendError, SendFailure};
 
 /// What a client is told of a request that got no answer.
 pub(crate) fn failure_of(failure: &SendFailure, endpoint: &Endpoint) -> Failure {
@@ -29,14 +29,14 @@ pub(crate) fn failure_of(failure: &SendFailure, endpoint: &Endpoint) -> Failure 
 }
 
 /// What a client is told when the callee's sidecar answers that its workload took nothing.
-pub(crate) fn failure_of_refusal(answered: &Answered, endpoint: &Endpoint) -> Failure {
+pub(crate) fn failure_of_refusal(refusal: Refusal, endpoint: &Endpoint) -> Failure {
     let node = &endpoint.target().owner.node;
-    if answered.is_denial() {
-        Failure::new(Flag::Denied, format!("node {node} no longer lets this caller in"))
-    } else if answered.is_overload() {
-        Failure::new(Flag::Overflow, format!("node {node} carries as much work as it may"))
-    } else {
-        Failure::new(Flag::ConnectFailure, "the workload does not accept connections")
+    match refusal {
+        Refusal::Denied => Failure::new(Flag::Denied, format!("node {node} no longer lets this caller in")),
+        Refusal::Overloaded => {
+            Failure::new(Flag::Overflow, format!("node {node} carries as much work as it may"))
+        }
+        Refusal::Other => Failure::new(Flag::ConnectFailure, "the workload does not accept connections"),
     }
 }
 

@@ -217,7 +217,10 @@ impl AnswerBody {
 impl AnswerGuard {
     /// Only counts, so far.
     pub(crate) fn counting(exchange: Exchange) -> Box<Self> {
-        Box::new(Self { exchange: Some(exchange), ..Self::default() })
+        // Made where it stays: it is large.
+        let mut guard = Box::<Self>::default();
+        guard.exchange = Some(exchange);
+        guard
     }
 
     /// The answer does not come to its end.

@@ -229,7 +229,6 @@ async fn send_in(
 ) -> Result<Answered, SendError> {
     let upstream = &workload.upstream;
     let spare = Spare::of(&request);
-    workload.repeats.handle_request(clock.now());
     match (upstream.send(request, version, || false).await, spare) {
         (Err(SendError { failure, unsent: Some(again) }), _)
             if matches!(failure, SendFailure::Unprocessed(_))

@@ -1,7 +1,8 @@
 //! PURE: headers that end at this hop, and headers that begin here.
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, Entry, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING,
+    UPGRADE,
 };
 use http::{Method, Version};
 
@@ -15,17 +16,6 @@ pub(crate) static FLAGS: HeaderName = HeaderName::from_static("x-starling-flags"
 pub(crate) static UNSENT: HeaderName = HeaderName::from_static("x-starling-unsent");
 
 static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-
-/// End at every hop, whether `Connection` names them or not (RFC 9110, section 7.6.1); what the next hop is to hear of
-/// them is said anew.
-static HOP_BY_HOP: [HeaderName; 6] = [
-    CONNECTION,
-    TE,
-    UPGRADE,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    HeaderName::from_static("proxy-authorization"),
-];
 
 /// Belong to the message and not to a hop, whatever `Connection` says (RFC 9110, section 7.6.1):
 /// without them it would have another end or another addressee.
@@ -58,8 +48,13 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap, upgrade: Option<&Header
     }
 }
 
+/// Whether it ends at every hop, be it named by `Connection` or not (RFC 9110, section 7.6.1); what the next hop is to
+/// hear of it is said anew. Most names differ from all of these in length already.
 fn ends_here(name: &HeaderName) -> bool {
-    HOP_BY_HOP.contains(name)
+    matches!(
+        name.as_str(),
+        "connection" | "te" | "upgrade" | "keep-alive" | "proxy-connection" | "proxy-authorization"
+    )
 }
 
 fn remove_what_ends_here(headers: &mut HeaderMap) {
@@ -92,9 +87,12 @@ fn remove_what_ends_here(headers: &mut HeaderMap) {
 /// Starts a trace if the caller has none (W3C Trace Context, section 3.2); one that is there goes
 /// on untouched.
 pub(crate) fn start_trace(headers: &mut HeaderMap, chance: &Chance) {
-    if let Some(given) = headers.get_mut(&TRACEPARENT) {
-        return mark_as_new_each_time(given);
-    }
+    let place = match headers.try_entry(&TRACEPARENT) {
+        Ok(Entry::Occupied(mut given)) => return given.iter_mut().for_each(mark_as_new_each_time),
+        Ok(Entry::Vacant(place)) => place,
+        // There is no room for it.
+        Err(_) => return,
+    };
     // The lowest bit set keeps both ids from being all zero, which the standard forbids.
     let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
     hexadecimal::write(chance.bits(), &mut text[3..19]);
@@ -102,7 +100,7 @@ pub(crate) fn start_trace(headers: &mut HeaderMap, chance: &Chance) {
     hexadecimal::write(chance.bits() | 1, &mut text[36..52]);
     if let Ok(mut value) = HeaderValue::from_bytes(&text) {
         mark_as_new_each_time(&mut value);
-        headers.insert(TRACEPARENT.clone(), value);
+        place.insert(value);
     }
 }
 

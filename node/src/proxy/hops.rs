@@ -12,7 +12,6 @@
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::proxy::failure::{Failure, Flag};
-use crate::proxy::own_headers;
 
 /// The count, in decimal.
 pub(crate) static HOPS: HeaderName = HeaderName::from_static("x-starling-hops");
@@ -35,9 +34,6 @@ pub(crate) fn passed(headers: &HeaderMap) -> usize {
         // A number that is too long is too high.
         (!digits.is_empty()).then(|| value.to_str().ok()?.parse().ok()).map(|count| count.unwrap_or(HOPS_MAX))
     };
-    if !own_headers::has_any(headers) {
-        return 0;
-    }
     headers.get_all(&HOPS).iter().filter_map(count).max().unwrap_or(0)
 }
 

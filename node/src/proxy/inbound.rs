@@ -302,7 +302,7 @@ impl Caller {
         exchange.set_caller(self.admission.peer(), Some(&self.admission.rule()));
         let mut guard = AnswerGuard::counting(exchange);
         guard.admission = Some(self.admission.clone());
-        guard.connection = Some(self.held.clone());
+        guard.connection = awaiting.switched.is_some().then(|| self.held.clone());
         guard.pass = match self.inbound.enter() {
             Ok(pass) => Some(pass),
             Err(failure) => return fail(&failure, for_grpc, true, guard),
@@ -319,6 +319,7 @@ impl Caller {
             let spent = self.inbound.clock.now() - arrived;
             deadline::set(request.headers_mut(), deadline.saturating_sub(spent));
         }
+        workload.repeats.handle_request(arrived);
         let mut answered = match calling::send(&workload, request, version, &self.inbound.clock).await {
             Ok(answered) => answered,
             Err(error) => {

@@ -4,7 +4,7 @@
 //! Both sidecars of a call do so: the caller's for a program that may be careless or hostile, the
 //! callee's because a peer need not be a sidecar that did.
 
-use http::Request;
+use http::{HeaderMap, Request};
 
 use crate::balance::Chance;
 use crate::proxy::access::Admission;
@@ -18,8 +18,7 @@ pub(crate) fn of_program<B>(
     chance: &Chance,
     exchange: &mut Exchange,
 ) -> Result<(), Failure> {
-    let passed = hops::passed(request.headers());
-    own_headers::remove_all(request.headers_mut());
+    let passed = take_own(request.headers_mut());
     request_id::ensure(request.headers_mut(), chance);
     headers::start_trace(request.headers_mut(), chance);
     make_plain(request, exchange)?;
@@ -33,21 +32,29 @@ pub(crate) fn of_peer<B>(
     admission: &Admission,
     exchange: &mut Exchange,
 ) -> Result<(), Failure> {
-    let passed = hops::passed(request.headers());
-    own_headers::remove_all(request.headers_mut());
+    let passed = take_own(request.headers_mut());
     make_plain(request, exchange)?;
     let headers = request.headers_mut();
     own_headers::set_peer(headers, admission.peer_header());
-    if let Some(count) = hops::same(passed) {
-        headers.insert(hops::HOPS.clone(), count);
-    }
+    match hops::same(passed) {
+        Some(count) => headers.insert(hops::HOPS.clone(), count),
+        None => headers.remove(&hops::HOPS),
+    };
     Ok(())
 }
 
-fn make_plain<B>(request: &mut Request<B>, exchange: &mut Exchange) -> Result<(), Failure> {
-    if let Some(id) = request.headers().get(&request_id::REQUEST_ID) {
-        exchange.set_request_id(id);
+/// Removes what only the mesh says, and returns how many sidecars the request has passed by its word. That word stays where
+/// it is, until it is said anew.
+fn take_own(headers: &mut HeaderMap) -> usize {
+    if !own_headers::has_any(headers) {
+        return 0;
     }
+    own_headers::remove_all_but(&hops::HOPS, headers);
+    hops::passed(headers)
+}
+
+fn make_plain<B>(request: &mut Request<B>, exchange: &mut Exchange) -> Result<(), Failure> {
+    exchange.set_request_id(|| request.headers().get(&request_id::REQUEST_ID));
     strict::check(request)?;
     if normal::normalise(request)? {
         exchange.set_request(request.method(), request.uri().path());

@@ -20,11 +20,11 @@ use crate::proxy::gate::{Held, Pass};
 use crate::proxy::outbound::{Chosen, Outbound, Retry, Work};
 use crate::proxy::spare::Spare;
 use crate::proxy::timer::Timer;
-use crate::proxy::{headers, own_headers, reported_load};
+use crate::proxy::{headers, reported_load};
 use crate::retry::Fate;
 use crate::route::Target;
 use crate::telemetry::exchange::Exchange;
-use crate::upstream::{Answered, HttpVersion};
+use crate::upstream::{Answered, HttpVersion, Word};
 
 /// What is left of a request, and what has been tried.
 pub(crate) struct Journey<'a> {
@@ -102,15 +102,18 @@ impl<'a> Journey<'a> {
         let mut timer = Timer::new(self.allowance, self.exchange.started(), &self.outbound.clock);
         let mut request = Some(request);
         let mut last = None;
+        // Nothing has been waited for since.
+        let mut now = self.exchange.started();
         while let Some(mut sendable) = request.take() {
             // Pinned here, futures are not moved into those that wait for them: they are large.
-            let work = Work { kind: Kind::Requests, tried: &self.tried, key: self.key };
+            let work = Work { kind: Kind::Requests, tried: &self.tried, key: self.key, now };
             let next = self.outbound.choose(self.service, work, &mut self.exchange);
             let next = timer.limit(pin!(next)).await;
-            let (endpoint, now) = match next {
+            let endpoint = match next {
                 Ok(Ok(Chosen { endpoint, room, at })) => {
                     self.room = self.room.or(room);
-                    (endpoint, at)
+                    now = at;
+                    endpoint
                 }
                 Ok(Err(failure)) => return self.fail(last.as_ref().unwrap_or(&failure)),
                 Err(elapsed) => {
@@ -124,26 +127,30 @@ impl<'a> Journey<'a> {
             self.prepare(&mut sendable, &mut timer, now);
             let give_up = || self.spare.is_some() && self.could_go_elsewhere();
             let pending = || self.outbound.enter_pending(self.service);
-            let sent = timer.limit(pin!(endpoint.send(sendable, self.version, give_up, pending))).await;
+            let sent = timer.limit(pin!(endpoint.send(sendable, self.version, now, give_up, pending))).await;
             timer.end_attempt();
             match sent {
-                Ok(Ok(answered)) if answered.is_refusal() && self.may_retry(&mut timer).await => {
-                    last = Some(failure_of_refusal(&answered, &endpoint));
-                    request = self.again();
-                }
                 Ok(Ok(answered)) => {
-                    if answered.is_refusal() {
-                        self.exchange.set_flag(failure_of_refusal(&answered, &endpoint).flag);
+                    let word = answered.word();
+                    if let Word::Refusal(refusal) = word {
+                        let refused = failure_of_refusal(refusal, &endpoint);
+                        if self.may_retry(&mut timer).await {
+                            last = Some(refused);
+                            request = self.again();
+                            now = self.outbound.clock.now();
+                            continue;
+                        }
+                        self.exchange.set_flag(refused.flag);
                     }
                     let mut guard = AnswerGuard::counting(self.exchange);
                     guard.flight = Some(flight.holding(self.room));
-                    guard.connection = Some(self.connection.clone());
+                    guard.connection = awaiting.switched.is_some().then(|| self.connection.clone());
                     guard.pass = Some(pass);
                     // gRPC-Web, and whoever speaks HTTP/1.1, would take trailers for a proper end.
                     let in_trailers = self.for_grpc_in_http2;
                     guard.time = Some(BodyTime { timer, for_grpc: in_trailers });
                     guard.tunnel_idle = self.tunnel_idle;
-                    return arrive(answered, awaiting, guard);
+                    return arrive(answered, word, awaiting, guard);
                 }
                 Ok(Err(error)) => {
                     drop(flight);
@@ -162,6 +169,7 @@ impl<'a> Journey<'a> {
                     }
                 }
             }
+            now = self.outbound.clock.now();
         }
         let failure = last.unwrap_or_else(|| Failure::new(Flag::NoHealthyUpstream, "no attempt was made"));
         self.fail(&failure)
@@ -240,9 +248,14 @@ impl<'a> Journey<'a> {
 }
 
 /// Passes the answer on, without what sidecars told one another.
-fn arrive(answered: Answered, awaiting: Awaiting, guard: Box<AnswerGuard>) -> Response<AnswerBody> {
+fn arrive(
+    answered: Answered,
+    word: Word,
+    awaiting: Awaiting,
+    guard: Box<AnswerGuard>,
+) -> Response<AnswerBody> {
     let mut answer = forward::answer(answered, awaiting, guard);
-    if own_headers::has_any(answer.headers()) {
+    if word != Word::Nothing {
         answer.headers_mut().remove(&headers::UNSENT);
         answer.headers_mut().remove(&reported_load::LOAD);
     }

@@ -50,7 +50,7 @@ pub(super) async fn serve(
             send.reset(reset_with(Reason::REFUSED_STREAM));
             return Ok(());
         }
-        let mut request = Box::new(Request::new(RequestBody::Empty));
+        let mut request = Box::write(Box::new_uninit(), Request::new(RequestBody::Empty));
         let length = match head::decode_request(head, version, place, &mut request) {
             Ok(length) => length,
             Err(error) => return Err(refuse(caller, send, error)),
@@ -60,8 +60,9 @@ pub(super) async fn serve(
         if !place.is_last() {
             *request.body_mut() = poll_fn(|context| Poll::Ready(reading.lend(context, length))).await;
         }
-        // On the heap, for as long as there is one: the stream may be idle for long.
-        let mut answering = Box::pin(caller.answer(Passing::of_message(request, version)));
+        // On the heap, for as long as there is one: the stream may be idle for long. Made there, for it is large.
+        let answering = Box::write(Box::new_uninit(), caller.answer(Passing::of_message(request, version)));
+        let mut answering = Box::into_pin(answering);
         let answer = poll_fn(|context| match answering.as_mut().poll(context) {
             Poll::Ready(answer) => Poll::Ready(Some(answer)),
             Poll::Pending => reading.poll_given_up(context).map(|()| None),

@@ -63,6 +63,8 @@ pub(crate) struct Work<'w> {
     pub(crate) tried: &'w [Target],
     /// What a hash decides by.
     pub(crate) key: Option<u64>,
+    /// When it comes to be chosen for.
+    pub(crate) now: Instant,
 }
 
 /// Where it goes next.
@@ -164,7 +166,7 @@ impl Outbound {
         work: Work<'_>,
         exchange: &mut Exchange,
     ) -> Result<Chosen, Failure> {
-        let Work { kind, tried, key } = work;
+        let Work { kind, tried, key, mut now } = work;
         if tried.len() >= self.attempts_max() {
             return Err(Failure::new(Flag::NoHealthyUpstream, "every endpoint that was tried failed"));
         }
@@ -172,27 +174,34 @@ impl Outbound {
         let mut pending = None;
         loop {
             let table = self.table.load();
-            let now = self.clock.now();
             let Some(route) = table.route(route_name) else {
                 if self.newcomer.may_not_know(table.is_empty(), now) {
                     drop(table);
                     tokio::time::sleep(HOLD_STEP).await;
+                    now = self.clock.now();
                     continue;
                 }
                 let detail = format!("nobody in the mesh announces the service {route_name:?}");
                 return Err(Failure::new(Flag::NoRoute, detail));
             };
-            if is_first {
-                exchange.set_meter(route.meter());
-            }
             let errand = Errand { tried, key, now, chance: &self.chance };
             // First: to pick an endpoint that is tried again begins its trial, which is for work that goes there.
-            let room = is_first.then(|| route.enter(kind)).transpose()?;
+            let room = match is_first.then(|| route.enter(kind)).transpose() {
+                Ok(room) => room,
+                Err(full) => {
+                    exchange.set_meter(route.meter());
+                    return Err(full);
+                }
+            };
             if let Some(endpoint) = pick(route, errand) {
                 if is_first {
                     route.retries().handle_request(now);
                 }
                 return Ok(Chosen { endpoint, room, at: now });
+            }
+            // The meter of its endpoint counts it where there is one.
+            if is_first {
+                exchange.set_meter(route.meter());
             }
             if !is_first || !route.may_hold(now) {
                 return Err(no_healthy_upstream(route_name, route));
@@ -203,6 +212,7 @@ impl Outbound {
             }
             drop(table);
             tokio::time::sleep(HOLD_STEP).await;
+            now = self.clock.now();
         }
     }
 

@@ -76,7 +76,7 @@ impl Outbound {
         // What the attempt under way takes up, if it is a retry.
         let mut retry;
         loop {
-            let work = Work { kind: Kind::Connections, tried: &tried, key };
+            let work = Work { kind: Kind::Connections, tried: &tried, key, now: self.clock.now() };
             let (endpoint, now) = match self.choose(service, work, exchange).await {
                 Ok(chosen) => {
                     room = room.or(chosen.room);

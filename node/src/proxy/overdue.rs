@@ -70,14 +70,12 @@ struct All {
 
 /// One connection while it is watched.
 pub(crate) struct Watch {
-    all: Arc<All>,
     number: u64,
     state: Arc<State>,
 }
 
 /// Counts a request of a connection as long as it lives.
 pub(crate) struct Busy {
-    all: Arc<All>,
     state: Arc<State>,
     /// The end of the connection is the end of its answer, as HTTP/1.0 has it.
     pub(crate) ends_with_connection: bool,
@@ -89,8 +87,9 @@ pub(crate) trait BreakOff {
     fn break_off(&self);
 }
 
-#[derive(Default)]
 struct State {
+    /// It is one of these, as long as its [`Watch`] lives.
+    all: Arc<All>,
     /// The look before which the head under way began, plus one; 0 without one.
     head_since: AtomicU64,
     idle_since: AtomicU64,
@@ -109,7 +108,6 @@ struct State {
 /// A connection's bytes, seen as they come.
 pub(crate) struct Watched<S: BreakOff> {
     io: S,
-    all: Arc<All>,
     state: Arc<State>,
 }
 
@@ -129,16 +127,19 @@ impl Watches {
     /// Watches the connection `io`.
     pub(crate) fn watch<S: BreakOff>(&self, io: S) -> (Watched<S>, Watch) {
         let all = self.shared.clone();
-        let state = Arc::new(State::default());
-        state.idle_since.store(all.looks.load(Ordering::Relaxed), Ordering::Relaxed);
         let number = all.next.fetch_add(1, Ordering::Relaxed);
-        all.lock().insert(number, state.clone());
-        let watched = Watched { io, all: all.clone(), state: state.clone() };
-        (watched, Watch { all, number, state })
+        let state = Arc::new(State::new(all));
+        state.all.lock().insert(number, state.clone());
+        (Watched { io, state: state.clone() }, Watch { number, state })
     }
 }
 
 impl All {
+    /// So many so far.
+    fn looks(&self) -> u64 {
+        self.looks.load(Ordering::Relaxed)
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<State>>> {
         // Nothing panics while it is held.
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
@@ -146,6 +147,21 @@ impl All {
 }
 
 impl State {
+    /// Of a connection that is idle since the last look at `all`.
+    fn new(all: Arc<All>) -> Self {
+        Self {
+            idle_since: AtomicU64::new(all.looks()),
+            all,
+            head_since: AtomicU64::default(),
+            requests: AtomicUsize::default(),
+            preface_bytes: AtomicUsize::default(),
+            is_overdue: Notify::default(),
+            ended_since: AtomicU64::default(),
+            reader: Mutex::default(),
+            is_broken: AtomicBool::default(),
+        }
+    }
+
     fn overdue(&self, now: u64) -> Option<Overdue> {
         if self.requests.load(Ordering::Relaxed) > 0 {
             return None;
@@ -208,7 +224,7 @@ impl Watch {
     pub(crate) fn begin_request(&self) -> Busy {
         self.state.requests.fetch_add(1, Ordering::Relaxed);
         self.state.head_since.store(0, Ordering::Relaxed);
-        Busy { all: self.all.clone(), state: self.state.clone(), ends_with_connection: false }
+        Busy { state: self.state.clone(), ends_with_connection: false }
     }
 
     /// Whether a request is under way.
@@ -220,7 +236,7 @@ impl Watch {
     pub(crate) async fn overdue(&self) -> Overdue {
         loop {
             self.state.is_overdue.notified().await;
-            if let Some(overdue) = self.state.overdue(self.all.looks.load(Ordering::Relaxed)) {
+            if let Some(overdue) = self.state.overdue(self.state.all.looks()) {
                 return overdue;
             }
         }
@@ -229,7 +245,7 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.all.lock().remove(&self.number);
+        self.state.all.lock().remove(&self.number);
     }
 }
 
@@ -244,7 +260,7 @@ impl Busy {
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.state.idle_since.store(self.all.looks.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.state.idle_since.store(self.state.all.looks(), Ordering::Relaxed);
         self.state.requests.fetch_sub(1, Ordering::Relaxed);
         self.state.wake_reader();
     }
@@ -280,7 +296,7 @@ impl<S: AsyncRead + BreakOff + Unpin> AsyncRead for Watched<S> {
         let has_room = buffer.remaining() > 0;
         ready!(Pin::new(&mut self.io).poll_read(context, buffer))?;
         let bytes = &buffer.filled()[before..];
-        let now = self.all.looks.load(Ordering::Relaxed);
+        let now = self.state.all.looks();
         if !bytes.is_empty() {
             self.state.handle_bytes(bytes, now);
         } else if has_room && !self.state.may_hear_end(now) {

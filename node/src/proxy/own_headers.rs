@@ -29,11 +29,17 @@ pub(crate) fn has_any(headers: &HeaderMap) -> bool {
 /// Removes all of them, however they are spelt: CGI and what descends from it reads
 /// `x_starling_peer` as the same name (RFC 3875, section 4.1.18).
 pub(crate) fn remove_all(headers: &mut HeaderMap) {
-    if !has_any(headers) {
-        return;
-    }
-    let own: Vec<HeaderName> = headers.keys().filter(|name| is_own(name)).cloned().collect();
-    for name in own {
+    remove(headers, is_own);
+}
+
+/// Removes all of them but the one that is called `kept`.
+pub(crate) fn remove_all_but(kept: &HeaderName, headers: &mut HeaderMap) {
+    remove(headers, |name| is_own(name) && name != kept);
+}
+
+fn remove(headers: &mut HeaderMap, which: impl Fn(&HeaderName) -> bool) {
+    // Each turn removes one name of those that are there.
+    while let Some(name) = headers.keys().find(|name| which(name)).cloned() {
         headers.remove(name);
     }
 }

@@ -4,8 +4,6 @@
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::proxy::own_headers;
-
 /// Requests under way at the instance, this one included.
 pub(crate) static LOAD: HeaderName = HeaderName::from_static("x-starling-load");
 
@@ -21,8 +19,7 @@ pub(crate) fn tell(headers: &mut HeaderMap, under_way: usize, entered: usize) {
 
 /// What was told.
 pub(crate) fn of(headers: &HeaderMap) -> Option<u32> {
-    let told = if own_headers::has_any(headers) { headers.get(&LOAD) } else { None };
-    told?.to_str().ok()?.parse().ok()
+    headers.get(&LOAD)?.to_str().ok()?.parse().ok()
 }
 
 #[cfg(test)]

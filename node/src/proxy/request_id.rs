@@ -4,7 +4,7 @@
 //! it on, unless it is too long or could do harm in a log; then, and where there is none, the first
 //! outbound sidecar makes one.
 
-use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::header::{Entry, HeaderMap, HeaderName, HeaderValue};
 
 use crate::balance::Chance;
 use crate::proxy::{headers, hexadecimal};
@@ -19,14 +19,20 @@ const UUID_BYTES: usize = 36;
 
 /// Gives a request a name if it has none that can be kept.
 pub(crate) fn ensure(map: &mut HeaderMap, chance: &Chance) {
-    let mut given = map.get_all(&REQUEST_ID).iter();
-    let is_kept = given.next().is_some_and(is_sane) && given.next().is_none();
-    if is_kept {
-        map.get_mut(&REQUEST_ID).into_iter().for_each(headers::mark_as_new_each_time);
+    // Without room for it, it has none.
+    let Ok(mut place) = map.try_entry(&REQUEST_ID) else { return };
+    if let Entry::Occupied(given) = &mut place
+        && given.iter().count() == 1
+        && is_sane(given.get())
+    {
+        return headers::mark_as_new_each_time(given.get_mut());
+    }
     // Hexadecimal digits and hyphens are a header's value.
-    } else if let Ok(mut value) = HeaderValue::from_bytes(&uuid(chance.bits(), chance.bits())) {
-        headers::mark_as_new_each_time(&mut value);
-        map.insert(REQUEST_ID.clone(), value);
+    let Ok(mut value) = HeaderValue::from_bytes(&uuid(chance.bits(), chance.bits())) else { return };
+    headers::mark_as_new_each_time(&mut value);
+    match place {
+        Entry::Occupied(mut given) => drop(given.insert(value)),
+        Entry::Vacant(place) => drop(place.insert(value)),
     }
 }
 

@@ -167,9 +167,11 @@ impl Exchange {
         }
     }
 
-    /// The request's name, for the access log.
-    pub(crate) fn set_request_id(&mut self, id: &HeaderValue) {
-        if let Some(line) = &mut self.line {
+    /// The request's name, if `find` finds one; for the access log.
+    pub(crate) fn set_request_id<'i>(&mut self, find: impl FnOnce() -> Option<&'i HeaderValue>) {
+        if let Some(line) = &mut self.line
+            && let Some(id) = find()
+        {
             line.request_id = String::from_utf8_lossy(id.as_bytes()).into_owned();
         }
     }
@@ -251,7 +253,10 @@ impl Drop for Exchange {
         let seconds = (self.clock.now() - self.started).as_secs_f64();
         self.meter.count(self.outcome);
         self.meter.duration.record(seconds);
-        self.meter.request_bytes.increment(self.request_bytes);
+        // Most requests have none, and to add nothing costs as much as to add something.
+        if self.request_bytes > 0 {
+            self.meter.request_bytes.increment(self.request_bytes);
+        }
         self.meter.response_bytes.increment(self.response_bytes);
         let Some(line) = &self.line else { return };
         tracing::info!(

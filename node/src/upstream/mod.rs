@@ -196,6 +196,28 @@ pub(crate) struct Answered {
     pub(crate) stream: Option<http2::Stream>,
 }
 
+/// What a callee's sidecar says in the head of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Word {
+    /// Nothing: all of it is the workload's.
+    Nothing,
+    /// Something beside the workload's answer.
+    Something,
+    /// That its workload took nothing, and why.
+    Refusal(Refusal),
+}
+
+/// Why a workload took nothing of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// The caller may not call it.
+    Denied,
+    /// Its node takes nothing more on.
+    Overloaded,
+    /// Anything else, as that it does not accept connections.
+    Other,
+}
+
 /// What connections to one place may hold.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct UpstreamLimits {
@@ -213,25 +235,21 @@ pub(crate) struct HttpUpstream<C> {
 }
 
 impl Answered {
-    /// Whether it is the word of the callee's sidecar that its workload took nothing.
-    pub(crate) fn is_refusal(&self) -> bool {
+    /// What the callee's sidecar says; each call looks for it anew.
+    pub(crate) fn word(&self) -> Word {
         let headers = self.response.headers();
-        own_headers::has_any(headers) && headers.contains_key(&UNSENT)
-    }
-
-    /// Whether that is because its node takes nothing more on.
-    pub(crate) fn is_overload(&self) -> bool {
-        self.is_refusal_for(Flag::Overflow)
-    }
-
-    /// Whether that is because the caller may not call it.
-    pub(crate) fn is_denial(&self) -> bool {
-        self.is_refusal_for(Flag::Denied)
-    }
-
-    fn is_refusal_for(&self, flag: Flag) -> bool {
-        let flags = self.response.headers().get(&FLAGS);
-        self.is_refusal() && flags.is_some_and(|flags| flags == flag.as_str())
+        if !own_headers::has_any(headers) {
+            return Word::Nothing;
+        }
+        if !headers.contains_key(&UNSENT) {
+            return Word::Something;
+        }
+        let is = |flag: Flag| headers.get(&FLAGS).is_some_and(|flags| flags == flag.as_str());
+        Word::Refusal(match () {
+            () if is(Flag::Denied) => Refusal::Denied,
+            () if is(Flag::Overflow) => Refusal::Overloaded,
+            () => Refusal::Other,
+        })
     }
 }
 
