@@ -24,6 +24,7 @@ use crate::circuit::Room;
 use crate::outlier::{self, Reason, Record};
 use crate::proxy::forward::Underway;
 use crate::proxy::reported_load;
+use crate::proxy::spare::Spare;
 use crate::route::Target;
 use crate::telemetry::exchange::{Direction, Meter};
 use crate::upstream::{
@@ -247,21 +248,27 @@ impl Endpoint {
     }
 
     /// Sends a request, `now`. When the node has fallen silent and `give_up` says so, its answer is waited
-    /// for no longer. While there is no connection yet, the request waits in the room that `pending` gives.
+    /// for no longer. While there is no connection yet, the request waits in the room that `pending` gives. What may be
+    /// sent twice is left in `spare`, before it is waited for.
     pub(crate) async fn send(
         &self,
         request: Underway,
         version: HttpVersion,
         now: Instant,
+        spare: &mut Option<Spare>,
         give_up: impl Fn() -> bool + Send + Sync,
         pending: impl FnOnce() -> Option<Room> + Send,
     ) -> Result<Answered, SendError> {
         let is_first = !self.connector().is_connected();
-        if is_first && let Err(failure) = Box::pin(self.connect(pending)).await {
-            return Err(SendError { failure: failure.into(), unsent: Some(request) });
+        if is_first {
+            // Whoever waits no longer takes the request along.
+            *spare = Spare::of(&request);
+            if let Err(failure) = Box::pin(self.connect(pending)).await {
+                return Err(SendError { failure: failure.into(), unsent: Some(request) });
+            }
         }
         let measure = Measure::new(self, is_first, if is_first { self.clock.now() } else { now });
-        let sent = self.upstream.send(request, version, give_up).await;
+        let sent = self.upstream.send(request, version, spare, give_up).await;
         match &sent {
             Ok(answered) => self.handle_answer(measure, answered),
             Err(error) => {

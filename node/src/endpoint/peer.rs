@@ -10,6 +10,7 @@ use http_body::Body as _;
 use super::connect::MeshConnect;
 use crate::proxy::body::RequestBody;
 use crate::proxy::forward::Underway;
+use crate::proxy::spare::Spare;
 use crate::upstream::messages::{BODY_BYTES_MAX, MessagePool};
 use crate::upstream::{Answered, HttpUpstream, HttpVersion, SendError, SendFailure, UpstreamLimits};
 
@@ -39,11 +40,13 @@ impl PeerUpstream {
         self.http.connector()
     }
 
-    /// Sends `request`. When the node has fallen silent and `give_up` says so, its answer is waited for no longer.
+    /// Sends `request`. When the node has fallen silent and `give_up` says so, its answer is waited for no longer. What may
+    /// be sent twice is left in `spare`.
     pub(super) async fn send(
         &self,
         mut request: Underway,
         version: HttpVersion,
+        spare: &mut Option<Spare>,
         give_up: impl Fn() -> bool + Send + Sync,
     ) -> Result<Answered, SendError> {
         if self.takes_messages.load(Ordering::Relaxed) && is_message(&mut request) {
@@ -51,7 +54,7 @@ impl PeerUpstream {
                 HttpVersion::Http1 => &self.http1_messages,
                 HttpVersion::Http2 => &self.http2_messages,
             };
-            match pool.send(self.http.connector(), request, &give_up).await {
+            match pool.send(self.http.connector(), request, spare, &give_up).await {
                 Err(SendError { failure: SendFailure::Connect(failure), unsent: Some(unsent) })
                     if failure.is_other_version() =>
                 {
@@ -62,6 +65,7 @@ impl PeerUpstream {
                 sent => return sent,
             }
         }
+        *spare = Spare::of(&request);
         // On the heap: no message needs room for it.
         Box::pin(self.http.send(request, version, give_up)).await
     }

@@ -38,15 +38,17 @@ pub(crate) async fn warm(
     }
 }
 
-/// Sends to the workload a request that came in `version`; the answer is told in the same.
+/// Sends to the workload a request that came in `version`; the answer is told in the same. `again` gives the request once
+/// more, if it may be sent twice.
 pub(crate) async fn send(
     workload: &Workload,
     request: Underway,
     version: HttpVersion,
+    again: impl FnOnce() -> Option<Underway>,
     clock: &Clock,
 ) -> Result<Answered, SendError> {
     let request = if workload.spoken.has_answered(version) {
-        match send_in(workload, request, version, clock).await {
+        match send_in(workload, request, version, again, clock).await {
             Err(error) if may_not_speak(version, &error) => {
                 // The workload may be another program than the one that answered before.
                 workload.spoken.forget();
@@ -142,7 +144,8 @@ async fn try_in(
     } else {
         (request, None)
     };
-    match send_in(workload, request, hop, clock).await {
+    let spare = Spare::of(&request);
+    match send_in(workload, request, hop, || spare?.request(), clock).await {
         Ok(mut answered) => {
             workload.spoken.handle_answer(hop);
             handshake.into_iter().for_each(|made| made.answer_in_http1(&mut answered.response));
@@ -225,24 +228,25 @@ async fn send_in(
     workload: &Workload,
     request: Underway,
     version: HttpVersion,
+    again: impl FnOnce() -> Option<Underway>,
     clock: &Clock,
 ) -> Result<Answered, SendError> {
     let upstream = &workload.upstream;
-    let spare = Spare::of(&request);
-    match (upstream.send(request, version, || false).await, spare) {
-        (Err(SendError { failure, unsent: Some(again) }), _)
-            if matches!(failure, SendFailure::Unprocessed(_))
-                && may_repeat(workload, &failure, version, clock) =>
-        {
-            Box::pin(upstream.send_again(again, version)).await
+    let SendError { failure, unsent } = match upstream.send(request, version, || false).await {
+        Err(error) => error,
+        sent => return sent,
+    };
+    let is_unsent = unsent.is_some();
+    let request = match unsent {
+        None => again(),
+        Some(unsent) if matches!(failure, SendFailure::Unprocessed(_)) => Some(unsent),
+        unsent => return Err(SendError { failure, unsent }),
+    };
+    match request {
+        Some(request) if may_repeat(workload, &failure, version, clock) => {
+            Box::pin(upstream.send_again(request, version)).await
         }
-        (Err(SendError { failure, unsent: None }), Some(spare))
-            if may_repeat(workload, &failure, version, clock) =>
-        {
-            let again = spare.request();
-            Box::pin(upstream.send_again(again, version)).await
-        }
-        (sent, _) => sent,
+        request => Err(SendError { failure, unsent: request.filter(|_| is_unsent) }),
     }
 }
 

@@ -1,12 +1,14 @@
 //! What both sidecars of a call do to the messages they pass on: take over, and hand on. Where to
 //! is decided by `outbound` and `inbound`.
 
+use bytes::Bytes;
 use http::header::{CONNECTION, HeaderValue, UPGRADE};
 use http::{Request, Response, StatusCode, Version};
 use http_body::Body as _;
 
 use crate::proxy::body::{AnswerBody, AnswerGuard, RequestBody};
 use crate::proxy::expectation::{self, Expectation};
+use crate::proxy::spare::Spare;
 use crate::proxy::tunnel::Switched;
 use crate::proxy::{headers, tunnel};
 use crate::upstream::{Answered, HttpVersion};
@@ -23,6 +25,8 @@ pub(crate) struct Passing {
     pub(crate) version: HttpVersion,
     /// What the answer decides about.
     pub(crate) awaiting: Awaiting,
+    /// It as it came, if it came as a message that may be sent twice.
+    pub(crate) spare: Option<Spare>,
 }
 
 /// What a request has left open until its answer comes.
@@ -47,16 +51,15 @@ impl Passing {
         }
         let held_back = may_expect && !request.body().is_end_stream();
         let expectation = if held_back { expectation::hold_back(&mut request) } else { None };
-        Self { request, version, awaiting: Awaiting { switched, expectation } }
+        Self { request, version, awaiting: Awaiting { switched, expectation }, spare: None }
     }
-}
 
-impl Passing {
-    /// Takes over a request that came as a message (`crate::messages`): such a one switches no protocol, and holds nothing
-    /// back.
-    pub(crate) fn of_message(mut request: Underway, version: HttpVersion) -> Self {
+    /// Takes over a request whose `head` came as a message (`crate::messages`): such a one switches no protocol, and holds
+    /// nothing back.
+    pub(crate) fn of_message(mut request: Underway, version: HttpVersion, head: Bytes) -> Self {
         headers::remove_hop_by_hop(request.headers_mut(), None);
-        Self { request, version, awaiting: Awaiting { switched: None, expectation: None } }
+        let spare = may_be_sent_twice(&request).then(|| Spare::of_head(head, version));
+        Self { request, version, awaiting: Awaiting { switched: None, expectation: None }, spare }
     }
 }
 

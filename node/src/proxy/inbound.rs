@@ -27,9 +27,10 @@ use crate::proxy::aside::Aside;
 use crate::proxy::body::{AnswerBody, AnswerGuard, RequestBody};
 use crate::proxy::denials::Denials;
 use crate::proxy::failure::{self, Failure, Flag, Reset};
-use crate::proxy::forward::{self, Passing};
+use crate::proxy::forward::{self, Passing, Underway};
 use crate::proxy::gate::{Gate, Held, Pass};
 use crate::proxy::heads::PASSED_HEAD_BYTES_MAX;
+use crate::proxy::spare::Spare;
 use crate::proxy::workload::{CalledBy, Workload, Workloads, tcp_under};
 use crate::proxy::{calling, headers, intake, messages, own_headers, reported_load, tunnel};
 use crate::telemetry::exchange::{Exchange, Meter};
@@ -285,7 +286,7 @@ impl Caller {
 
     /// What its workload answers, or this node in its place.
     pub(super) async fn answer(&self, passing: Passing) -> Response<AnswerBody> {
-        let Passing { mut request, version, awaiting } = passing;
+        let Passing { mut request, version, awaiting, spare } = passing;
         let mut exchange = self.meter.start(&self.inbound.clock);
         exchange.set_request(request.method(), request.uri().path());
         let (for_grpc, arrived) = (headers::is_grpc(request.headers()), exchange.started());
@@ -320,7 +321,15 @@ impl Caller {
             deadline::set(request.headers_mut(), deadline.saturating_sub(spent));
         }
         workload.repeats.handle_request(arrived);
-        let mut answered = match calling::send(&workload, request, version, &self.inbound.clock).await {
+        // How it came says nothing of how much time is left of it.
+        let as_it_came = spare.filter(|_| !for_grpc);
+        let spare = if as_it_came.is_some() { None } else { Spare::of(&request) };
+        let again = || match as_it_came {
+            Some(spare) => self.take_in_again(spare),
+            None => spare?.request(),
+        };
+        let mut answered = match calling::send(&workload, request, version, again, &self.inbound.clock).await
+        {
             Ok(answered) => answered,
             Err(error) => {
                 let failure = failure_of(&error, version);
@@ -336,6 +345,14 @@ impl Caller {
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         answer
+    }
+
+    /// A request that was taken in and sent on, to be sent on once more.
+    fn take_in_again(&self, as_it_came: Spare) -> Option<Underway> {
+        let mut request = as_it_came.request()?;
+        headers::remove_hop_by_hop(request.headers_mut(), None);
+        intake::of_peer_again(&mut request, &self.admission).ok()?;
+        Some(request)
     }
 
     /// The list has changed since the stream was accepted.

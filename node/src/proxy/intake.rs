@@ -21,7 +21,8 @@ pub(crate) fn of_program<B>(
     let passed = take_own(request.headers_mut());
     request_id::ensure(request.headers_mut(), chance);
     headers::start_trace(request.headers_mut(), chance);
-    make_plain(request, exchange)?;
+    note_id(request, exchange);
+    note_path(make_plain(request)?, request, exchange);
     request.headers_mut().insert(hops::HOPS.clone(), hops::next(passed)?);
     Ok(())
 }
@@ -32,15 +33,22 @@ pub(crate) fn of_peer<B>(
     admission: &Admission,
     exchange: &mut Exchange,
 ) -> Result<(), Failure> {
+    note_id(request, exchange);
+    note_path(of_peer_again(request, admission)?, request, exchange);
+    Ok(())
+}
+
+/// The same of one that has been taken in before, and is to be sent once more; returns whether its path is spelt anew.
+pub(crate) fn of_peer_again<B>(request: &mut Request<B>, admission: &Admission) -> Result<bool, Failure> {
     let passed = take_own(request.headers_mut());
-    make_plain(request, exchange)?;
+    let is_respelt = make_plain(request)?;
     let headers = request.headers_mut();
     own_headers::set_peer(headers, admission.peer_header());
     match hops::same(passed) {
         Some(count) => headers.insert(hops::HOPS.clone(), count),
         None => headers.remove(&hops::HOPS),
     };
-    Ok(())
+    Ok(is_respelt)
 }
 
 /// Removes what only the mesh says, and returns how many sidecars the request has passed by its word. That word stays where
@@ -53,11 +61,18 @@ fn take_own(headers: &mut HeaderMap) -> usize {
     hops::passed(headers)
 }
 
-fn make_plain<B>(request: &mut Request<B>, exchange: &mut Exchange) -> Result<(), Failure> {
-    exchange.set_request_id(|| request.headers().get(&request_id::REQUEST_ID));
+/// Refuses what is ambiguous, and returns whether the path is spelt anew.
+fn make_plain<B>(request: &mut Request<B>) -> Result<bool, Failure> {
     strict::check(request)?;
-    if normal::normalise(request)? {
+    normal::normalise(request)
+}
+
+fn note_id<B>(request: &Request<B>, exchange: &mut Exchange) {
+    exchange.set_request_id(|| request.headers().get(&request_id::REQUEST_ID));
+}
+
+fn note_path<B>(is_respelt: bool, request: &Request<B>, exchange: &mut Exchange) {
+    if is_respelt {
         exchange.set_request(request.method(), request.uri().path());
     }
-    Ok(())
 }

@@ -45,8 +45,7 @@ pub(crate) struct Journey<'a> {
     retry: Option<Retry>,
     allowance: Allowance,
     tunnel_idle: Option<Duration>,
-    /// The request's head, kept if the request may be sent twice.
-    spare: Option<Spare>,
+    may_be_sent_twice: bool,
 }
 
 /// Where a request goes, and by what.
@@ -71,7 +70,7 @@ impl<'a> Journey<'a> {
     /// Nothing has been tried yet.
     pub(crate) fn new(outbound: &'a Outbound, way: Way<'a>, exchange: Exchange) -> Self {
         let Way { service, connection, version, for_grpc, for_grpc_in_http2, allowance, tunnel_idle } = way;
-        let (tried, spare, key, room, retry) = (Vec::new(), None, None, None, None);
+        let (tried, key, room, retry) = (Vec::new(), None, None, None);
         Self {
             outbound,
             service,
@@ -86,7 +85,7 @@ impl<'a> Journey<'a> {
             retry,
             allowance,
             tunnel_idle,
-            spare,
+            may_be_sent_twice: false,
         }
     }
 
@@ -97,11 +96,13 @@ impl<'a> Journey<'a> {
         awaiting: Awaiting,
         pass: Pass,
     ) -> Response<AnswerBody> {
-        self.spare = Spare::of(&request);
+        self.may_be_sent_twice = forward::may_be_sent_twice(&request);
         self.key = self.outbound.key_of(self.service, &request, self.connection.source());
         let mut timer = Timer::new(self.allowance, self.exchange.started(), &self.outbound.clock);
         let mut request = Some(request);
         let mut last = None;
+        // The request's head, as it was sent last.
+        let mut spare = None;
         // Nothing has been waited for since.
         let mut now = self.exchange.started();
         while let Some(mut sendable) = request.take() {
@@ -125,9 +126,11 @@ impl<'a> Journey<'a> {
             self.exchange.set_attempt(endpoint.meter(), endpoint.target().owner.node.as_str());
             self.tried.push(endpoint.target().clone());
             self.prepare(&mut sendable, &mut timer, now);
-            let give_up = || self.spare.is_some() && self.could_go_elsewhere();
+            let give_up = || self.may_be_sent_twice && self.could_go_elsewhere();
             let pending = || self.outbound.enter_pending(self.service);
-            let sent = timer.limit(pin!(endpoint.send(sendable, self.version, now, give_up, pending))).await;
+            let sent = timer
+                .limit(pin!(endpoint.send(sendable, self.version, now, &mut spare, give_up, pending)))
+                .await;
             timer.end_attempt();
             match sent {
                 Ok(Ok(answered)) => {
@@ -136,7 +139,7 @@ impl<'a> Journey<'a> {
                         let refused = failure_of_refusal(refusal, &endpoint);
                         if self.may_retry(&mut timer).await {
                             last = Some(refused);
-                            request = self.again();
+                            request = again(spare.take());
                             now = self.outbound.clock.now();
                             continue;
                         }
@@ -155,7 +158,8 @@ impl<'a> Journey<'a> {
                 Ok(Err(error)) => {
                     drop(flight);
                     last = Some(failure_of(&error.failure, &endpoint));
-                    request = self.request_again(fate_of(&error), error.unsent, &mut timer).await;
+                    request =
+                        self.request_again(fate_of(&error), error.unsent, spare.take(), &mut timer).await;
                 }
                 Err(elapsed) => {
                     if self.is_to_blame(elapsed, &timer) {
@@ -165,7 +169,7 @@ impl<'a> Journey<'a> {
                     let node = format!("node {}", endpoint.target().owner.node);
                     last = Some(failure_of_elapsed(elapsed, &node));
                     if elapsed == Elapsed::Attempt {
-                        request = self.request_again(Fate::Lost, None, &mut timer).await;
+                        request = self.request_again(Fate::Lost, None, spare.take(), &mut timer).await;
                     }
                 }
             }
@@ -191,7 +195,7 @@ impl<'a> Journey<'a> {
     fn is_to_blame(&self, elapsed: Elapsed, timer: &Timer) -> bool {
         match elapsed {
             Elapsed::Attempt => !timer.awaits_caller(),
-            Elapsed::Total => !self.for_grpc && self.spare.is_some(),
+            Elapsed::Total => !self.for_grpc && self.may_be_sent_twice,
             Elapsed::Idle => false,
         }
     }
@@ -201,11 +205,12 @@ impl<'a> Journey<'a> {
         &mut self,
         fate: Fate,
         unsent: Option<Underway>,
+        spare: Option<Spare>,
         timer: &mut Timer,
     ) -> Option<Underway> {
-        let has_request = unsent.is_some() || self.spare.is_some();
+        let has_request = unsent.is_some() || spare.is_some();
         if has_request && self.may_go_elsewhere(fate, timer).await {
-            unsent.or_else(|| self.again())
+            unsent.or_else(|| again(spare))
         } else {
             None
         }
@@ -213,7 +218,7 @@ impl<'a> Journey<'a> {
 
     /// Whether a request that was refused, and may be sent twice, goes elsewhere.
     async fn may_retry(&mut self, timer: &mut Timer) -> bool {
-        self.spare.is_some() && self.may_go_elsewhere(Fate::Refused, timer).await
+        self.may_be_sent_twice && self.may_go_elsewhere(Fate::Refused, timer).await
     }
 
     /// Whether the request goes elsewhere; returns when it is time to.
@@ -233,10 +238,6 @@ impl<'a> Journey<'a> {
         self.outbound.has_other(self.service, &self.tried)
     }
 
-    fn again(&self) -> Option<Underway> {
-        self.spare.as_ref().map(Spare::request)
-    }
-
     /// The mesh's own answer.
     pub(crate) fn fail(mut self, failure: &Failure) -> Response<AnswerBody> {
         let mut response = failure.answer(self.for_grpc);
@@ -245,6 +246,10 @@ impl<'a> Journey<'a> {
         response.body_mut().set_guard(AnswerGuard::counting(self.exchange));
         response
     }
+}
+
+fn again(spare: Option<Spare>) -> Option<Underway> {
+    spare.and_then(Spare::request)
 }
 
 /// Passes the answer on, without what sidecars told one another.

@@ -51,7 +51,7 @@ pub(super) async fn serve(
             return Ok(());
         }
         let mut request = Box::write(Box::new_uninit(), Request::new(RequestBody::Empty));
-        let length = match head::decode_request(head, version, place, &mut request) {
+        let length = match head::decode_request(head.clone(), version, place, &mut request) {
             Ok(length) => length,
             Err(error) => return Err(refuse(caller, send, error)),
         };
@@ -61,7 +61,8 @@ pub(super) async fn serve(
             *request.body_mut() = poll_fn(|context| Poll::Ready(reading.lend(context, length))).await;
         }
         // On the heap, for as long as there is one: the stream may be idle for long. Made there, for it is large.
-        let answering = Box::write(Box::new_uninit(), caller.answer(Passing::of_message(request, version)));
+        let passing = Passing::of_message(request, version, head);
+        let answering = Box::write(Box::new_uninit(), caller.answer(passing));
         let mut answering = Box::into_pin(answering);
         let answer = poll_fn(|context| match answering.as_mut().poll(context) {
             Poll::Ready(answer) => Poll::Ready(Some(answer)),

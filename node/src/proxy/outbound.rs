@@ -128,7 +128,7 @@ impl Outbound {
         let mut exchange = self.unknown.start(&self.clock);
         exchange.set_request(request.method(), request.uri().path());
         let for_grpc = headers::is_grpc(request.headers());
-        let Passing { mut request, version, awaiting } = Passing::new(request);
+        let Passing { mut request, version, awaiting, .. } = Passing::new(request);
         let for_grpc_in_http2 =
             for_grpc && version == HttpVersion::Http2 && headers::needs_http2(request.headers());
         exchange.set_body_bytes(request.body().bytes());

@@ -26,8 +26,9 @@ use crate::messages::read::{MessageBody, MessageReader, TakesBack};
 use crate::messages::write::{self, Unsent};
 use crate::messages::{MessageError, head, reason_in, reason_of, reset_with};
 use crate::proxy::body::{RequestBody, RequestError};
-use crate::proxy::forward::{self, Underway};
+use crate::proxy::forward::Underway;
 use crate::proxy::kept::{self, Rewind};
+use crate::proxy::spare::Spare;
 use crate::upstream::hop::{HopBody, HopError};
 use crate::upstream::{Answered, ConnectFailure, HttpVersion, NextHop, SendError, SendFailure};
 
@@ -118,27 +119,33 @@ impl MessagePool {
     }
 
     /// Sends `request`, on a kept stream if there is one. When the peer has fallen silent and `give_up` says so, the
-    /// answer is waited for no longer.
+    /// answer is waited for no longer. What may be sent twice is left in `spare`.
     pub(crate) async fn send(
         self: &Arc<Self>,
         open: &impl OpenMessages,
         request: Underway,
+        spare: &mut Option<Spare>,
         give_up: impl Fn() -> bool + Send + Sync,
     ) -> Result<Answered, SendError> {
         let (is_empty, is_head) = (request.body().is_end_stream(), request.method() == Method::HEAD);
         let place = if is_empty { Place::Last { keeps: false } } else { Place::Inside };
         let encode =
             |request: &Underway| head::encode_request(request, place, request.body().size_hint().exact());
-        let may_be_sent_twice = forward::may_be_sent_twice(&request);
+        let frame = match Spare::with_frame(&request) {
+            Some((made, frame)) => {
+                *spare = Some(made);
+                Some(frame)
+            }
+            None => None,
+        };
+        let may_be_sent_twice = frame.is_some();
         let mut is_ahead = false;
         let (kept, is_used) = match self.take() {
             Some(kept) => (kept, true),
             None => {
                 // What may be sent twice goes ahead of its callee's word; nothing is lost by a guess.
-                let early =
-                    may_be_sent_twice.then(|| encode(&request)).filter(|head| head.len() <= EARLY_BYTES_MAX);
+                let early = frame.clone().filter(|head| head.len() <= EARLY_BYTES_MAX);
                 is_ahead = early.is_some();
-                let early = early.map(BytesMut::freeze);
                 // On the heap, for it is seldom and large, and every request's future would have room for it.
                 match Box::pin(self.open(open, early)).await {
                     Ok(kept) => (kept, false),
@@ -152,7 +159,6 @@ impl MessagePool {
         };
         let Kept { send, mut reader, connection, .. } = kept;
         let send = send.begin();
-        let head = if is_ahead { BytesMut::new() } else { encode(&request) };
         // Its caller has once more what may be sent twice; its head would lie here as long as it is under way.
         let mut request = if may_be_sent_twice {
             head::give_room(request.into_parts().0.headers);
@@ -163,9 +169,11 @@ impl MessagePool {
         let next_hop = NextHop::Peer(connection.clone());
         let mut rewind = None;
         let exchange = Exchange { reader: &mut reader, next_hop: &next_hop, give_up: &give_up };
-        let sent = match request.as_mut().filter(|_| !is_empty) {
-            None => exchange.without_body(send, head).await,
+        let sent = match &mut request {
+            None => exchange.without_body(send, frame.filter(|_| !is_ahead)).await,
+            Some(request) if is_empty => exchange.without_body(send, Some(encode(request).freeze())).await,
             Some(request) => {
+                let head = encode(request);
                 let body = std::mem::replace(request.body_mut(), RequestBody::Empty);
                 let (body, beginning) = kept::keep_body(BODY_BYTES_MAX, body);
                 rewind = beginning;
@@ -294,11 +302,11 @@ type AnswerStart = ((Bytes, Place), Upload);
 type Uploading<F> = std::pin::Pin<Box<F>>;
 
 impl<G: Fn() -> bool + Send + Sync> Exchange<'_, G> {
-    async fn without_body(self, mut send: Sending, head: BytesMut) -> Result<AnswerStart, SendFailure> {
+    /// `head` is there unless it went ahead.
+    async fn without_body(self, mut send: Sending, head: Option<Bytes>) -> Result<AnswerStart, SendFailure> {
         let answer = async {
-            // It is empty where it went ahead.
-            if let Some(send) = send.0.as_mut().filter(|_| !head.is_empty()) {
-                let written = send.write_chunk(head.freeze()).await;
+            if let (Some(send), Some(head)) = (send.0.as_mut(), head) {
+                let written = send.write_chunk(head).await;
                 written.map_err(|error| broken(MessageError::Lost(error)))?;
             }
             next_head(self.reader).await

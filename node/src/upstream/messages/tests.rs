@@ -81,7 +81,7 @@ impl Pair {
     /// Sends a request; nobody gives it up.
     fn send(&self, request: Underway) -> Waiting {
         let (pool, opener) = (self.pool.clone(), Opener(self.connection.clone()));
-        Waiting(tokio::spawn(async move { pool.send(&opener, request, || false).await }))
+        Waiting(tokio::spawn(async move { pool.send(&opener, request, &mut None, || false).await }))
     }
 
     /// The next stream, accepted.
