@@ -305,6 +305,59 @@ async fn a_workload_that_closes_kept_connections_fails_no_request() {
 }
 
 #[tokio::test]
+async fn what_a_workload_is_sent_again_is_what_it_was_sent() {
+    use tokio::io::AsyncWriteExt as _;
+    let mesh = Mesh::new();
+    let (heard, mut hears) = tokio::sync::mpsc::unbounded_channel();
+    let seconds = Arc::new(AtomicUsize::new(0));
+    let workload = Tcp::start(mesh.ip(), move |mut stream| {
+        let (seconds, heard) = (seconds.clone(), heard.clone());
+        async move {
+            let mut head = vec![0; 4096];
+            while let Ok(bytes @ 1..) = stream.read(&mut head).await {
+                let head = String::from_utf8_lossy(&head[..bytes]).into_owned();
+                // A kept connection is closed as soon as it is used again.
+                let is_closed = head.contains("/second") && seconds.fetch_add(1, Ordering::Relaxed) == 0;
+                let mut lines: Vec<_> = head.lines().map(str::to_owned).collect();
+                lines.sort();
+                let _ = heard.send(lines);
+                if is_closed {
+                    return;
+                }
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nkept").await;
+            }
+        }
+    })
+    .await;
+    let _server = mesh.node("server").serves("web", workload.address()).start().await;
+    let caller = mesh.node("caller").start().await;
+    caller.finds("web", 1).await;
+    let mut proxy = HttpConnection::open(caller.http_proxy()).await;
+    assert_eq!(proxy.send(request(Method::GET, "web.mesh", "/first", "")).await.text(), "kept");
+    let mut second = request(Method::GET, "web.mesh", "//second/./a/../b?q=%2f", "");
+    for (name, value) in [
+        ("x-starling-peer", "spiffe://acme/svc/forged"),
+        ("x_starling_flags", "forged"),
+        ("x-starling-hops", "3"),
+        ("connection", "x-dropped"),
+        ("x-dropped", "1"),
+        ("te", "trailers"),
+        ("x-twice", "1"),
+        ("x-twice", "2"),
+        ("x-bytes", "a: b\tc"),
+    ] {
+        second.headers_mut().append(name, value.parse().expect("a value"));
+    }
+    assert_eq!(proxy.send(second).await.text(), "kept");
+    let [_first, sent, again] = [(); 3].map(|()| hears.try_recv().expect("a request"));
+    assert_eq!(sent, again);
+    let has = |line: &str| sent.iter().any(|sent| sent.eq_ignore_ascii_case(line));
+    assert!(has("GET /second/b?q=%2f HTTP/1.1") && has("x-starling-hops: 4"), "{sent:#?}");
+    assert!(has("x-twice: 1") && has("x-twice: 2") && has("x-bytes: a: b\tc"), "{sent:#?}");
+    assert!(!sent.iter().any(|line| line.contains("forged") || line.contains("x-dropped")), "{sent:#?}");
+}
+
+#[tokio::test]
 async fn work_beyond_the_limit_is_uo_503() {
     let mesh = Mesh::new();
     let workload = Http::start(mesh.ip(), "web").await;

@@ -110,6 +110,9 @@ impl RequestBody {
 /// An answer's body on its way downstream.
 pub(crate) struct AnswerBody {
     source: Source,
+    /// What it broke with. It is told a turn later: who sends the answer drops what it has not written yet as soon as it
+    /// hears of this, and its head and what came of it may be among that.
+    broken: Option<BodyError>,
     /// On the heap: an answer is moved a dozen times on its way, and this is most of it.
     guard: Box<AnswerGuard>,
 }
@@ -169,7 +172,7 @@ impl AnswerBody {
     /// The upstream's body. `guard` is told at once if there is nothing to carry (204, HEAD): such
     /// a body is never polled.
     pub(crate) fn upstream(body: HopBody, guard: Box<AnswerGuard>) -> Self {
-        let mut answer = Self { source: Source::Upstream(body), guard };
+        let mut answer = Self { source: Source::Upstream(body), broken: None, guard };
         if answer.source.is_end_stream() {
             answer.guard.handle_end();
         }
@@ -178,7 +181,7 @@ impl AnswerBody {
 
     /// A text of our own.
     pub(crate) fn own(text: String) -> Self {
-        Self { source: Source::Own(Full::new(Bytes::from(text))), guard: Box::default() }
+        Self { source: Source::Own(Full::new(Bytes::from(text))), broken: None, guard: Box::default() }
     }
 
     /// Ends it before its time, and what sends it: a gRPC client is told so in the trailers, any other
@@ -321,6 +324,9 @@ impl Body for AnswerBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
+        if let Some(error) = this.broken.take() {
+            return Poll::Ready(Some(Err(error)));
+        }
         let polled = match &mut this.source {
             Source::Upstream(_) if ALLOWANCE.poll_some(context).is_pending() => Poll::Pending,
             Source::Upstream(body) => {
@@ -345,6 +351,11 @@ impl Body for AnswerBody {
                 if let (false, Some(flight)) = (is_callers, &this.guard.flight) {
                     flight.handle_broken_answer();
                 }
+                if let Poll::Ready(Some(Err(error))) = polled {
+                    this.broken = Some(error);
+                }
+                context.waker().wake_by_ref();
+                return Poll::Pending;
             }
             Poll::Pending => {
                 if let Some(time) = &mut this.guard.time {
@@ -357,7 +368,7 @@ impl Body for AnswerBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.source.is_end_stream()
+        self.broken.is_none() && self.source.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
