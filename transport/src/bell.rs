@@ -5,7 +5,7 @@
 //! for each answer that comes. With a bell of its own, a thing that did not wake is known to have nothing new.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 
 /// See the module. It belongs to one thing, and that is polled through it alone.
@@ -58,6 +58,35 @@ impl Bell {
     }
 }
 
+/// Bells that one hand rings: of many things that wait for the same, each is told by the bell that it has anyway. Who
+/// waits registers once, and not with each wait.
+#[derive(Default)]
+pub(crate) struct Ropes {
+    ropes: Vec<Weak<Cord>>,
+    /// When it has so many, those whose bell is gone are left out.
+    sweep_at: usize,
+}
+
+/// Fewer ropes are not worth a look at each.
+const ROPES_LEAST: usize = 16;
+
+impl Ropes {
+    /// `bell` is rung with the others from now on, until it is dropped.
+    pub(crate) fn add(&mut self, bell: &Bell) {
+        if self.ropes.len() >= self.sweep_at {
+            self.ropes.retain(|rope| rope.strong_count() > 0);
+            // Twice as many as are left: each look at all is paid for by as many that were added.
+            self.sweep_at = (2 * self.ropes.len()).max(ROPES_LEAST);
+        }
+        self.ropes.push(Arc::downgrade(&bell.cord));
+    }
+
+    /// Rings all.
+    pub(crate) fn ring(&self) {
+        self.ropes.iter().filter_map(Weak::upgrade).for_each(Cord::wake);
+    }
+}
+
 impl Cord {
     /// Held for as long as it takes to wake a task, or to name another.
     fn outer(&self) -> MutexGuard<'_, Waker> {
@@ -107,6 +136,35 @@ mod tests {
         assert_eq!(look(), (Poll::Ready(Some("b")), 3));
         assert_eq!(look(), (Poll::Pending, 4));
         assert_eq!(look(), (Poll::Pending, 4));
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_rung_with_all_others_and_who_is_gone_is_forgotten() {
+        let mut ropes = Ropes::default();
+        let mut bell = Bell::default();
+        ropes.add(&bell);
+        let mut looks = 0;
+        let mut look = |bell: &mut Bell| {
+            let polled = poll_fn(|context| {
+                Poll::Ready(bell.poll(context, |_| {
+                    looks += 1;
+                    Poll::<()>::Pending
+                }))
+            });
+            assert_eq!(polled.now_or_never(), Some(Poll::Pending));
+            looks
+        };
+        assert_eq!((look(&mut bell), look(&mut bell)), (1, 1));
+        ropes.ring();
+        assert_eq!((look(&mut bell), look(&mut bell)), (2, 2));
+        (0..10 * ROPES_LEAST).for_each(|_| ropes.add(&Bell::default()));
+        assert!(ropes.ropes.len() <= ROPES_LEAST, "{}", ropes.ropes.len());
+        let all = [(); 4 * ROPES_LEAST].map(|()| Bell::default());
+        all.iter().for_each(|bell| ropes.add(bell));
+        let rung = ropes.ropes.iter().filter(|rope| rope.strong_count() > 0).count();
+        assert_eq!(rung, 1 + all.len(), "nobody who waits is left out");
+        ropes.ring();
+        assert_eq!(look(&mut bell), 3);
     }
 
     #[tokio::test]

@@ -6,7 +6,7 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use quinn::VarInt;
@@ -16,6 +16,7 @@ use rustls::pki_types::CertificateDer;
 use starling_gossip::identity::SpiffeId;
 use tracing::debug;
 
+use crate::bell::{Bell, Ropes};
 use crate::datagram::{Datagram, MARK_BYTES};
 use crate::header::{HeaderError, StreamHeader};
 use crate::limits::{DATAGRAM_BYTES_LEAST, OPEN_TIMEOUT};
@@ -56,6 +57,8 @@ struct Shared {
     /// Whether a message went or came since the supervisor looked.
     used: AtomicBool,
     wake: Notify,
+    /// Who waits for the peer, and is told when it does not answer.
+    waiting: Mutex<Ropes>,
     /// What the supervisor has not looked at yet.
     doubt: Mutex<Option<Doubt>>,
 }
@@ -137,6 +140,7 @@ impl Connection {
             attention: AtomicU8::new(LOOKING),
             used: AtomicBool::new(false),
             wake: Notify::new(),
+            waiting: Mutex::default(),
             doubt: Mutex::new(None),
         };
         Self { shared: Arc::new(shared) }
@@ -327,10 +331,23 @@ impl Connection {
             self.shared.flags_now.store(new, Ordering::Release);
             changed
         });
+        if changed && on && flags & (SILENT | CLOSED) != 0 {
+            self.waiting().ring();
+        }
         if changed && flags & (PEER_LEFT | SUPERSEDED) != 0 {
             self.shared.wake.notify_one();
         }
         changed
+    }
+
+    /// `bell` is rung whenever the peer falls silent, or the connection is closed, from now on.
+    pub(crate) fn ring_when_unresponsive(&self, bell: &Bell) {
+        self.waiting().add(bell);
+    }
+
+    /// Held for as long as it takes to ring all, or to add one.
+    fn waiting(&self) -> MutexGuard<'_, Ropes> {
+        self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Resolves when any of `flags` is set.

@@ -237,6 +237,12 @@ impl RecvHalf {
         chunks.await.map_err(read_error)
     }
 
+    /// From now on, whoever asked last for something to read is also woken when [`Connection::is_responsive`] becomes
+    /// false.
+    pub fn ring_when_unresponsive(&self) {
+        self._work.connection().ring_when_unresponsive(&self.bell);
+    }
+
     /// Fills `chunks` with the next bytes, without copying them, and says how many it filled; 0 is the clean end.
     /// Where it says that there is nothing, whoever asked last is woken when there is.
     pub fn poll_chunks(&mut self, cx: &mut Context<'_>, chunks: &mut [Bytes]) -> Poll<io::Result<usize>> {

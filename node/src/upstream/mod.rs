@@ -343,6 +343,14 @@ impl NextHop {
         }
     }
 
+    /// Whether it answers, as far as can be told.
+    fn is_responsive(&self) -> bool {
+        match self {
+            Self::Peer(connection) => connection.is_responsive(),
+            Self::Workload { .. } => true,
+        }
+    }
+
     /// What has become of a request that failed there with `failure`.
     fn explain(&self, failure: SendFailure) -> SendFailure {
         match self {

@@ -7,8 +7,9 @@
 mod tests;
 
 use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -223,6 +224,7 @@ impl MessagePool {
     async fn open(&self, open: &impl OpenMessages, early: Option<Bytes>) -> Result<Kept, SendFailure> {
         let Opened { stream, connection } = open.open(self.version).await?;
         let (send, recv) = stream.into_split();
+        recv.ring_when_unresponsive();
         let (mut send, mut reader) = (Sending(Some(send)), MessageReader::new(recv));
         let opening = async {
             if let (Some(send), Some(head)) = (&mut send.0, early) {
@@ -304,19 +306,39 @@ type Uploading<F> = std::pin::Pin<Box<F>>;
 impl<G: Fn() -> bool + Send + Sync> Exchange<'_, G> {
     /// `head` is there unless it went ahead.
     async fn without_body(self, mut send: Sending, head: Option<Bytes>) -> Result<AnswerStart, SendFailure> {
-        let answer = async {
-            if let (Some(send), Some(head)) = (send.0.as_mut(), head) {
-                let written = send.write_chunk(head).await;
-                written.map_err(|error| broken(MessageError::Lost(error)))?;
+        if let (Some(send), Some(head)) = (send.0.as_mut(), head) {
+            self.write(send, head).await?;
+        }
+        // The stream rings when its peer falls silent. On the heap: hardly any request needs it.
+        let mut given_up = None;
+        let head = poll_fn(|context| {
+            if let Poll::Ready(head) = poll_next_head(self.reader, context) {
+                return Poll::Ready(head);
             }
-            next_head(self.reader).await
+            if given_up.is_none() && self.next_hop.is_responsive() {
+                return Poll::Pending;
+            }
+            let given_up = given_up.get_or_insert_with(|| Box::pin(self.next_hop.given_up(self.give_up)));
+            given_up.as_mut().poll(context).map(|()| Err(SendFailure::Silent))
+        });
+        Ok((head.await?, Upload::Done(Some(send.end()))))
+    }
+
+    async fn write(&self, send: &mut SendHalf, head: Bytes) -> Result<(), SendFailure> {
+        let mut writing = pin!(send.write_chunk(head));
+        let written = match poll_fn(|context| Poll::Ready(writing.as_mut().poll(context))).await {
+            Poll::Ready(written) => written,
+            // The peer reads nothing more just now. On the heap: most that is written has room.
+            Poll::Pending => {
+                let given_up = Box::pin(self.next_hop.given_up(self.give_up));
+                tokio::select! {
+                    biased;
+                    written = writing => written,
+                    () = given_up => return Err(SendFailure::Silent),
+                }
+            }
         };
-        let head = tokio::select! {
-            biased;
-            head = answer => head,
-            () = self.next_hop.given_up(self.give_up) => Err(SendFailure::Silent),
-        };
-        Ok((head?, Upload::Done(Some(send.end()))))
+        written.map_err(|error| broken(MessageError::Lost(error)))
     }
 
     async fn with_body<F>(self, mut upload: Uploading<F>) -> Result<AnswerStart, SendFailure>
@@ -347,8 +369,15 @@ impl<G: Fn() -> bool + Send + Sync> Exchange<'_, G> {
 }
 
 async fn next_head(reader: &mut MessageReader) -> Result<(Bytes, Place), SendFailure> {
-    let head = poll_fn(|context| reader.poll_head(context)).await.map_err(broken)?;
-    head.ok_or_else(|| broken(MessageError::Cut))
+    poll_fn(|context| poll_next_head(reader, context)).await
+}
+
+fn poll_next_head(
+    reader: &mut MessageReader,
+    context: &mut Context<'_>,
+) -> Poll<Result<(Bytes, Place), SendFailure>> {
+    let head = ready!(reader.poll_head(context)).map_err(broken)?;
+    Poll::Ready(head.ok_or_else(|| broken(MessageError::Cut)))
 }
 
 fn broken(error: MessageError) -> SendFailure {
