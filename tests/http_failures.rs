@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::{Method, StatusCode};
+use rustix::process::{Signal, kill_process};
 use starling_gossip::clock::Clock;
 use starling_tests::workload::{Http, Tcp};
 use starling_tests::{HttpConnection, Mesh, Reply, UNPROBED, connect_tunnel, eventually, get, request};
@@ -242,6 +243,33 @@ async fn work_with_a_node_that_is_killed_ends_soon_and_idempotent_work_goes_else
     // Half of a connection's idle timeout, which they must not wait for.
     let most = Duration::from_secs(15);
     assert!(new < most && again < most && told < most, "new: {new:?}, again: {again:?}, told: {told:?}");
+}
+
+/// The process stands still, so no host says that nobody is there: its silence alone does.
+#[tokio::test]
+async fn idempotent_work_with_a_node_that_falls_silent_goes_elsewhere_long_before_that_is_given_up() {
+    let mesh = Mesh::new();
+    let (still, other) = (Http::start(mesh.ip(), "still").await, Http::start(mesh.ip(), "other").await);
+    let stopped = mesh.node("stopped").serves("web", still.address()).start().await;
+    let caller = mesh.node("caller").start().await;
+    caller.finds("web", 1).await;
+    let mut proxy = HttpConnection::open(caller.http_proxy()).await;
+    // By a new stream first, and then by one that is kept.
+    assert_eq!(proxy.send(request(Method::GET, "web.mesh", "/", "")).await.text(), "still");
+    let waiting =
+        tokio::spawn(async move { proxy.send(request(Method::GET, "web.mesh", "/wait", "")).await });
+    eventually("the request", async || (still.waiting() == 1).then_some(())).await;
+    let _staying = mesh.node("staying").serves("web", other.address()).start().await;
+    caller.finds("web", 2).await;
+
+    kill_process(stopped.pid(), Signal::STOP).expect("a signal");
+    let began = Clock::System.now();
+    eventually("the request elsewhere", async || (other.waiting() == 1).then_some(())).await;
+    let took = Clock::System.now() - began;
+    // Half of what it takes until the connection is closed.
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    other.release();
+    assert_eq!(waiting.await.expect("no panic").text(), "other");
 }
 
 #[tokio::test]

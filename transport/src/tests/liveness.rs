@@ -1,7 +1,10 @@
 //! Peers that go silent, come back, are restarted, or stop in good order.
 
+use std::future::poll_fn;
+use std::task::Poll;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::Instant;
 
@@ -49,13 +52,22 @@ async fn silence_is_noticed_soon_and_ends_when_packets_flow() {
 async fn who_waits_for_an_answer_learns_of_the_silence() {
     let ca = Ca::new();
     let (web, payments) = (ca.node("web"), ca.node("payments"));
-    let (relay, connection, _caller, _callee) = call_by_relay(&web, &payments).await;
+    let (relay, connection, caller, _callee) = call_by_relay(&web, &payments).await;
+    let (_send, mut recv) = caller.into_split();
+    recv.ring_when_unresponsive();
+    let watched = connection.clone();
+    let reading =
+        tokio::spawn(poll_fn(move |context| match recv.poll_chunks(context, &mut [Bytes::new()]) {
+            Poll::Pending if watched.is_responsive() => Poll::Pending,
+            _ => Poll::Ready(()),
+        }));
     // Everything is acknowledged; nothing is under way but the wait.
     tokio::time::sleep(Duration::from_millis(300)).await;
-    assert!(connection.is_usable());
+    assert!(connection.is_usable() && !reading.is_finished());
     relay.cut(true);
     let cut_at = Instant::now();
     within("silence", connection.unresponsive()).await;
+    within("the word of it to whoever reads", reading).await.expect("no panic");
     assert!(cut_at.elapsed() < Duration::from_millis(1_500), "{:?}", cut_at.elapsed());
 }
 
