@@ -33,6 +33,20 @@ impl Heard {
         String::from_utf8_lossy(&self.0.lock().expect("no panic")).into_owned()
     }
 
+    /// The same, but for the first request for `/again`: there the connection ends.
+    async fn listen_and_hang_up(self, mut stream: TcpStream) {
+        let mut room = [0; 4096];
+        while let Ok(count @ 1..) = stream.read(&mut room).await {
+            self.0.lock().expect("no panic").extend_from_slice(&room[..count]);
+            if room[..count].starts_with(b"GET /again") && self.text().matches("/again").count() == 1 {
+                return;
+            }
+            if stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.is_err() {
+                return;
+            }
+        }
+    }
+
     async fn listen(self, mut stream: TcpStream) {
         let mut room = [0; 4096];
         while let Ok(count @ 1..) = stream.read(&mut room).await {
@@ -56,9 +70,15 @@ struct Peers {
 
 impl Peers {
     async fn start() -> Self {
+        Self::start_with(Heard::listen).await
+    }
+
+    async fn start_with<F: Future<Output = ()> + Send + 'static>(
+        listen: impl Fn(Heard, TcpStream) -> F + Send + Sync + 'static,
+    ) -> Self {
         let (mesh, heard) = (Mesh::new(), Heard::default());
         let told = heard.clone();
-        let workload = Tcp::start(mesh.ip(), move |stream| told.clone().listen(stream)).await;
+        let workload = Tcp::start(mesh.ip(), move |stream| listen(told.clone(), stream)).await;
         let server = mesh.node("server").serves_as("web", workload.address(), UNPROBED).start().await;
         let (hostile, _incoming) = member(&mesh, "spiffe://acme/svc/hostile", mesh.free_address());
         let target = Target { address: server.listen(), expected: Expected::Anybody };
@@ -168,6 +188,34 @@ async fn a_peer_is_who_it_proved_to_be_and_asks_one_thing_at_a_time() {
     assert!(answer.ends_with(b"ok"), "{answer:?}");
     let heard = peers.heard.text();
     assert_eq!(heard.matches("/second").count(), 1, "{heard}");
+}
+
+#[tokio::test]
+async fn what_a_peer_says_is_taken_in_as_well_when_it_is_sent_again() {
+    let peers = Peers::start_with(Heard::listen_and_hang_up).await;
+    let answer = read_answer(peers.say(&head(HEAD | LAST, "GET", "/first", &[])).await).await;
+    assert!(answer.ends_with(b"ok"), "{answer:?}");
+    let said = [
+        ("host", "web"),
+        ("connection", "x-gone, upgrade"),
+        ("x-gone", "gone"),
+        ("upgrade", "h2c"),
+        ("proxy-authorization", "Basic gone"),
+        ("x-starling-peer", "spiffe://acme/svc/gone"),
+        ("x_starling_peer", "gone"),
+        ("x-starling-hops", "gone"),
+        ("x-kept", "1"),
+        ("x-kept", "2"),
+    ];
+    let again = head(HEAD | LAST, "GET", "//x/..//again", &said);
+    let answer = read_answer(peers.say(&again).await).await;
+    assert!(answer.ends_with(b"ok"), "{answer:?}");
+    let heard = peers.heard.text();
+    let [_, _first, sent, again] = heard.split("GET ").collect::<Vec<_>>()[..] else { panic!("{heard}") };
+    assert_eq!(sent, again);
+    assert!(sent.starts_with("/again HTTP/1.1\r\n") && sent.matches("x-kept").count() == 2, "{sent}");
+    assert!(sent.contains("x-starling-peer: spiffe://acme/svc/hostile"), "{sent}");
+    assert!(!sent.contains("gone") && !sent.contains("upgrade") && !sent.contains("hops"), "{sent}");
 }
 
 #[tokio::test]

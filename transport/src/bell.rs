@@ -42,8 +42,9 @@ impl Bell {
     ) -> Poll<T> {
         // Before the look, so that a ring in between is not lost: it tells whom it finds.
         if !self.told.will_wake(context.waker()) {
-            self.told.clone_from(context.waker());
-            self.cord.outer().clone_from(context.waker());
+            self.told = context.waker().clone();
+            // Dropped when it is no longer held: what goes with it may ring.
+            let _before = std::mem::replace(&mut *self.cord.outer(), context.waker().clone());
         }
         // A store for every poll would cost as much as many a poll.
         if !self.cord.has_rung.load(Ordering::Acquire) || !self.cord.has_rung.swap(false, Ordering::AcqRel) {
@@ -108,6 +109,8 @@ impl Wake for Cord {
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
+    use std::sync::atomic::AtomicUsize;
+    use std::time::Duration;
 
     use futures_util::FutureExt as _;
     use tokio::sync::mpsc;
@@ -165,6 +168,52 @@ mod tests {
         assert_eq!(rung, 1 + all.len(), "nobody who waits is left out");
         ropes.ring();
         assert_eq!(look(&mut bell), 3);
+    }
+
+    /// It is rung from one thread, and polled on others, by one task after the other.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn no_ring_of_another_thread_is_lost() {
+        const RINGS: usize = 5_000;
+        /// What is waited for: a number that grows, and whom it wakes.
+        #[derive(Default)]
+        struct Shared {
+            now: AtomicUsize,
+            seen: AtomicUsize,
+            waker: Mutex<Option<Waker>>,
+        }
+        let shared = Arc::new(Shared::default());
+        let ringing = shared.clone();
+        let ringing = std::thread::spawn(move || {
+            for ring in 1..=RINGS {
+                ringing.now.store(ring, Ordering::SeqCst);
+                let waker = ringing.waker.lock().expect("no panic").take();
+                waker.into_iter().for_each(Waker::wake);
+                // Every other one comes while the last is still being looked at.
+                while ring % 2 == 0 && ringing.seen.load(Ordering::SeqCst) < ring {
+                    std::thread::yield_now();
+                }
+            }
+        });
+        let mut bell = Bell::default();
+        let mut seen = 0;
+        while seen < RINGS {
+            let shared = shared.clone();
+            let waiting = tokio::spawn(async move {
+                let next = poll_fn(|context| {
+                    bell.poll(context, |context| {
+                        *shared.waker.lock().expect("no panic") = Some(context.waker().clone());
+                        let now = shared.now.load(Ordering::SeqCst);
+                        if now > seen { Poll::Ready(now) } else { Poll::Pending }
+                    })
+                });
+                let now = next.await;
+                shared.seen.store(now, Ordering::SeqCst);
+                (bell, now)
+            });
+            let waited = tokio::time::timeout(Duration::from_secs(20), waiting).await;
+            (bell, seen) = waited.expect("a ring was lost").expect("no panic");
+        }
+        ringing.join().expect("no panic");
     }
 
     #[tokio::test]

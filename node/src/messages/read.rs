@@ -168,7 +168,10 @@ impl<S: Source> MessageReader<S> {
             let some = self.take(bytes - self.partial.len());
             self.partial.extend_from_slice(&some);
         }
-        Poll::Ready(Ok(Some(std::mem::take(&mut self.partial).freeze())))
+        let whole = std::mem::take(&mut self.partial);
+        // What has grown has room for as much again, and may be kept for long.
+        let has_grown = bytes > RESERVED_BYTES_MAX;
+        Poll::Ready(Ok(Some(if has_grown { Bytes::copy_from_slice(&whole) } else { whole.freeze() })))
     }
 
     /// The next `bytes`, if they have been received in one piece and nothing before them.

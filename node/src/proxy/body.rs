@@ -111,7 +111,8 @@ impl RequestBody {
 pub(crate) struct AnswerBody {
     source: Source,
     /// What it broke with. It is told a turn later: who sends the answer drops what it has not written yet as soon as it
-    /// hears of this, and its head and what came of it may be among that.
+    /// hears of this, and its head and what came of it may be among that. In HTTP/2, where another task writes, and with
+    /// several workers, that may still come second.
     broken: Option<BodyError>,
     /// On the heap: an answer is moved a dozen times on its way, and this is most of it.
     guard: Box<AnswerGuard>,
@@ -204,6 +205,18 @@ impl AnswerBody {
                 Err(BodyError::TimedOut)
             }
         }
+    }
+
+    /// What comes next: at once, unless it is how it breaks.
+    fn tell<T>(
+        &mut self,
+        context: &Context<'_>,
+        next: Option<Result<T, BodyError>>,
+    ) -> Poll<Option<Result<T, BodyError>>> {
+        let Some(Err(error)) = next else { return Poll::Ready(next) };
+        self.broken = Some(error);
+        context.waker().wake_by_ref();
+        Poll::Pending
     }
 
     /// `guard` lasts until the end, instead of what did before.
@@ -351,20 +364,16 @@ impl Body for AnswerBody {
                 if let (false, Some(flight)) = (is_callers, &this.guard.flight) {
                     flight.handle_broken_answer();
                 }
-                if let Poll::Ready(Some(Err(error))) = polled {
-                    this.broken = Some(error);
-                }
-                context.waker().wake_by_ref();
-                return Poll::Pending;
             }
             Poll::Pending => {
                 if let Some(time) = &mut this.guard.time {
                     let elapsed = ready!(time.timer.poll_elapsed(context));
-                    return Poll::Ready(Some(this.time_out(elapsed)));
+                    let timed_out = this.time_out(elapsed);
+                    return this.tell(context, Some(timed_out));
                 }
             }
         }
-        polled
+        this.tell(context, ready!(polled))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -393,5 +402,41 @@ impl Source {
             Self::Upstream(body) => body.is_end_stream(),
             Self::Own(body) => body.is_end_stream(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+    use std::task::{Wake, Waker};
+
+    use super::*;
+    use crate::messages::MessageError;
+    use crate::proxy::arrival::Inbox;
+
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn how_an_answer_breaks_is_told_a_turn_after_what_came_of_it() {
+        let inbox = Inbox::new(None);
+        inbox.put(Frame::data(Bytes::from_static(b"half")));
+        inbox.end(Some(MessageError::Cut));
+        let mut body = AnswerBody::upstream(HopBody::Arriving(inbox.body()), Box::default());
+        let wakes = Arc::new(Wakes::default());
+        let waker = Waker::from(wakes.clone());
+        let mut next = || {
+            let polled = Pin::new(&mut body).poll_frame(&mut Context::from_waker(&waker));
+            (polled, body.is_end_stream(), wakes.0.load(Ordering::Relaxed))
+        };
+        assert!(matches!(next(), (Poll::Ready(Some(Ok(frame))), false, 0) if frame.is_data()));
+        assert!(matches!(next(), (Poll::Pending, false, 1)), "not at once, and it is asked again");
+        assert!(matches!(next(), (Poll::Ready(Some(Err(BodyError::Upstream(_)))), _, 1)));
     }
 }

@@ -366,6 +366,16 @@ mod tests {
     }
 
     #[test]
+    fn who_comes_late_has_as_long_as_who_came_early() {
+        let watches = Watches::default();
+        let now = 2 * IDLE_LOOKS_MAX;
+        watches.shared.looks.store(now, Ordering::Relaxed);
+        let (_io, watch) = watches.watch(());
+        assert_eq!(watch.state.overdue(now + IDLE_LOOKS_MAX), None);
+        assert_eq!(watch.state.overdue(now + IDLE_LOOKS_MAX + 1), Some(Overdue::Idle));
+    }
+
+    #[test]
     fn a_body_that_outlives_its_answer_is_no_head() {
         let watches = Watches::default();
         let (_io, watch) = watches.watch(());

@@ -37,9 +37,10 @@ pub(crate) fn remove_all_but(kept: &HeaderName, headers: &mut HeaderMap) {
     remove(headers, |name| is_own(name) && name != kept);
 }
 
+/// In one look, for there may be as many as a head has room for. There is no list where there are none.
 fn remove(headers: &mut HeaderMap, which: impl Fn(&HeaderName) -> bool) {
-    // Each turn removes one name of those that are there.
-    while let Some(name) = headers.keys().find(|name| which(name)).cloned() {
+    let own: Vec<HeaderName> = headers.keys().filter(|name| which(name)).cloned().collect();
+    for name in own {
         headers.remove(name);
     }
 }

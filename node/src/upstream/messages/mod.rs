@@ -37,7 +37,7 @@ use crate::upstream::{Answered, ConnectFailure, HttpVersion, NextHop, SendError,
 /// less than a millisecond.
 const ACCEPT_PATIENCE: Duration = Duration::from_secs(5);
 
-/// A longer head waits for its callee's word: until then it would be here twice.
+/// A longer head waits for its callee's word: one that refuses would have been sent all of it in vain.
 const EARLY_BYTES_MAX: usize = 4 * 1024;
 
 /// No request's body is longer than this; it is kept until there is an answer, should the peer not process it.
