@@ -33,6 +33,21 @@ const SMALLEST: &str =
     "[mesh]\nseeds = [\"seed.example:7400\"]\n[[service]]\nname = \"web\"\naddress = \"127.0.0.1:8080\"\n";
 
 #[tokio::test]
+async fn an_identity_goes_into_a_directory_that_is_not_there_yet() {
+    let directory = with_identity().await;
+    let issue = async |out: &str| {
+        let arguments = ["ca", "issue", "--ca", ".", "--id", "spiffe://acme/svc/web", "--out", out];
+        starling_in(directory.path(), &[], arguments.iter().map(OsStr::new)).await
+    };
+    let made = issue("web/new/tls").await;
+    assert_eq!(made.code, 0, "{made:?}");
+    assert!(directory.path().join("web/new/tls.key").exists());
+    let in_the_way = issue("ca.crt/tls").await;
+    assert_eq!(in_the_way.code, 1, "{in_the_way:?}");
+    assert!(in_the_way.err.contains("ca.crt cannot be made; name another --out"), "{}", in_the_way.err);
+}
+
+#[tokio::test]
 async fn a_right_configuration_is_exit_code_0_and_a_summary() {
     let directory = with_identity().await;
     directory.write("starling.toml", SMALLEST);

@@ -46,7 +46,7 @@ impl Bell {
             // Dropped when it is no longer held: what goes with it may ring.
             let _before = std::mem::replace(&mut *self.cord.outer(), context.waker().clone());
         }
-        // A store for every poll would cost as much as many a poll.
+        // Most polls end with a look, which no other processor has to hear of.
         if !self.cord.has_rung.load(Ordering::Acquire) || !self.cord.has_rung.swap(false, Ordering::AcqRel) {
             return Poll::Pending;
         }

@@ -61,8 +61,7 @@ fn init(domain: TrustDomain, directory: &Path) -> anyhow::Result<(String, Value)
         }
     }
     let authority = Authority::new(domain, Clock::System.wall())?;
-    fs::create_dir_all(directory)
-        .with_context(|| format!("{} cannot be made; name another --out", directory.display()))?;
+    make(directory)?;
     // The key first: a certificate without its key would look finished.
     for (path, contents, mode) in
         [(&key, authority.key_pem().as_str(), SECRET), (&certificate, authority.certificate_pem(), PUBLIC)]
@@ -90,6 +89,11 @@ fn init(domain: TrustDomain, directory: &Path) -> anyhow::Result<(String, Value)
     ))
 }
 
+fn make(directory: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(directory)
+        .with_context(|| format!("{} cannot be made; name another --out", directory.display()))
+}
+
 fn issue(ca: &Path, id: &SpiffeId, prefix: &Path, ttl: Duration) -> anyhow::Result<(String, Value)> {
     let read = |name: &str| {
         let path = ca.join(name);
@@ -103,6 +107,7 @@ fn issue(ca: &Path, id: &SpiffeId, prefix: &Path, ttl: Duration) -> anyhow::Resu
     let authority = Authority::from_pem(&read("ca.crt")?, &read("ca.key")?)?;
     let issued = authority.issue(id, ttl, Clock::System.wall())?;
     let (certificate, key) = (with_suffix(prefix, ".crt"), with_suffix(prefix, ".key"));
+    make(prefix.parent().unwrap_or(prefix))?;
     // Two renames cannot be one. A node that reads between them sees a key that does not fit, keeps
     // what it has, and reads again.
     for (path, contents, mode) in [(&key, &issued.key, SECRET), (&certificate, &issued.certificate, PUBLIC)] {
